@@ -1,0 +1,98 @@
+"""Text-guided classifier heads, and the campaigns that measure what they gain.
+
+>>> import resilient_heads as rh
+>>> rh.load_embeddings("cifar10")
+ClassEmbeddings(10 classes, 384 dimensions, encoder='all-MiniLM-L6-v2')
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from resilient_heads.campaign.compare import Comparison as Comparison
+    from resilient_heads.campaign.compare import compare as compare
+    from resilient_heads.campaign.config import GOLDENEYE as GOLDENEYE
+    from resilient_heads.campaign.config import RAW as RAW
+    from resilient_heads.campaign.config import Protocol as Protocol
+    from resilient_heads.campaign.results import CampaignResult as CampaignResult
+    from resilient_heads.campaign.runner import run_campaign as run_campaign
+    from resilient_heads.errors import ResilientHeadsError as ResilientHeadsError
+    from resilient_heads.heads.text_guided import TextGuidedHead as TextGuidedHead
+    from resilient_heads.heads.wrap import fuse as fuse
+    from resilient_heads.heads.wrap import is_wrapped as is_wrapped
+    from resilient_heads.heads.wrap import unwrap_model as unwrap_model
+    from resilient_heads.heads.wrap import wrap_model as wrap_model
+    from resilient_heads.injection.faults import BitFlip as BitFlip
+    from resilient_heads.injection.faults import WeightBitFlip as WeightBitFlip
+    from resilient_heads.injection.injector import inject as inject
+    from resilient_heads.injection.sites import find_sites as find_sites
+    from resilient_heads.text.bundled import load_descriptions as load_descriptions
+    from resilient_heads.text.bundled import load_embeddings as load_embeddings
+    from resilient_heads.text.descriptions import ClassDescriptions as ClassDescriptions
+    from resilient_heads.text.embeddings import ClassEmbeddings as ClassEmbeddings
+    from resilient_heads.text.pooling import embed_classes as embed_classes
+
+_HOME = {
+    "BitFlip": "injection.faults",
+    "CampaignResult": "campaign.results",
+    "ClassDescriptions": "text.descriptions",
+    "ClassEmbeddings": "text.embeddings",
+    "Comparison": "campaign.compare",
+    "GOLDENEYE": "campaign.config",
+    "Protocol": "campaign.config",
+    "RAW": "campaign.config",
+    "ResilientHeadsError": "errors",
+    "TextGuidedHead": "heads.text_guided",
+    "WeightBitFlip": "injection.faults",
+    "compare": "campaign.compare",
+    "embed_classes": "text.pooling",
+    "find_sites": "injection.sites",
+    "fuse": "heads.wrap",
+    "inject": "injection.injector",
+    "is_wrapped": "heads.wrap",
+    "load_descriptions": "text.bundled",
+    "load_embeddings": "text.bundled",
+    "run_campaign": "campaign.runner",
+    "unwrap_model": "heads.wrap",
+    "wrap_model": "heads.wrap",
+}
+
+__all__ = [
+    "GOLDENEYE",
+    "RAW",
+    "BitFlip",
+    "CampaignResult",
+    "ClassDescriptions",
+    "ClassEmbeddings",
+    "Comparison",
+    "Protocol",
+    "ResilientHeadsError",
+    "TextGuidedHead",
+    "WeightBitFlip",
+    "compare",
+    "embed_classes",
+    "find_sites",
+    "fuse",
+    "inject",
+    "is_wrapped",
+    "load_descriptions",
+    "load_embeddings",
+    "run_campaign",
+    "unwrap_model",
+    "wrap_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home when it is first used, so that ``import resilient_heads`` stays light."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

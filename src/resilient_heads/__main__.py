@@ -1,0 +1,7 @@
+"""``python -m resilient_heads`` is the command ``resilient-heads``."""
+
+import sys
+
+from resilient_heads.cli import main
+
+sys.exit(main())

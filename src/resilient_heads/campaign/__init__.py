@@ -1,0 +1,1 @@
+"""Many faults: golden runs, trials, outcomes, results, comparison."""

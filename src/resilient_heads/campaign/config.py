@@ -1,0 +1,80 @@
+"""What a campaign is told to do, as frozen values."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from resilient_heads.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """How a flip is applied and which images are struck.
+
+    Attributes:
+        name: Name in results and tables.
+        range_detector: ``"clamp"`` limits a flipped value at its site to the largest absolute value that calibration
+            images gave there; None lets it pass as it is.
+        min_top2diff: Only images that the fault-free model classifies correctly, and whose two largest softmax
+            probabilities differ by more than this, are struck.
+    """
+
+    name: str
+    range_detector: Literal["clamp"] | None = None
+    min_top2diff: float = 0.0
+
+
+GOLDENEYE = Protocol(name="goldeneye", range_detector="clamp")
+"""The published campaign: a range detector at the struck site (Mahmoud et al., *GoldenEye*, DSN 2022)."""
+
+RAW = Protocol(name="raw")
+"""The flip as it happens: values of 1e38, infinities and NaN go on through the network."""
+
+PROTOCOLS = {protocol.name: protocol for protocol in (GOLDENEYE, RAW)}
+
+
+def protocol_named(protocol: Protocol | str) -> Protocol:
+    """Return a protocol by its name.
+
+    Raises:
+        DataError: There is none of that name.
+    """
+    if isinstance(protocol, Protocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise DataError(f"No protocol is named {protocol!r}; expected one of {', '.join(PROTOCOLS)}, or a Protocol.")
+    return PROTOCOLS[protocol]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CampaignConfig:
+    """Everything that determines a campaign's trials, and where they ran.
+
+    Attributes:
+        protocol: How flips are applied.
+        injections_per_layer: Trials at each site.
+        seed: Trial i of a layer is a function of (seed, layer, i) alone.
+        batch_size: Trials run at once; it changes no trial.
+        model: Class name of the model.
+        model_sha256: Digest of its state dict.
+        data_sha256: Digest of images and labels.
+        environment: Versions and device.
+    """
+
+    protocol: Protocol
+    injections_per_layer: int
+    seed: int
+    batch_size: int
+    model: str
+    model_sha256: str
+    data_sha256: str
+    environment: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Self:
+        """Undo :meth:`as_dict`; TypeError or KeyError where it is something else."""
+        return cls(**{**content, "protocol": Protocol(**content["protocol"])})

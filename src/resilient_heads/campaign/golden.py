@@ -1,0 +1,139 @@
+"""Golden runs: the fault-free model on all images, and how large its values become."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from resilient_heads.campaign.data import Data, LabelledImages, collect_images
+from resilient_heads.errors import DataError, InjectionError
+from resilient_heads.injection.sites import Site
+from resilient_heads.metrics.functional import cross_entropy, top2diff
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GoldenRun:
+    """What the fault-free model makes of each image.
+
+    Attributes:
+        labels: ``(I,)`` int64.
+        predicted: ``(I,)`` int64, top-1 class.
+        loss: ``(I,)`` float64, cross-entropy in nats.
+        top2diff: ``(I,)`` float64, difference of the two largest softmax probabilities.
+        eligible: ``(I,)`` bool, whether faults strike the image.
+    """
+
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    top2diff: NDArray[np.float64]
+    eligible: NDArray[np.bool_]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """``(I,)``, whether top-1 is the label."""
+        return self.predicted == self.labels
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode inside the block; give each its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Run the model and return its logits, ``(N, C)``.
+
+    Raises:
+        DataError: The model gives something else.
+    """
+    output = model(images)
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DataError(f"The model must give logits of shape (images, classes), found {found}.")
+    return logits
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's parameters are."""
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_top2diff: float) -> GoldenRun:
+    """Run the fault-free model on every image.
+
+    Raises:
+        InjectionError: No image is classified correctly, so there is nothing to strike.
+        DataError: Labels that are no classes of the model.
+    """
+    device = device_of(model)
+    logits = []
+    with torch.inference_mode():
+        for images in data.images.split(batch_size):
+            logits.append(logits_of(model, images.to(device)).cpu())
+            if len(logits) == 1:
+                data.check_labels(logits[0].shape[1])
+    scores = torch.cat(logits)
+    if scores.shape[1] < 2:
+        raise DataError("The model has a single class; a prediction that cannot change cannot be corrupted.")
+    loss, margin, predicted = cross_entropy(scores, data.labels), top2diff(scores), scores.argmax(dim=1)
+    eligible = (predicted == data.labels) & (margin > min_top2diff) & scores.isfinite().all(dim=1)
+    if not bool(eligible.any()):
+        raise InjectionError(
+            f"The fault-free model classifies none of the {len(data)} images correctly, so no fault can corrupt a "
+            "prediction; check the weights, the labels and the preprocessing."
+        )
+    return GoldenRun(
+        labels=data.labels.numpy(),
+        predicted=predicted.numpy(),
+        loss=loss.numpy(),
+        top2diff=margin.numpy(),
+        eligible=eligible.numpy(),
+    )
+
+
+def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> dict[str, float]:
+    """Return the largest absolute value that each site's output takes over the calibration images.
+
+    Args:
+        model: In evaluation mode.
+        data: Batches of images, with or without labels.
+        sites: Where to look.
+
+    Raises:
+        InjectionError: A value is not finite: its magnitude is no range.
+    """
+    device = device_of(model)
+    largest = {site.name: torch.zeros((), device=device) for site in sites}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    handles = []
+    for site in sites:
+
+        def note(_module: nn.Module, _inputs: object, output: Tensor, name: str = site.name) -> None:
+            largest[name] = torch.maximum(largest[name], output.detach().abs().amax().float())
+
+        handles.append(modules[site.name].register_forward_hook(note))
+    try:
+        with torch.inference_mode():
+            for images in collect_images(data, what="calibration"):
+                model(images.to(device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    ranges = {name: float(value) for name, value in largest.items()}
+    for name, value in ranges.items():
+        if not np.isfinite(value):
+            raise InjectionError(f"The fault-free output of {name!r} holds NaN or Inf on the calibration images.")
+    return ranges

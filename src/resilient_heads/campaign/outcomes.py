@@ -1,0 +1,69 @@
+"""What one trial yields."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from resilient_heads.injection.bits import words
+from resilient_heads.metrics.functional import confidence, delta_loss, rank
+
+
+class Outcome(IntEnum):
+    """How a trial ended; every trial has exactly one outcome."""
+
+    MASKED = 0
+    """The logits are bit-identical to the golden ones."""
+    TOLERABLE = 1
+    """Some logit changed, the top-1 class did not."""
+    SDC = 2
+    """Silent data corruption: the top-1 class changed and all logits are finite."""
+    DUE = 3
+    """Detectable error: a logit is NaN or infinite."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgement:
+    """The outcomes of N trials.
+
+    Attributes:
+        outcome: ``(N,)`` uint8, :class:`Outcome`.
+        delta_loss: ``(N,)`` float64, in nats; NaN or Inf where the logits give that.
+        predicted: ``(N,)`` int64, faulty top-1 class (meaningless for a DUE).
+        rank: ``(N,)`` int64, how many classes outscore the golden top-1 class under the fault.
+        confidence_change: ``(N,)`` float64, relative change of the golden top-1 class's softmax probability.
+    """
+
+    outcome: Tensor
+    delta_loss: Tensor
+    predicted: Tensor
+    rank: Tensor
+    confidence_change: Tensor
+
+
+def judge(golden: Tensor, faulty: Tensor, target: Tensor) -> Judgement:
+    """Compare faulty logits with golden ones.
+
+    Args:
+        golden: ``(N, C)``, finite.
+        faulty: ``(N, C)``.
+        target: ``(N,)`` int64, the true classes.
+
+    Source: outcome classes after Li et al., *Understanding error propagation in deep learning neural network
+    accelerators and applications*, SC 2017.
+    """
+    top = golden.argmax(dim=1)
+    predicted = faulty.argmax(dim=1)
+    outcome = torch.full_like(top, Outcome.TOLERABLE, dtype=torch.uint8)
+    outcome[predicted != top] = Outcome.SDC
+    outcome[~faulty.isfinite().all(dim=1)] = Outcome.DUE
+    outcome[(words(faulty) == words(golden)).all(dim=1)] = Outcome.MASKED
+    before = confidence(golden, top)
+    return Judgement(
+        outcome=outcome,
+        delta_loss=delta_loss(golden, faulty, target),
+        predicted=predicted,
+        rank=rank(faulty, top),
+        confidence_change=(confidence(faulty, top) - before) / before,
+    )

@@ -1,0 +1,70 @@
+"""Every error that the library raises on purpose.
+
+.. code-block:: text
+
+    Exception
+    └── ResilientHeadsError
+        ├── DescriptionError (ValueError)     class names or descriptions that do not fit together
+        ├── EmbeddingError (ValueError)       class embeddings that cannot be used
+        ├── ModelError (ValueError)           a model whose classifier cannot be found, replaced or restored
+        ├── FaultError (ValueError)           a fault that cannot be placed: unknown layer, bit out of range
+        ├── DataError (ValueError)            images or labels that a campaign cannot use
+        ├── ResultError (ValueError)          results that cannot be read, or cannot be compared
+        ├── InjectionError (RuntimeError)     a fault that did not take effect, or a run that cannot be trusted
+        └── MissingExtraError (ImportError)   an optional package is not installed
+
+Each is also the builtin exception that a caller would expect, so ``except ValueError`` works too.
+"""
+
+__all__ = [
+    "DataError",
+    "DescriptionError",
+    "DuplicateClassWarning",
+    "EmbeddingError",
+    "FaultError",
+    "InjectionError",
+    "MissingExtraError",
+    "ModelError",
+    "ResilientHeadsError",
+    "ResultError",
+]
+
+
+class ResilientHeadsError(Exception):
+    """Base of all errors raised by this library."""
+
+
+class DescriptionError(ResilientHeadsError, ValueError):
+    """Class names or class descriptions are unusable or do not match each other."""
+
+
+class EmbeddingError(ResilientHeadsError, ValueError):
+    """Class embeddings are unusable: wrong shape, not finite, damaged or foreign file."""
+
+
+class ModelError(ResilientHeadsError, ValueError):
+    """The model's classifier cannot be found, replaced, fused or restored."""
+
+
+class FaultError(ResilientHeadsError, ValueError):
+    """A fault cannot be placed where it was asked for."""
+
+
+class DataError(ResilientHeadsError, ValueError):
+    """Images or labels cannot be used for a campaign."""
+
+
+class ResultError(ResilientHeadsError, ValueError):
+    """Campaign results cannot be read, or two of them cannot be compared."""
+
+
+class InjectionError(ResilientHeadsError, RuntimeError):
+    """A fault did not take effect as asked, so its trial would have measured nothing."""
+
+
+class MissingExtraError(ResilientHeadsError, ImportError):
+    """An optional package is needed and not installed; the message holds the install line."""
+
+
+class DuplicateClassWarning(UserWarning):
+    """Two classes share a name, so their text embeddings and their logits tie."""

@@ -1,0 +1,1 @@
+"""What replaces a classifier's last layer."""

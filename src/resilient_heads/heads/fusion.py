@@ -1,0 +1,64 @@
+"""Two matrix products as one: the algebra behind ``fuse``, on plain tensors.
+
+With latent ``z = W x + b`` and projection ``P``:
+
+- linear head: ``P z = (P W) x + P b``, a plain linear layer;
+- cosine head: ``s P z / ||z||``. The scores ``P z`` are linear in ``x``. The norm is not, but it is the norm of a linear
+  map that is no larger than the latent layer: ``||z|| = ||R [x; 1]||`` for any ``R`` with ``R^T R = [W b]^T [W b]``.
+  One matrix product gives the C scores and the vector ``R [x; 1]`` whose norm divides them.
+"""
+
+import torch
+from torch import Tensor
+
+
+def fuse_linear(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of the one layer that equals ``projection @ (latent @ x + bias)``.
+
+    Args:
+        latent: ``(E, F)``.
+        bias: ``(E,)`` or None.
+        projection: ``(C, E)``.
+
+    Returns:
+        ``(C, F)`` and ``(C,)`` or None, in the dtype of ``latent``; the products are taken in float64.
+    """
+    wide = projection.double()
+    weight = (wide @ latent.double()).to(latent.dtype)
+    return weight, None if bias is None else (wide @ bias.double()).to(latent.dtype)
+
+
+def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the smallest linear map whose output has the norm of the latent vector, for every input.
+
+    Args:
+        latent: ``(E, F)``.
+        bias: ``(E,)`` or None.
+
+    Returns:
+        ``(K, F)`` and ``(K,)`` or None with ``K = min(E, F + 1)`` (``min(E, F)`` without bias): the latent layer itself,
+        or the triangular factor of its QR decomposition where that has fewer rows.
+    """
+    stacked = latent.double() if bias is None else torch.cat([latent, bias[:, None]], dim=1).double()
+    if stacked.shape[0] <= stacked.shape[1]:
+        return latent.clone(), None if bias is None else bias.clone()
+    factor = torch.linalg.qr(stacked, mode="r").R.to(latent.dtype)
+    return (factor, None) if bias is None else (factor[:, :-1].contiguous(), factor[:, -1].contiguous())
+
+
+def fuse_cosine(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of the one layer that gives the C scores followed by the norm's K-vector.
+
+    Args:
+        latent: ``(E, F)``.
+        bias: ``(E,)`` or None.
+        projection: ``(C, E)``.
+
+    Returns:
+        ``(C + K, F)`` and ``(C + K,)`` or None; logits are ``scale * y[:C] / ||y[C:]||``.
+    """
+    weight, offset = fuse_linear(latent, bias, projection)
+    factor, shift = norm_factor(latent, bias)
+    if offset is None or shift is None:
+        return torch.cat([weight, factor]), None
+    return torch.cat([weight, factor]), torch.cat([offset, shift])

@@ -1,0 +1,290 @@
+"""The text-guided head: a latent layer into a text encoder's space, and one row of text a class."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from resilient_heads.errors import EmbeddingError, ModelError
+from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
+from resilient_heads.text.descriptions import ClassDescriptions, Descriptions
+from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
+from resilient_heads.text.encoders import OpenClipEncoder, TextEncoder
+from resilient_heads.text.pooling import embed_classes
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+_SMALLEST_NORM = 1e-12
+
+
+class UnitNorm(nn.Module):
+    """Divide by the Euclidean norm over the features; a module of its own so that faults can reach its output."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x / ||x||``, shape unchanged."""
+        return nn.functional.normalize(x, dim=self.dim, eps=_SMALLEST_NORM)
+
+    def extra_repr(self) -> str:
+        """Show the feature dimension."""
+        return f"dim={self.dim}"
+
+
+class TextGuidedHead(nn.Module):
+    """A classifier whose last weights start as the text embeddings of the classes.
+
+    ``latent`` maps F features to the E dimensions of a text encoder; ``projection`` compares the result with one row a
+    class. With ``normalize`` both sides have unit norm at the start and the logits are
+    ``exp(logit_scale) * projection(z / ||z||)``, as in the published implementation; without it the head is two linear
+    layers. Every intermediate tensor is the output of a module, so that a fault can be put there: ``latent``, ``unit``,
+    ``projection`` (the cosines, before the scale) and the head itself (the logits).
+
+    Args:
+        in_features: F; None leaves it open until :func:`wrap_model` or the first forward pass sets it.
+        classes: Class embeddings, or a tensor ``(C, E)``, or ``(C, E)`` as two integers for random rows.
+        normalize: Cosine head (True) or two linear layers (False).
+        bias: Give ``latent`` a bias.
+        conv: Work on ``(N, F, H, W)`` with 1x1 convolutions, for models whose classifier is one.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Shapes:
+        ``(..., F)`` to ``(..., C)``; with ``conv``, ``(N, F, H, W)`` to ``(N, C, H, W)``.
+
+    Raises:
+        EmbeddingError: ``classes`` is no usable set of embeddings.
+
+    Source: *Hardware Resilience Properties of Text-Guided Image Classifiers*, NeurIPS 2023.
+    """
+
+    latent: nn.Linear | nn.Conv2d
+    projection: nn.Linear | nn.Conv2d
+
+    def __init__(
+        self,
+        in_features: int | None,
+        classes: ClassEmbeddings | Tensor | tuple[int, int],
+        *,
+        normalize: bool = True,
+        bias: bool = True,
+        conv: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(classes, Tensor):
+            classes = ClassEmbeddings(classes, tuple(f"class {i}" for i in range(len(classes))))
+        if isinstance(classes, ClassEmbeddings):
+            self.num_classes, self.embed_dim = classes.num_classes, classes.embed_dim
+            self.class_names: tuple[str, ...] | None = classes.class_names
+            self.provenance: Provenance | None = classes.provenance
+            # A plain attribute: text initialisation can be restored, yet it is no part of the state dict.
+            self._text_rows: Tensor | None = classes.vectors.clone().cpu()
+        else:
+            self.num_classes, self.embed_dim = _checked_sizes(classes)
+            self.class_names = self.provenance = self._text_rows = None
+        if in_features is not None and in_features < 1:
+            raise ModelError(f"in_features must be a positive integer or None, found {in_features}.")
+        self.normalize = normalize
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.latent = _latent_layer(in_features, self.embed_dim, bias=bias, conv=conv, factory=factory)
+        if normalize:
+            self.unit = UnitNorm(dim=1 if conv else -1)
+        if conv:
+            self.projection = nn.Conv2d(self.embed_dim, self.num_classes, 1, bias=False, **factory)
+        else:
+            self.projection = nn.Linear(self.embed_dim, self.num_classes, bias=False, **factory)
+        if normalize:
+            self.logit_scale = nn.Parameter(torch.empty(1, **factory))
+        else:
+            self.register_parameter("logit_scale", None)
+        self._reset_text()
+
+    @classmethod
+    def from_descriptions(
+        cls,
+        class_names: Sequence[str],
+        descriptions: Descriptions | None,
+        *,
+        encoder: TextEncoder | None = None,
+        in_features: int | None = None,
+        normalize: bool = True,
+        templates: Sequence[str] = (),
+    ) -> Self:
+        """Build a head whose rows are the mean embeddings of each class's sentences.
+
+        Args:
+            class_names: C names, in the order of the labels.
+            descriptions: Name to sentences (matched by name), or C lists in class order, or None with ``templates``.
+            encoder: Text encoder; None takes open_clip's ``"ViT-B-16/openai"``.
+            in_features: F, or None to let :func:`wrap_model` set it.
+            normalize: Cosine head (True) or two linear layers (False).
+            templates: Format strings such as ``"a photo of a {}"``, added to every class's sentences.
+
+        Raises:
+            DescriptionError: Names and descriptions do not match.
+            EmbeddingError: The encoder's weights cannot be had.
+        """
+        matched = ClassDescriptions.match(class_names, descriptions, templates=templates)
+        embeddings = embed_classes(matched, encoder if encoder is not None else OpenClipEncoder())
+        return cls(in_features, embeddings, normalize=normalize)
+
+    @property
+    def fault_sites(self) -> tuple[str, ...]:
+        """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
+        return ("latent", "unit", "projection", "") if self.normalize else ("latent", "projection")
+
+    @property
+    def in_features(self) -> int | None:
+        """F, or None while it is open."""
+        size = self.latent.in_channels if isinstance(self.latent, nn.Conv2d) else self.latent.in_features
+        return size or None
+
+    @property
+    def out_features(self) -> int:
+        """C."""
+        return self.num_classes
+
+    @property
+    def is_conv(self) -> bool:
+        """Whether the head works on feature maps."""
+        return isinstance(self.projection, nn.Conv2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        latent = self.latent(x)
+        if not self.normalize:
+            return self.projection(latent)  # type: ignore[no-any-return]
+        cosine: Tensor = self.projection(self.unit(latent))
+        return cosine * self.logit_scale.exp().to(cosine.dtype)
+
+    def reset_parameters(self) -> None:
+        """Start anew: ``latent`` at random, ``projection`` at the text embeddings, ``logit_scale`` at ln(1/0.07)."""
+        self.latent.reset_parameters()
+        self._reset_text()
+
+    @torch.no_grad()
+    def _reset_text(self) -> None:
+        """Set ``projection`` and ``logit_scale`` to where they start."""
+        weight = self.projection.weight
+        if self._text_rows is None:
+            self.projection.reset_parameters()
+            rows = weight.flatten(1)
+        else:
+            rows = self._text_rows.to(device=weight.device, dtype=torch.float64)
+        if self.normalize:
+            rows = nn.functional.normalize(rows, dim=1)
+            self.logit_scale.fill_(INITIAL_LOGIT_SCALE)
+        weight.copy_(rows.reshape(weight.shape))
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Return optimizer groups: the two matrices decay, bias and scale do not."""
+        matrices = [self.latent.weight, self.projection.weight]
+        others = [p for p in (self.latent.bias, self.logit_scale) if p is not None]
+        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": weight_decay}]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+        return groups
+
+    @torch.no_grad()
+    def fused(self) -> "nn.Linear | nn.Conv2d | FusedCosineHead":
+        """Return one layer that gives the same logits; see :func:`fuse`."""
+        if self.in_features is None:
+            raise ModelError("The head's in_features are still open; wrap a model with it before fusing.")
+        algebra = fuse_cosine if self.normalize else fuse_linear
+        weight, bias = algebra(
+            self.latent.weight.flatten(1),
+            self.latent.bias,
+            self.projection.weight.flatten(1),
+        )
+        layer = _layer(weight, bias, conv=self.is_conv)
+        for parameter in layer.parameters():
+            parameter.requires_grad_(self.projection.weight.requires_grad)
+        if not self.normalize:
+            return layer.train(self.training)
+        fused = FusedCosineHead(layer, self.num_classes, self.logit_scale)
+        fused.class_names = self.class_names
+        return fused.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Show the sizes, the kind and where the text came from."""
+        text = "random" if self.provenance is None else repr(self.provenance.encoder)
+        return (
+            f"in_features={self.in_features}, embed_dim={self.embed_dim}, num_classes={self.num_classes}, "
+            f"normalize={self.normalize}, text={text}"
+        )
+
+
+class FusedCosineHead(nn.Module):
+    """A cosine head as one matrix product, exact up to rounding.
+
+    ``layer`` gives C scores followed by K numbers whose norm is the norm of the latent vector; see
+    :mod:`resilient_heads.heads.fusion`.
+
+    Args:
+        layer: Linear or 1x1 convolution with ``C + K`` outputs.
+        num_classes: C.
+        logit_scale: The head's learned log scale, ``(1,)``.
+    """
+
+    fault_sites = ("layer", "")
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, num_classes: int, logit_scale: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_classes = num_classes
+        self.class_names: tuple[str, ...] | None = None
+        self.logit_scale = nn.Parameter(logit_scale.detach().clone(), requires_grad=logit_scale.requires_grad)
+        self._dim = 1 if isinstance(layer, nn.Conv2d) else -1
+        self._sizes = [num_classes, int(layer.weight.shape[0]) - num_classes]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, ``(..., C)``."""
+        scores, factor = self.layer(x).split(self._sizes, dim=self._dim)
+        norm = torch.linalg.vector_norm(factor, dim=self._dim, keepdim=True).clamp_min(_SMALLEST_NORM)
+        cosine: Tensor = scores / norm
+        return cosine * self.logit_scale.exp().to(cosine.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the sizes."""
+        return f"num_classes={self.num_classes}"
+
+
+def _checked_sizes(classes: tuple[int, int]) -> tuple[int, int]:
+    """Return (C, E), or say what was expected."""
+    if len(classes) != 2 or not all(isinstance(size, int) and size > 0 for size in classes):
+        raise EmbeddingError(
+            f"classes must be ClassEmbeddings, a (C, E) tensor, or two positive integers (C, E); found {classes!r}."
+        )
+    return classes
+
+
+def _latent_layer(
+    in_features: int | None, embed_dim: int, *, bias: bool, conv: bool, factory: dict[str, Any]
+) -> nn.Linear | nn.Conv2d:
+    """Return the layer from features to text space; lazy while the features are unknown."""
+    if in_features is not None:
+        if conv:
+            return nn.Conv2d(in_features, embed_dim, 1, bias=bias, **factory)
+        return nn.Linear(in_features, embed_dim, bias=bias, **factory)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
+        if conv:
+            return nn.LazyConv2d(embed_dim, 1, bias=bias, **factory)
+        return nn.LazyLinear(embed_dim, bias=bias, **factory)
+
+
+def _layer(weight: Tensor, bias: Tensor | None, *, conv: bool) -> nn.Linear | nn.Conv2d:
+    """Return a Linear or 1x1 Conv2d that holds exactly these tensors."""
+    out_features, in_features = weight.shape
+    layer = nn.Conv2d(in_features, out_features, 1, device="meta") if conv else nn.Linear(
+        in_features, out_features, device="meta"
+    )
+    layer.weight = nn.Parameter(weight[:, :, None, None] if conv else weight)
+    layer.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
+    return layer

@@ -1,0 +1,229 @@
+"""Swap a model's classifier for a text-guided head, and back."""
+
+import warnings
+from dataclasses import dataclass
+from typing import TypeVar, overload
+
+import torch
+from torch import nn
+
+from resilient_heads.errors import ModelError
+from resilient_heads.heads.locate import Classifier, Leaf, find_classifier, find_heads
+from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
+from resilient_heads.text.bundled import bundled_names, load_embeddings
+from resilient_heads.text.embeddings import ClassEmbeddings
+
+M = TypeVar("M", bound=nn.Module)
+
+_KEEPSAKE = "_replaced"
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """What a head stands in for. A plain attribute of the head: no module, so no part of the state dict."""
+
+    layer: Leaf
+    num_classes: int | None
+
+
+def wrap_model(
+    model: M,
+    *,
+    embeddings: ClassEmbeddings | str | None = None,
+    head: TextGuidedHead | None = None,
+    classifier: str | None = None,
+    normalize: bool = True,
+    new_classes: bool = False,
+) -> M:
+    """Replace a model's classifier by a text-guided head, in place.
+
+    Everything else keeps its bits. The head takes over dtype, device, mode, ``requires_grad`` and, for its latent layer,
+    whether there is a bias. Wrap before the optimizer, an EMA copy, DDP or compile see the parameters.
+
+    Args:
+        model: Any torchvision classifier, or a module whose last parameters belong to a Linear or 1x1 Conv2d.
+        embeddings: Class embeddings, or the name of prebuilt ones (``"imagenet1k"``, ``"cifar100"``...). With neither
+            ``embeddings`` nor ``head``, a model of 1,000 classes gets ``"imagenet1k"``.
+        head: A head built before, instead of ``embeddings``; it is used itself, not copied.
+        classifier: Dotted path of the layer to replace, where it is not the last.
+        normalize: Cosine head (True) or two linear layers (False); ignored with ``head``.
+        new_classes: Allow embeddings whose number of classes is not the model's, as when fine-tuning on other classes.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: No classifier, a model that is already wrapped or compiled, or a wrong number of classes or features.
+        EmbeddingError: No prebuilt embeddings of that name.
+    """
+    if isinstance(model, nn.Module) and is_wrapped(model):
+        raise ModelError(
+            f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
+            "call unwrap_model(model) first."
+        )
+    if hasattr(model, "_orig_mod"):
+        raise ModelError("The model is compiled; wrap it first, then call torch.compile(model).")
+    if embeddings is not None and head is not None:
+        raise ModelError("Pass either embeddings= or head=, not both.")
+    place = find_classifier(model, classifier)
+    if head is None:
+        head = _build_head(place, _embeddings_for(place, embeddings), normalize)
+    else:
+        head = _fit_head(head, place)
+    if head.num_classes != place.num_classes and not new_classes:
+        raise ModelError(
+            f"{type(model).__name__}'s classifier {place.name!r} has {place.num_classes} classes, the embeddings have "
+            f"{head.num_classes}. Build the model with num_classes={head.num_classes}, or pass new_classes=True "
+            "to give it these classes instead."
+        )
+    _warn_about_relu(place)
+    own_count = getattr(model, "num_classes", None)
+    head.__dict__[_KEEPSAKE] = _Replaced(place.leaf, own_count if isinstance(own_count, int) else None)
+    head.train(place.leaf.training)
+    head.requires_grad_(place.leaf.weight.requires_grad)
+    setattr(place.parent, place.key, head)
+    if isinstance(own_count, int):
+        model.num_classes = head.num_classes  # type: ignore[assignment]
+    return model
+
+
+def unwrap_model(model: M) -> M:
+    """Put back the classifier that :func:`wrap_model` replaced, bit for bit, in place.
+
+    It follows the model to the device and dtype that the head has now.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: The model is not wrapped, or its head was not put there by :func:`wrap_model`.
+    """
+    heads = find_heads(model)
+    if not heads:
+        raise ModelError(
+            f"{type(model).__name__} is not wrapped: it has no text-guided head (a fused linear head is a plain "
+            "nn.Linear, which cannot be undone)."
+        )
+    kept: dict[str, tuple[nn.Module, _Replaced]] = {}
+    for name, head in heads.items():
+        replaced = head.__dict__.get(_KEEPSAKE)
+        if replaced is None or not name:
+            raise ModelError(f"The head at {name!r} was not put there by wrap_model, so nothing can be restored.")
+        kept[name] = (head, replaced)
+    for name, (head, replaced) in kept.items():
+        parent_name, _, key = name.rpartition(".")
+        reference = next(head.parameters())
+        layer = replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training)
+        setattr(model.get_submodule(parent_name), key, layer)
+        if replaced.num_classes is not None:
+            model.num_classes = replaced.num_classes  # type: ignore[assignment]
+        del head.__dict__[_KEEPSAKE]
+    return model
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    """Whether a model holds a text-guided head, fused cosine heads included."""
+    return bool(find_heads(model))
+
+
+@overload
+def fuse(model: TextGuidedHead) -> nn.Linear | nn.Conv2d | FusedCosineHead: ...
+@overload
+def fuse(model: M) -> M: ...
+def fuse(model: nn.Module) -> nn.Module:
+    """Make one layer of each text-guided head's latent and projection.
+
+    A linear head becomes a plain ``nn.Linear`` (``nn.Conv2d``), which loads into the stock model. A cosine head becomes a
+    :class:`FusedCosineHead`: one matrix product that gives the scores and the vector whose norm divides them. Logits stay
+    equal within rounding; the products are taken in float64.
+
+    Args:
+        model: A wrapped model, changed in place, or a head.
+
+    Returns:
+        The same model; for a head, the layer that stands for it.
+
+    Raises:
+        ModelError: There is no text-guided head to fuse.
+    """
+    if isinstance(model, TextGuidedHead):
+        return model.fused()
+    heads = {name: head for name, head in find_heads(model).items() if isinstance(head, TextGuidedHead)}
+    if not heads:
+        raise ModelError(f"{type(model).__name__} has no unfused text-guided head; call wrap_model(model) first.")
+    for name, head in heads.items():
+        fused = head.fused()
+        if isinstance(fused, FusedCosineHead) and _KEEPSAKE in head.__dict__:
+            fused.__dict__[_KEEPSAKE] = head.__dict__[_KEEPSAKE]
+        parent_name, _, key = name.rpartition(".")
+        setattr(model.get_submodule(parent_name), key, fused)
+    return model
+
+
+def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None) -> ClassEmbeddings:
+    """Resolve what ``wrap_model`` was given to class embeddings."""
+    if isinstance(embeddings, ClassEmbeddings):
+        return embeddings
+    if isinstance(embeddings, str):
+        return load_embeddings(embeddings)
+    if embeddings is not None:
+        raise ModelError(
+            f"embeddings must be ClassEmbeddings or a name, found {type(embeddings).__name__}; "
+            "a tensor needs its class names: ClassEmbeddings(vectors, class_names)."
+        )
+    if place.num_classes == 1000:
+        return load_embeddings("imagenet1k")
+    fitting = [name for name in bundled_names() if load_embeddings(name).num_classes == place.num_classes]
+    offer = f"Prebuilt ones of that size: {', '.join(fitting)}" if fitting else "No prebuilt ones have that size"
+    raise ModelError(
+        f"The model has {place.num_classes} classes and nothing says which. {offer}; pass embeddings= a name or "
+        "ClassEmbeddings, or head= a TextGuidedHead."
+    )
+
+
+def _build_head(place: Classifier, embeddings: ClassEmbeddings, normalize: bool) -> TextGuidedHead:
+    """Return a head that fits the place."""
+    leaf = place.leaf
+    return TextGuidedHead(
+        place.in_features,
+        embeddings,
+        normalize=normalize,
+        bias=leaf.bias is not None,
+        conv=isinstance(leaf, nn.Conv2d),
+        device=leaf.weight.device,
+        dtype=leaf.weight.dtype,
+    )
+
+
+def _fit_head(head: TextGuidedHead, place: Classifier) -> TextGuidedHead:
+    """Bring a head that the user built to the place, or say why it does not fit."""
+    if not isinstance(head, TextGuidedHead):
+        raise ModelError(f"head must be a TextGuidedHead, found {type(head).__name__}.")
+    conv = isinstance(place.leaf, nn.Conv2d)
+    if head.is_conv != conv:
+        raise ModelError(
+            f"The classifier {place.name!r} is a {type(place.leaf).__name__}; build the head with conv={conv}."
+        )
+    if head.in_features is None:
+        with torch.no_grad():
+            weight = place.leaf.weight
+            probe = weight.new_zeros((1, place.in_features, 1, 1) if conv else (1, place.in_features))
+            head.to(device=weight.device, dtype=weight.dtype).latent(probe)
+    if head.in_features != place.in_features:
+        raise ModelError(
+            f"The classifier {place.name!r} takes {place.in_features} features, the head {head.in_features}; "
+            f"build it with in_features={place.in_features}, or None to let wrap_model set it."
+        )
+    return head.to(device=place.leaf.weight.device, dtype=place.leaf.weight.dtype)
+
+
+def _warn_about_relu(place: Classifier) -> None:
+    """Warn when a ReLU follows the classifier: negative logits, half of a cosine head's range, are lost to it."""
+    following = getattr(place.parent, str(int(place.key) + 1), None) if place.key.isdigit() else None
+    if isinstance(following, nn.ReLU):
+        warnings.warn(
+            f"A ReLU follows the classifier {place.name!r}, so this model's logits are never negative; "
+            "the text-guided head keeps it.",
+            UserWarning,
+            stacklevel=3,
+        )

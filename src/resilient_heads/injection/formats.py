@@ -1,0 +1,74 @@
+"""Number formats: how the bits of a word share out into sign, exponent and mantissa."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from resilient_heads.errors import FaultError
+
+BitRole = Literal["mantissa", "exponent", "sign"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FloatFormat:
+    """An IEEE-754 style binary format; bit 0 is the lowest mantissa bit.
+
+    Attributes:
+        dtype: The torch dtype.
+        word: The signed integer dtype of the same width, as which faults act on it.
+        bits: Width of a word.
+        mantissa_bits: Stored mantissa bits.
+    """
+
+    dtype: torch.dtype
+    word: torch.dtype
+    bits: int
+    mantissa_bits: int
+
+    @property
+    def exponent_bits(self) -> int:
+        """Width of the exponent field."""
+        return self.bits - self.mantissa_bits - 1
+
+    def role(self, bit: int) -> BitRole:
+        """Say which field a bit belongs to.
+
+        >>> format_of(torch.float32).role(30)
+        'exponent'
+        """
+        self.check(bit)
+        if bit == self.bits - 1:
+            return "sign"
+        return "exponent" if bit >= self.mantissa_bits else "mantissa"
+
+    def check(self, bit: int) -> None:
+        """Raise FaultError unless ``bit`` is a bit of the word."""
+        if not 0 <= bit < self.bits:
+            raise FaultError(f"Bit {bit} does not exist in {self.dtype}; expected 0 (lowest) to {self.bits - 1} (sign).")
+
+
+_FORMATS = {
+    form.dtype: form
+    for form in (
+        FloatFormat(dtype=torch.float16, word=torch.int16, bits=16, mantissa_bits=10),
+        FloatFormat(dtype=torch.bfloat16, word=torch.int16, bits=16, mantissa_bits=7),
+        FloatFormat(dtype=torch.float32, word=torch.int32, bits=32, mantissa_bits=23),
+        FloatFormat(dtype=torch.float64, word=torch.int64, bits=64, mantissa_bits=52),
+    )
+}
+
+
+def format_of(dtype: torch.dtype) -> FloatFormat:
+    """Return the format of a dtype.
+
+    Raises:
+        FaultError: Faults in this dtype are not supported.
+
+    Source: IEEE 754-2019 for float16, float32 and float64; bfloat16 is float32 without its 16 lowest bits.
+    """
+    try:
+        return _FORMATS[dtype]
+    except KeyError:
+        known = ", ".join(str(known) for known in _FORMATS)
+        raise FaultError(f"Cannot flip bits of {dtype}; supported are {known}.") from None

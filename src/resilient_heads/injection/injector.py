@@ -1,0 +1,262 @@
+"""Put faults into a running model, and take them out again."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.injection.bits import bit_masks, flip_bits, words
+from resilient_heads.injection.faults import BitFlip, WeightBitFlip
+from resilient_heads.injection.formats import format_of
+
+Fault = BitFlip | WeightBitFlip
+
+
+@dataclass(slots=True)
+class Strike:
+    """What a batch injection saw at the site.
+
+    Attributes:
+        before: ``(N,)``, the fault-free values of the struck neurons; set once the forward pass has run.
+        after: ``(N,)``, the same values with their bit flipped, before any range detector.
+    """
+
+    before: Tensor = field(default_factory=lambda: torch.empty(0))
+    after: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@contextmanager
+def inject(model: nn.Module, faults: Fault | Iterable[Fault]) -> Iterator[None]:
+    """Corrupt a model inside the block; outside of it every bit and hook is as before, also when the body raises.
+
+    Args:
+        model: The model; run it inside the block.
+        faults: One fault or several, in activations and weights. Several in one layer are applied together.
+
+    Raises:
+        FaultError: An unknown layer, a neuron, weight or bit that does not exist.
+        InjectionError: The block ended and a fault in an activation had never struck, or a flip had no effect.
+    """
+    chosen = (faults,) if isinstance(faults, BitFlip | WeightBitFlip) else tuple(faults)
+    if not chosen:
+        raise FaultError("No fault was given; expected at least one BitFlip or WeightBitFlip.")
+    for fault in chosen:
+        if not isinstance(fault, BitFlip | WeightBitFlip):
+            raise FaultError(f"Expected a BitFlip or WeightBitFlip, found {type(fault).__name__}.")
+    with ExitStack() as stack:
+        stack.enter_context(inject_weights(model, [f for f in chosen if isinstance(f, WeightBitFlip)]))
+        stack.enter_context(_inject_outputs(model, [f for f in chosen if isinstance(f, BitFlip)]))
+        yield
+
+
+@contextmanager
+def inject_weights(model: nn.Module, faults: Sequence[WeightBitFlip]) -> Iterator[None]:
+    """Corrupt weights inside the block; restore every bit on exit.
+
+    Raises:
+        FaultError: An unknown layer or parameter, an index or bit that does not exist, the same bit twice.
+        InjectionError: A flip had no effect on what the parameter holds.
+    """
+    _refuse_repeats(faults)
+    targets = [(_parameter(model, fault), fault) for fault in faults]
+    kept: list[tuple[Tensor, tuple[int, ...], Tensor]] = []
+    try:
+        for tensor, fault in targets:
+            held = words(tensor.data)
+            before = held[fault.index].clone()
+            kept.append((held, fault.index, before))
+            held[fault.index] = words(flip_bits(tensor.data[fault.index], fault.bit))
+            changed = torch.bitwise_xor(words(tensor.data)[fault.index], before)
+            if not torch.equal(changed, bit_masks(torch.tensor(fault.bit), tensor.dtype).to(changed.device)):
+                raise InjectionError(f"{fault} did not change the weight; nothing would have been measured.")
+        yield
+    finally:
+        for held, index, before in reversed(kept):
+            held[index] = before
+
+
+@contextmanager
+def inject_batch(
+    model: nn.Module, layer: str, neurons: Tensor, bits: Tensor, *, limit: float | None = None
+) -> Iterator[Strike]:
+    """Flip one bit in every row of a batch at one layer, each row in its own neuron and bit.
+
+    Args:
+        model: The model; run it exactly once inside the block, on a batch of N.
+        layer: Dotted name of the module whose output is struck.
+        neurons: ``(N,)``, flat index into one sample's output.
+        bits: ``(N,)``, position in the word.
+        limit: Range of the layer for the range detector: a flipped value that is NaN, infinite or larger in magnitude
+            becomes the limit with the flipped value's sign (NaN: positive). None leaves flipped values alone.
+
+    Yields:
+        A :class:`Strike`, filled by the forward pass.
+
+    Raises:
+        InjectionError: The layer did not run exactly once, or anything else than one bit of each row changed.
+        FaultError: An unknown layer, or a neuron or bit that does not exist.
+
+    Source: range detector after Mahmoud et al., *GoldenEye*, DSN 2022.
+    """
+    module = _module(model, layer)
+    strike = Strike()
+    fired = 0
+
+    def hook(_module: nn.Module, _inputs: object, output: object) -> Tensor:
+        nonlocal fired
+        fired += 1
+        golden = _tensor_output(layer, output)
+        if golden.ndim < 2 or golden.shape[0] != len(neurons):
+            raise InjectionError(
+                f"{layer!r} gave an output of shape {tuple(golden.shape)} for {len(neurons)} faults; expected one "
+                "row for each."
+            )
+        faulty = golden.clone(memory_format=torch.preserve_format)
+        rows = torch.arange(len(neurons), device=golden.device)
+        index = (rows, *_unravel(neurons.to(golden.device), golden.shape[1:], layer))
+        strike.before = golden[index]
+        faulty[index] = flip_bits(strike.before, bits.to(golden.device))
+        strike.after = faulty[index]
+        _verify(golden, faulty, index, bits.to(golden.device), layer)
+        if limit is not None:
+            faulty[index] = clamp_to_range(strike.after, limit)
+        return faulty
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield strike
+    finally:
+        handle.remove()
+    if fired != 1:
+        raise InjectionError(_never(layer) if not fired else f"{layer!r} ran {fired} times; expected one run.")
+
+
+def clamp_to_range(values: Tensor, limit: float) -> Tensor:
+    """Replace NaN, infinite and out-of-range values by the limit with their sign (NaN: positive)."""
+    clamped = values.clamp(-limit, limit)
+    return torch.where(values.isnan(), torch.full_like(values, limit), clamped)
+
+
+@contextmanager
+def _inject_outputs(model: nn.Module, faults: Sequence[BitFlip]) -> Iterator[None]:
+    """Apply activation faults at every forward pass inside the block."""
+    _refuse_repeats(faults)
+    by_layer: dict[str, list[BitFlip]] = {}
+    for fault in faults:
+        by_layer.setdefault(fault.layer, []).append(fault)
+    modules = {layer: _module(model, layer) for layer in by_layer}
+    unfired = set(by_layer)
+    handles = []
+
+    def strike(layer: str, output: object) -> Tensor:
+        golden = _tensor_output(layer, output)
+        faulty = golden.clone(memory_format=torch.preserve_format)
+        for fault in by_layer[layer]:
+            index = _output_index(fault, golden)
+            before = faulty[index].clone()
+            faulty[index] = flip_bits(before, fault.bit)
+            changed = torch.bitwise_xor(words(faulty)[index], words(before))
+            if not bool((changed == bit_masks(torch.tensor(fault.bit), golden.dtype).to(changed.device)).all()):
+                raise InjectionError(f"{fault} did not change the output; nothing would have been measured.")
+        unfired.discard(layer)
+        return faulty
+
+    try:
+        for layer, module in modules.items():
+            handles.append(
+                module.register_forward_hook(lambda _m, _i, output, layer=layer: strike(layer, output))  # type: ignore[misc]
+            )
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    if unfired:
+        raise InjectionError(_never(sorted(unfired)[0]))
+
+
+def _verify(golden: Tensor, faulty: Tensor, index: tuple[Tensor, ...], bits: Tensor, layer: str) -> None:
+    """Check that exactly one bit of one element of every row changed, in what the next layer will read."""
+    difference = torch.bitwise_xor(words(faulty), words(golden))
+    exact = difference[index] == bit_masks(bits, golden.dtype)
+    changed = int(torch.count_nonzero(difference))
+    if not bool(exact.all()) or changed != len(bits):
+        raise InjectionError(
+            f"An injection into {layer!r} changed {changed} elements where {len(bits)} single-bit flips were due; "
+            "the trial would have measured something else."
+        )
+
+
+def _module(model: nn.Module, layer: str) -> nn.Module:
+    """Return a submodule by name, or list the names that exist."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if not layer or layer not in modules:
+        names = [name for name, module in modules.items() if name and not list(module.children())]
+        shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+        raise FaultError(f"{type(model).__name__} has no layer named {layer!r}; its layers are: {shown}.")
+    return modules[layer]
+
+
+def _parameter(model: nn.Module, fault: WeightBitFlip) -> Tensor:
+    """Return the parameter that a fault strikes, or say what does not exist."""
+    module = _module(model, fault.layer)
+    own = dict(module.named_parameters(recurse=False))
+    if fault.parameter not in own:
+        raise FaultError(f"{fault.layer!r} has no parameter {fault.parameter!r}; it has: {', '.join(own) or 'none'}.")
+    tensor = own[fault.parameter]
+    format_of(tensor.dtype).check(fault.bit)
+    _check_index(fault.index, tensor.shape, f"the {fault.parameter} of {fault.layer!r}")
+    return tensor
+
+
+def _output_index(fault: BitFlip, output: Tensor) -> tuple[int | slice, ...]:
+    """Return the index of the struck values in a batch's output."""
+    format_of(output.dtype).check(fault.bit)
+    _check_index(fault.neuron, output.shape[1:], f"the output of {fault.layer!r}")
+    if fault.sample is None:
+        return (slice(None), *fault.neuron)
+    if not 0 <= fault.sample < output.shape[0]:
+        raise FaultError(f"Sample {fault.sample} does not exist in a batch of {output.shape[0]}.")
+    return (fault.sample, *fault.neuron)
+
+
+def _check_index(index: tuple[int, ...], shape: torch.Size, what: str) -> None:
+    """Raise FaultError unless ``index`` names one element of ``shape``."""
+    fits = len(index) == len(shape) and all(0 <= i < size for i, size in zip(index, shape, strict=True))
+    if not fits:
+        raise FaultError(f"{what} has no element {tuple(index)}; its shape is {tuple(shape)}.")
+
+
+def _unravel(flat: Tensor, shape: torch.Size, layer: str) -> tuple[Tensor, ...]:
+    """Turn flat indices into one index a dimension."""
+    if len(flat) and not (0 <= int(flat.min()) and int(flat.max()) < shape.numel()):
+        raise FaultError(f"{layer!r} has {shape.numel()} neurons; found the index {int(flat.max())}.")
+    return torch.unravel_index(flat, shape)
+
+
+def _tensor_output(layer: str, output: object) -> Tensor:
+    """Return a hook's output if it is one floating tensor."""
+    if not isinstance(output, Tensor):
+        raise FaultError(f"The output of {layer!r} is a {type(output).__name__}; faults strike tensors.")
+    format_of(output.dtype)
+    return output
+
+
+def _refuse_repeats(faults: Sequence[Fault]) -> None:
+    """Refuse the same flip twice: the two would cancel. A flip in every row repeats the one in a single row."""
+    every_row = [replace(fault, sample=None) if isinstance(fault, BitFlip) else fault for fault in faults]
+    for position, fault in enumerate(faults):
+        for earlier in range(position):
+            same_bit = every_row[earlier] == every_row[position]
+            if same_bit and (fault == faults[earlier] or every_row[position] in (fault, faults[earlier])):
+                raise FaultError(f"Two faults flip the same bit, which changes nothing; give it once: {fault}.")
+
+
+def _never(layer: str) -> str:
+    """Say that a layer's hook did not run."""
+    return (
+        f"No fault struck {layer!r}: the layer did not run inside the block (not called, used functionally, or compiled "
+        "before the hook was set)."
+    )

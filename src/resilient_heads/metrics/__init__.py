@@ -1,0 +1,1 @@
+"""Numbers from numbers: losses, margins, intervals. Knows nothing of models or campaigns."""

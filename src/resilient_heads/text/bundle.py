@@ -1,0 +1,43 @@
+"""Make the embeddings that ship in the wheel: ``python -m resilient_heads.text.bundle``.
+
+It reads every ``assets/descriptions/*.json`` of a source checkout, embeds it with all-MiniLM-L6-v2 (extra ``minilm``),
+and writes ``assets/embeddings/*.safetensors`` in float16 with the manifest of their sha256. On one kind of processor the
+same descriptions give the same bytes.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from resilient_heads.files import write_atomic
+from resilient_heads.text.descriptions import ClassDescriptions
+from resilient_heads.text.encoders import SentenceTransformerEncoder
+from resilient_heads.text.pooling import embed_classes
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def build(assets: Path = ASSETS) -> dict[str, str]:
+    """Write the embeddings of every descriptions file, and the manifest.
+
+    Returns:
+        Dataset name to sha256 of its embeddings' file.
+
+    Raises:
+        MissingExtraError: The extra ``minilm`` is not installed.
+    """
+    torch.set_num_threads(1)  # sums are split by thread, and float16 shows it in a few last bits
+    encoder = SentenceTransformerEncoder.minilm()
+    manifest = {}
+    for source in sorted((assets / "descriptions").glob("*.json")):
+        embeddings = embed_classes(ClassDescriptions.load(source), encoder)
+        path = embeddings.save(assets / "embeddings" / f"{source.stem}.safetensors", dtype=torch.float16)
+        manifest[source.stem] = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_atomic(assets / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+    return manifest
+
+
+if __name__ == "__main__":
+    build()

@@ -1,0 +1,203 @@
+"""Class embeddings: one vector a class, with the record of where it came from."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from resilient_heads.errors import EmbeddingError
+from resilient_heads.files import write_atomic
+from resilient_heads.text.descriptions import normalized_name, warn_about_duplicates
+
+_FORMAT = "resilient_heads.class_embeddings/1"
+_TENSOR = "vectors"
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where class embeddings came from: enough to make them again.
+
+    Attributes:
+        encoder: Name of the text encoder, such as ``"ViT-B-16/openai"``; "unknown" where nobody recorded it.
+        encoder_revision: What pins the encoder's weights: a commit, or ``"sha256:..."`` of the weights' file.
+        descriptions_sha256: ``ClassDescriptions.sha256`` of the sentences; empty when there were none.
+        pooling: How the sentences of a class became one vector.
+        normalized: Whether each sentence's embedding had unit norm before pooling.
+    """
+
+    encoder: str = "unknown"
+    encoder_revision: str = ""
+    descriptions_sha256: str = ""
+    pooling: str = "mean"
+    normalized: bool = True
+
+    def to_json(self) -> str:
+        """Return the record as one JSON object."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what :meth:`to_json` wrote; ValueError or TypeError where it is something else."""
+        record = json.loads(text)
+        expected = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        if not isinstance(record, dict) or set(record) != set(expected):
+            raise ValueError(f"provenance must hold {sorted(expected)}")
+        for name, kind in expected.items():
+            if type(record[name]) is not kind:
+                raise ValueError(f"provenance {name} must be a {kind.__name__}")
+        return cls(**record)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassEmbeddings:
+    """One embedding vector for each class, in class order.
+
+    Attributes:
+        vectors: ``(C, E)``, floating point, finite, no row all zero. Rows are stored as pooled: the mean of several
+            unit vectors is shorter than one, and the head divides by the norm when it normalises.
+        class_names: C names.
+        provenance: Where the vectors came from.
+
+    Raises:
+        EmbeddingError: The vectors and names do not fit together, or a vector cannot be used.
+    """
+
+    vectors: Tensor
+    class_names: tuple[str, ...]
+    provenance: Provenance = dataclasses.field(default_factory=Provenance)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vectors, Tensor) or self.vectors.ndim != 2:
+            found = tuple(self.vectors.shape) if isinstance(self.vectors, Tensor) else type(self.vectors).__name__
+            raise EmbeddingError(f"Class embeddings must be a tensor of shape (classes, dimensions), found {found}.")
+        if self.vectors.dtype not in _DTYPES:
+            raise EmbeddingError(f"Class embeddings must be floating point, found {self.vectors.dtype}.")
+        if isinstance(self.class_names, str) or not all(isinstance(name, str) for name in self.class_names):
+            raise EmbeddingError("class_names must be a sequence of strings.")
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "vectors", self.vectors.detach())
+        if 0 in self.vectors.shape or len(self.class_names) != len(self.vectors):
+            raise EmbeddingError(
+                f"{len(self.class_names)} class names for {tuple(self.vectors.shape)} vectors; "
+                "expected one non-empty vector for each class."
+            )
+        finite = self.vectors.isfinite().all(dim=1)
+        if not bool(finite.all()):
+            raise EmbeddingError(
+                f"The embedding of class {self._first(~finite)} holds NaN or Inf; "
+                "a mean over no description gives NaN: check that each class has one."
+            )
+        zero = self.vectors.eq(0).all(dim=1)
+        if bool(zero.any()):
+            raise EmbeddingError(f"The embedding of class {self._first(zero)} is all zeros; it points nowhere.")
+        warn_about_duplicates(self.class_names)
+
+    def _first(self, mask: Tensor) -> str:
+        """Name the first class that a mask marks."""
+        position = int(mask.nonzero()[0])
+        return f"{position} ({self.class_names[position]!r})"
+
+    def __repr__(self) -> str:
+        return (
+            f"ClassEmbeddings({self.num_classes} classes, {self.embed_dim} dimensions, "
+            f"encoder={self.provenance.encoder!r})"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return int(self.vectors.shape[0])
+
+    @property
+    def embed_dim(self) -> int:
+        """E."""
+        return int(self.vectors.shape[1])
+
+    def select(self, class_names: Sequence[str]) -> "ClassEmbeddings":
+        """Return the embeddings of some classes, or of all of them in another order, matched by name.
+
+        Raises:
+            EmbeddingError: A name is not among the classes, or fits several of them.
+        """
+        exact: dict[str, list[int]] = {}
+        forgiving: dict[str, list[int]] = {}
+        for row, own in enumerate(self.class_names):
+            exact.setdefault(own, []).append(row)
+            forgiving.setdefault(normalized_name(own), []).append(row)
+        chosen = []
+        for name in class_names:
+            found = exact.get(name) or forgiving.get(normalized_name(name), [])
+            if len(found) != 1:
+                what = "is not among the classes" if not found else f"names {len(found)} classes"
+                raise EmbeddingError(f"{name!r} {what} of these embeddings.")
+            chosen.append(found[0])
+        return ClassEmbeddings(self.vectors[chosen], tuple(class_names), self.provenance)
+
+    def save(self, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Path:
+        """Write a safetensors file, atomically.
+
+        Args:
+            path: The file to write.
+            dtype: Store the vectors in this floating dtype; None keeps theirs.
+        """
+        vectors = self.vectors.to(device="cpu", dtype=dtype).contiguous()
+        metadata = {
+            "format": _FORMAT,
+            "class_names": json.dumps(self.class_names),
+            "provenance": self.provenance.to_json(),
+        }
+        return write_atomic(path, save_tensors({_TENSOR: vectors}, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote; half-precision vectors come back as float32.
+
+        Raises:
+            EmbeddingError: The file is truncated, foreign, or holds something else than class embeddings.
+            FileNotFoundError: There is no such file.
+        """
+        path = Path(path)
+        return cls.from_bytes(path.read_bytes(), name=str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, *, name: str = "the file") -> Self:
+        """Read the content of a file that :meth:`save` wrote; ``name`` is what errors call it."""
+        try:
+            tensors = load_tensors(content)
+            metadata = _metadata(content)
+        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
+            raise EmbeddingError(f"{name} is not a safetensors file, or is truncated: {error}.") from error
+        if metadata.get("format") != _FORMAT or set(tensors) != {_TENSOR}:
+            raise EmbeddingError(
+                f"{name} holds no class embeddings: expected the format {_FORMAT!r} with one tensor {_TENSOR!r}, "
+                f"found {metadata.get('format')!r} with {sorted(tensors)}."
+            )
+        try:
+            class_names = json.loads(metadata["class_names"])
+            provenance = Provenance.from_json(metadata["provenance"])
+            if not isinstance(class_names, list):
+                raise TypeError("class_names must be a list")
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise EmbeddingError(f"The metadata of {name} is damaged: {error}.") from error
+        vectors = tensors[_TENSOR]
+        if vectors.dtype in (torch.float16, torch.bfloat16):
+            vectors = vectors.float()
+        return cls(vectors, tuple(class_names), provenance)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Read the metadata out of a safetensors header that its own reader has accepted."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    metadata = header.get("__metadata__", {})
+    return {str(key): str(value) for key, value in metadata.items()}
