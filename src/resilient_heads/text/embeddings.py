@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from resilient_heads.text.descriptions import normalized_name, warn_about_duplic
 
 _FORMAT = "resilient_heads.class_embeddings/1"
 _TENSOR = "vectors"
+_RECORD = "resilient_heads"
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -41,14 +42,9 @@ class Provenance:
     pooling: str = "mean"
     normalized: bool = True
 
-    def to_json(self) -> str:
-        """Return the record as one JSON object."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what :meth:`to_json` wrote; ValueError or TypeError where it is something else."""
-        record = json.loads(text)
+    def from_dict(cls, record: object) -> Self:
+        """Build a record from what a file holds; ValueError where that is something else."""
         expected = {field.name: type(field.default) for field in dataclasses.fields(cls)}
         if not isinstance(record, dict) or set(record) != set(expected):
             raise ValueError(f"provenance must hold {sorted(expected)}")
@@ -151,11 +147,13 @@ class ClassEmbeddings:
             dtype: Store the vectors in this floating dtype; None keeps theirs.
         """
         vectors = self.vectors.to(device="cpu", dtype=dtype).contiguous()
-        metadata = {
+        record = {
             "format": _FORMAT,
-            "class_names": json.dumps(self.class_names),
-            "provenance": self.provenance.to_json(),
+            "class_names": self.class_names,
+            "provenance": dataclasses.asdict(self.provenance),
         }
+        # One metadata entry: the format's writer shuffles several, and equal content should be equal bytes.
+        metadata = {_RECORD: json.dumps(record, sort_keys=True)}
         return write_atomic(path, save_tensors({_TENSOR: vectors}, metadata))
 
     @classmethod
@@ -174,20 +172,20 @@ class ClassEmbeddings:
         """Read the content of a file that :meth:`save` wrote; ``name`` is what errors call it."""
         try:
             tensors = load_tensors(content)
-            metadata = _metadata(content)
-        except (SafetensorError, ValueError, KeyError, RecursionError) as error:
-            raise EmbeddingError(f"{name} is not a safetensors file, or is truncated: {error}.") from error
-        if metadata.get("format") != _FORMAT or set(tensors) != {_TENSOR}:
+            record = _record(content)
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise EmbeddingError(f"{name} is not a file of class embeddings, or is truncated: {error}.") from error
+        if record.get("format") != _FORMAT or set(tensors) != {_TENSOR}:
             raise EmbeddingError(
                 f"{name} holds no class embeddings: expected the format {_FORMAT!r} with one tensor {_TENSOR!r}, "
-                f"found {metadata.get('format')!r} with {sorted(tensors)}."
+                f"found {record.get('format')!r} with {sorted(tensors)}."
             )
         try:
-            class_names = json.loads(metadata["class_names"])
-            provenance = Provenance.from_json(metadata["provenance"])
+            class_names = record["class_names"]
+            provenance = Provenance.from_dict(record["provenance"])
             if not isinstance(class_names, list):
                 raise TypeError("class_names must be a list")
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise EmbeddingError(f"The metadata of {name} is damaged: {error}.") from error
         vectors = tensors[_TENSOR]
         if vectors.dtype in (torch.float16, torch.bfloat16):
@@ -195,9 +193,11 @@ class ClassEmbeddings:
         return cls(vectors, tuple(class_names), provenance)
 
 
-def _metadata(content: bytes) -> dict[str, str]:
-    """Read the metadata out of a safetensors header that its own reader has accepted."""
+def _record(content: bytes) -> dict[str, Any]:
+    """Read our record out of a safetensors header that the format's own reader has accepted."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    metadata = header.get("__metadata__", {})
-    return {str(key): str(value) for key, value in metadata.items()}
+    record = json.loads(header.get("__metadata__", {}).get(_RECORD, "{}"))
+    if not isinstance(record, dict):
+        raise TypeError("its record is no JSON object")
+    return record
