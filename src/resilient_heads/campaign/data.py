@@ -35,7 +35,7 @@ class LabelledImages:
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def check_labels(self, num_classes: int) -> None:
@@ -58,7 +58,7 @@ def collect(data: Data, *, what: str = "data") -> LabelledImages:
     Raises:
         DataError: Nothing in it, or something else than images with integer labels.
     """
-    batches = [data] if _is_pair(data) else list(_iterate(data, what))
+    batches: list[Any] = [data] if _is_pair(data) else list(_iterate(data, what))
     if not batches:
         raise DataError(f"{what} is empty; expected at least one batch of (images, labels).")
     for batch in batches:
@@ -115,8 +115,7 @@ def _check_batch(batch: Any, what: str) -> None:
     """Raise DataError unless a batch is images with one integer label each."""
     if not _is_pair(batch):
         raise DataError(
-            f"{what} must hold batches of (images, labels) with a vector of integer labels, found "
-            f"{_describe(batch)}."
+            f"{what} must hold batches of (images, labels) with a vector of integer labels, found {_describe(batch)}."
         )
     if len(batch[0]) != len(batch[1]):
         raise DataError(f"A batch of {what} has {len(batch[0])} images and {len(batch[1])} labels.")

@@ -36,7 +36,7 @@ class GoldenRun:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """``(I,)``, whether top-1 is the label."""
-        return self.predicted == self.labels
+        return np.equal(self.predicted, self.labels)
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
     device = device_of(model)
     logits = []
     with torch.inference_mode():
-        for images in data.images.split(batch_size):
+        for images in torch.split(data.images, batch_size):
             logits.append(logits_of(model, images.to(device)).cpu())
             if len(logits) == 1:
                 data.check_labels(logits[0].shape[1])

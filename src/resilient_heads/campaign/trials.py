@@ -41,9 +41,7 @@ class Trials:
     @classmethod
     def empty(cls, layers: int, trials: int) -> "Trials":
         """Return a table to be filled; outcomes start at 255, which is none."""
-        columns = {
-            name: np.zeros((layers, trials), dtype=dtype) for name, dtype in COLUMNS.items()
-        }
+        columns = {name: np.zeros((layers, trials), dtype=dtype) for name, dtype in COLUMNS.items()}
         columns["outcome"].fill(255)
         return cls(**columns)
 
@@ -65,11 +63,14 @@ class Trials:
     def hits(self, metric: str) -> NDArray[np.bool_]:
         """Return which trials count for a rate, ``(L, N)``; see :data:`RATES`."""
         finite = self.outcome != Outcome.DUE
+        hits: NDArray[np.bool_]
         if metric == "sdc_5":
-            return finite & (self.rank >= 5)
-        if metric in ("sdc_10", "sdc_20"):
-            return finite & (np.abs(self.confidence_change) > int(metric[4:]) / 100)
-        return self.outcome == Outcome[metric.upper()]
+            hits = finite & (self.rank >= 5)
+        elif metric in ("sdc_10", "sdc_20"):
+            hits = finite & (np.abs(self.confidence_change) > int(metric[4:]) / 100)
+        else:
+            hits = self.outcome == Outcome[metric.upper()]
+        return hits
 
 
 COLUMNS: dict[str, type[np.generic]] = {

@@ -3,9 +3,9 @@
 With latent ``z = W x + b`` and projection ``P``:
 
 - linear head: ``P z = (P W) x + P b``, a plain linear layer;
-- cosine head: ``s P z / ||z||``. The scores ``P z`` are linear in ``x``. The norm is not, but it is the norm of a linear
-  map that is no larger than the latent layer: ``||z|| = ||R [x; 1]||`` for any ``R`` with ``R^T R = [W b]^T [W b]``.
-  One matrix product gives the C scores and the vector ``R [x; 1]`` whose norm divides them.
+- cosine head: ``s P z / ||z||``. The scores ``P z`` are linear in ``x``. The norm is not, but it is the norm of a
+  linear map that is no larger than the latent layer: ``||z|| = ||R [x; 1]||`` for any ``R`` with
+  ``R^T R = [W b]^T [W b]``. One matrix product gives the C scores and the vector ``R [x; 1]`` whose norm divides them.
 """
 
 import torch
@@ -36,8 +36,8 @@ def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | N
         bias: ``(E,)`` or None.
 
     Returns:
-        ``(K, F)`` and ``(K,)`` or None with ``K = min(E, F + 1)`` (``min(E, F)`` without bias): the latent layer itself,
-        or the triangular factor of its QR decomposition where that has fewer rows.
+        ``(K, F)`` and ``(K,)`` or None with ``K = min(E, F + 1)`` (``min(E, F)`` without bias): the latent layer
+        itself, or the triangular factor of its QR decomposition where that has fewer rows.
     """
     stacked = latent.double() if bias is None else torch.cat([latent, bias[:, None]], dim=1).double()
     if stacked.shape[0] <= stacked.shape[1]:

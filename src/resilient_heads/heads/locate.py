@@ -83,9 +83,7 @@ def find_classifier(model: nn.Module, name: str | None = None) -> Classifier:
 def find_heads(model: nn.Module) -> dict[str, TextGuidedHead | FusedCosineHead]:
     """Return the text-guided heads within a model, by dotted path."""
     return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, TextGuidedHead | FusedCosineHead)
+        name: module for name, module in model.named_modules() if isinstance(module, TextGuidedHead | FusedCosineHead)
     }
 
 

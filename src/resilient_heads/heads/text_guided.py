@@ -282,9 +282,11 @@ def _latent_layer(
 def _layer(weight: Tensor, bias: Tensor | None, *, conv: bool) -> nn.Linear | nn.Conv2d:
     """Return a Linear or 1x1 Conv2d that holds exactly these tensors."""
     out_features, in_features = weight.shape
-    layer = nn.Conv2d(in_features, out_features, 1, device="meta") if conv else nn.Linear(
-        in_features, out_features, device="meta"
+    layer = (
+        nn.Conv2d(in_features, out_features, 1, device="meta")
+        if conv
+        else nn.Linear(in_features, out_features, device="meta")
     )
     layer.weight = nn.Parameter(weight[:, :, None, None] if conv else weight)
-    layer.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
+    layer.bias = None if bias is None else nn.Parameter(bias)
     return layer

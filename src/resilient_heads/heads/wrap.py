@@ -37,8 +37,8 @@ def wrap_model(
 ) -> M:
     """Replace a model's classifier by a text-guided head, in place.
 
-    Everything else keeps its bits. The head takes over dtype, device, mode, ``requires_grad`` and, for its latent layer,
-    whether there is a bias. Wrap before the optimizer, an EMA copy, DDP or compile see the parameters.
+    Everything else keeps its bits. The head takes over dtype, device, mode, ``requires_grad`` and, for its latent
+    layer, whether there is a bias. Wrap before the optimizer, an EMA copy, DDP or compile see the parameters.
 
     Args:
         model: Any torchvision classifier, or a module whose last parameters belong to a Linear or 1x1 Conv2d.
@@ -53,7 +53,7 @@ def wrap_model(
         The same model.
 
     Raises:
-        ModelError: No classifier, a model that is already wrapped or compiled, or a wrong number of classes or features.
+        ModelError: No classifier, a model that is already wrapped or compiled, a wrong number of classes or features.
         EmbeddingError: No prebuilt embeddings of that name.
     """
     if isinstance(model, nn.Module) and is_wrapped(model):
@@ -66,10 +66,7 @@ def wrap_model(
     if embeddings is not None and head is not None:
         raise ModelError("Pass either embeddings= or head=, not both.")
     place = find_classifier(model, classifier)
-    if head is None:
-        head = _build_head(place, _embeddings_for(place, embeddings), normalize)
-    else:
-        head = _fit_head(head, place)
+    head = _fit_head(head, place) if head is not None else _build_head(place, embeddings, normalize)
     if head.num_classes != place.num_classes and not new_classes:
         raise ModelError(
             f"{type(model).__name__}'s classifier {place.name!r} has {place.num_classes} classes, the embeddings have "
@@ -104,13 +101,11 @@ def unwrap_model(model: M) -> M:
             f"{type(model).__name__} is not wrapped: it has no text-guided head (a fused linear head is a plain "
             "nn.Linear, which cannot be undone)."
         )
-    kept: dict[str, tuple[nn.Module, _Replaced]] = {}
     for name, head in heads.items():
-        replaced = head.__dict__.get(_KEEPSAKE)
-        if replaced is None or not name:
+        if _KEEPSAKE not in head.__dict__ or not name:
             raise ModelError(f"The head at {name!r} was not put there by wrap_model, so nothing can be restored.")
-        kept[name] = (head, replaced)
-    for name, (head, replaced) in kept.items():
+    for name, head in heads.items():
+        replaced: _Replaced = head.__dict__[_KEEPSAKE]
         parent_name, _, key = name.rpartition(".")
         reference = next(head.parameters())
         layer = replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training)
@@ -133,9 +128,9 @@ def fuse(model: M) -> M: ...
 def fuse(model: nn.Module) -> nn.Module:
     """Make one layer of each text-guided head's latent and projection.
 
-    A linear head becomes a plain ``nn.Linear`` (``nn.Conv2d``), which loads into the stock model. A cosine head becomes a
-    :class:`FusedCosineHead`: one matrix product that gives the scores and the vector whose norm divides them. Logits stay
-    equal within rounding; the products are taken in float64.
+    A linear head becomes a plain ``nn.Linear`` (``nn.Conv2d``), which loads into the stock model. A cosine head becomes
+    a :class:`FusedCosineHead`: one matrix product that gives the scores and the vector whose norm divides them. Logits
+    stay equal within rounding; the products are taken in float64.
 
     Args:
         model: A wrapped model, changed in place, or a head.
@@ -181,12 +176,12 @@ def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None)
     )
 
 
-def _build_head(place: Classifier, embeddings: ClassEmbeddings, normalize: bool) -> TextGuidedHead:
+def _build_head(place: Classifier, embeddings: ClassEmbeddings | str | None, normalize: bool) -> TextGuidedHead:
     """Return a head that fits the place."""
     leaf = place.leaf
     return TextGuidedHead(
         place.in_features,
-        embeddings,
+        _embeddings_for(place, embeddings),
         normalize=normalize,
         bias=leaf.bias is not None,
         conv=isinstance(leaf, nn.Conv2d),

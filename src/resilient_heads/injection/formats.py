@@ -45,7 +45,9 @@ class FloatFormat:
     def check(self, bit: int) -> None:
         """Raise FaultError unless ``bit`` is a bit of the word."""
         if not 0 <= bit < self.bits:
-            raise FaultError(f"Bit {bit} does not exist in {self.dtype}; expected 0 (lowest) to {self.bits - 1} (sign).")
+            raise FaultError(
+                f"Bit {bit} does not exist in {self.dtype}; expected 0 (lowest) to {self.bits - 1} (sign)."
+            )
 
 
 _FORMATS = {

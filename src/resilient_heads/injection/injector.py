@@ -166,9 +166,7 @@ def _inject_outputs(model: nn.Module, faults: Sequence[BitFlip]) -> Iterator[Non
 
     try:
         for layer, module in modules.items():
-            handles.append(
-                module.register_forward_hook(lambda _m, _i, output, layer=layer: strike(layer, output))  # type: ignore[misc]
-            )
+            handles.append(module.register_forward_hook(lambda _m, _i, output, layer=layer: strike(layer, output)))
         yield
     finally:
         for handle in handles:
@@ -191,7 +189,7 @@ def _verify(golden: Tensor, faulty: Tensor, index: tuple[Tensor, ...], bits: Ten
 
 def _module(model: nn.Module, layer: str) -> nn.Module:
     """Return a submodule by name, or list the names that exist."""
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if not layer or layer not in modules:
         names = [name for name, module in modules.items() if name and not list(module.children())]
         shown = ", ".join(names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
@@ -231,7 +229,7 @@ def _check_index(index: tuple[int, ...], shape: torch.Size, what: str) -> None:
 
 def _unravel(flat: Tensor, shape: torch.Size, layer: str) -> tuple[Tensor, ...]:
     """Turn flat indices into one index a dimension."""
-    if len(flat) and not (0 <= int(flat.min()) and int(flat.max()) < shape.numel()):
+    if len(flat) and not (int(flat.min()) >= 0 and int(flat.max()) < shape.numel()):
         raise FaultError(f"{layer!r} has {shape.numel()} neurons; found the index {int(flat.max())}.")
     return torch.unravel_index(flat, shape)
 
@@ -257,6 +255,6 @@ def _refuse_repeats(faults: Sequence[Fault]) -> None:
 def _never(layer: str) -> str:
     """Say that a layer's hook did not run."""
     return (
-        f"No fault struck {layer!r}: the layer did not run inside the block (not called, used functionally, or compiled "
-        "before the hook was set)."
+        f"No fault struck {layer!r}: the layer did not run inside the block (not called, used functionally, or "
+        "compiled before the hook was set)."
     )

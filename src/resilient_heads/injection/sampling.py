@@ -49,8 +49,8 @@ def draw_images(seed: int, trials: Indices, eligible: NDArray[np.bool_]) -> Indi
     """Draw an eligible image for each trial, uniformly and with replacement.
 
     The image depends on the seed and the trial, not on the layer: trial i of every layer strikes the same image, so a
-    golden run serves all layers. A trial takes the first eligible one of a fixed sequence of images, so two models whose
-    eligible images differ a little still strike the same image in most trials.
+    golden run serves all layers. A trial takes the first eligible one of a fixed sequence of images, so two models
+    whose eligible images differ a little still strike the same image in most trials.
 
     Args:
         seed: The campaign's seed, ``0 <= seed < 2**64``.

@@ -137,7 +137,9 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str | 
 
 @contextmanager
 def _recording(
-    candidates: dict[str, tuple[nn.Module, str | None]], outputs: dict[str, list[object]], order: dict[str, int]
+    candidates: dict[str, tuple[nn.Module, str | None]],
+    outputs: dict[str, list[object]],
+    order: dict[str, int],
 ) -> Iterator[None]:
     """Note each module's outputs, and the order in which the modules finished."""
     handles = []

@@ -72,8 +72,8 @@ def wilson(rate: float, trials: float, *, level: float = DEFAULT_LEVEL) -> Estim
 def weighted_rate(hits: NDArray[np.bool_], weights: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
     """Wilson interval of a weighted mean of rates, for trials that share their images.
 
-    Column i of ``hits`` holds trial i of every layer. Those strike the same image, so columns are the independent units;
-    a variance added up layer by layer would miss that fragile images are fragile in every layer. The interval is
+    Column i of ``hits`` holds trial i of every layer. Those strike the same image, so columns are the independent
+    units; a variance added up layer by layer would miss that fragile images are fragile in every layer. The interval is
     Wilson's at an effective number of trials: the smaller of Kish's, ``N / sum(w^2)``, which holds when no event was
     seen, and the one that the variance between columns implies.
 
@@ -134,7 +134,8 @@ def ratio_of_rates(numerator: Estimate, denominator: Estimate) -> Estimate:
         denominator: Another, at the same level.
 
     Returns:
-        The ratio; its upper end is infinite when the denominator's interval reaches zero, its value NaN when both are 0.
+        The ratio; its upper end is infinite when the denominator's interval reaches zero, its value NaN when both
+        are 0.
 
     Source: Donner and Zou, *Closed-form confidence intervals for functions of the normal mean and standard
     deviation*, Statistical Methods in Medical Research 2012 (MOVER).
@@ -158,9 +159,7 @@ def hull(first: Estimate, second: Estimate) -> Estimate:
     """Return the smallest interval that holds both, with the first one's value: at least as cautious as either."""
     low = np.nanmin([first.low, second.low])
     high = np.nanmax([first.high, second.high])
-    return Estimate(
-        first.value, float(low), float(high), first.level, f"wider of {first.method} and {second.method}"
-    )
+    return Estimate(first.value, float(low), float(high), first.level, f"wider of {first.method} and {second.method}")
 
 
 def ratio(numerator: float, denominator: float) -> float:

@@ -1,8 +1,8 @@
 """Make the embeddings that ship in the wheel: ``python -m resilient_heads.text.bundle``.
 
 It reads every ``assets/descriptions/*.json`` of a source checkout, embeds it with all-MiniLM-L6-v2 (extra ``minilm``),
-and writes ``assets/embeddings/*.safetensors`` in float16 with the manifest of their sha256. On one kind of processor the
-same descriptions give the same bytes.
+and writes ``assets/embeddings/*.safetensors`` in float16 with the manifest of their sha256. On one kind of processor
+the same descriptions give the same bytes.
 """
 
 import hashlib

@@ -99,8 +99,7 @@ class ClassDescriptions:
             raise DescriptionError(f"{path} is not a JSON file: {error}.") from error
         if not isinstance(content, dict):
             raise DescriptionError(
-                f"{path} holds a {type(content).__name__}; expected a JSON object: "
-                '{"class name": ["sentence", ...]}.'
+                f'{path} holds a {type(content).__name__}; expected a JSON object: {{"class name": ["sentence", ...]}}.'
             )
         return cls.match(list(content), content)
 
@@ -157,16 +156,15 @@ def _match_by_name(names: Sequence[str], descriptions: Mapping[str, Sequence[str
             raise DescriptionError(f"The class {name!r} matches several descriptions: {_few(keys)}.")
         return keys[0] if keys else None
 
-    keys = {name: key_of(name) for name in names}
-    missing = [name for name, key in keys.items() if key is None]
+    keys_in_order = [key_of(name) for name in names]
+    missing = [name for name, key in zip(names, keys_in_order, strict=True) if key is None]
     if missing:
-        taken = {key for key in keys.values() if key is not None}
-        spare = [key for key in descriptions if key not in taken]
+        spare = [key for key in descriptions if key not in keys_in_order]
         hint = f" Unused descriptions: {_few(spare)}." if spare else ""
         raise DescriptionError(
             f"No description matches {len(missing)} of {len(names)} classes ({_few(missing)}).{hint}"
         )
-    return [_checked_sentences(key, descriptions[key]) for name in names if (key := keys[name]) is not None]
+    return [_checked_sentences(key, descriptions[key]) for key in keys_in_order if key is not None]
 
 
 def _match_by_position(names: Sequence[str], descriptions: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -185,15 +183,11 @@ def _match_by_position(names: Sequence[str], descriptions: Sequence[Sequence[str
 def _checked_sentences(name: str, sentences: Sequence[str]) -> tuple[str, ...]:
     """Return the sentences without blanks at their ends, or say what is no sentence."""
     if isinstance(sentences, str) or not isinstance(sentences, Sequence):
-        raise DescriptionError(
-            f"The descriptions of {name!r} must be a list of sentences, found {sentences!r:.60}."
-        )
+        raise DescriptionError(f"The descriptions of {name!r} must be a list of sentences, found {sentences!r:.60}.")
     checked = []
     for sentence in sentences:
         if not isinstance(sentence, str) or not sentence.strip():
-            raise DescriptionError(
-                f"A description of {name!r} is {sentence!r:.60}; expected a non-empty sentence."
-            )
+            raise DescriptionError(f"A description of {name!r} is {sentence!r:.60}; expected a non-empty sentence.")
         checked.append(sentence.strip())
     return tuple(checked)
 

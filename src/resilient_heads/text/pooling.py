@@ -8,9 +8,7 @@ from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders import TextEncoder
 
 
-def embed_classes(
-    descriptions: ClassDescriptions, encoder: TextEncoder, *, normalize: bool = True
-) -> ClassEmbeddings:
+def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, normalize: bool = True) -> ClassEmbeddings:
     """Embed every sentence once and average over the sentences of each class.
 
     Args:

@@ -1,0 +1,149 @@
+"""Two campaigns on the same images: how much better is one model than the other?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resilient_heads.campaign.results import CampaignResult, Summary
+from resilient_heads.campaign.summary import exposure, image_sums, scope_rows
+from resilient_heads.errors import ResultError
+from resilient_heads.metrics.intervals import (
+    DEFAULT_LEVEL,
+    Estimate,
+    Floats,
+    bootstrap,
+    hull,
+    ratio_of_rates,
+)
+
+METRICS = ("delta_loss", "sdc", "due")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Improvement:
+    """One figure of two models.
+
+    Attributes:
+        scope: The sites; see :data:`~resilient_heads.campaign.summary.SCOPES`.
+        weighting: ``"per_layer"`` (plain mean of the layers) or ``"exposed"`` (weighted by bits).
+        metric: ``"delta_loss"``, ``"sdc"`` or ``"due"``.
+        baseline: Figure of the baseline.
+        candidate: Figure of the candidate.
+        ratio: Baseline divided by candidate: above 1 the candidate is better.
+    """
+
+    scope: str
+    weighting: str
+    metric: str
+    baseline: Estimate
+    candidate: Estimate
+    ratio: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A candidate against a baseline, under one protocol.
+
+    Attributes:
+        baseline: Summary of the baseline.
+        candidate: Summary of the candidate.
+        accuracy_gain: Candidate's accuracy minus baseline's, in shares of 1; bootstrap over images, paired.
+        top2diff_gain: Likewise for the mean Top2Diff.
+        improvements: Every figure of every scope that both campaigns cover.
+    """
+
+    baseline: Summary
+    candidate: Summary
+    accuracy_gain: Estimate
+    top2diff_gain: Estimate
+    improvements: tuple[Improvement, ...]
+
+    def improvement(self, scope: str, metric: str, *, weighting: str = "per_layer") -> Improvement:
+        """Return one of :attr:`improvements`.
+
+        Raises:
+            ResultError: There is none of that kind.
+        """
+        for found in self.improvements:
+            if (found.scope, found.metric, found.weighting) == (scope, metric, weighting):
+                return found
+        kinds = sorted({(i.scope, i.metric, i.weighting) for i in self.improvements})
+        raise ResultError(f"No improvement is known for {(scope, metric, weighting)}; expected one of {kinds}.")
+
+
+def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float = DEFAULT_LEVEL) -> Comparison:
+    """Compare two campaigns that saw the same images under the same protocol.
+
+    Ratios of delta losses have bootstrap intervals: images are resampled, the same ones for both models. Ratios of
+    rates have the wider of that and the interval that follows from the two Wilson intervals, which stays honest when
+    a model showed no event at all.
+
+    Raises:
+        ResultError: Different images or protocols.
+    """
+    if baseline.config.data_sha256 != candidate.config.data_sha256:
+        raise ResultError("The two campaigns saw different images; run both on the same data, in the same order.")
+    if baseline.config.protocol != candidate.config.protocol:
+        raise ResultError(
+            f"The two campaigns follow different protocols ({baseline.config.protocol.name} and "
+            f"{candidate.config.protocol.name}); compare campaigns of one protocol."
+        )
+    first, second = baseline.summary(level=level), candidate.summary(level=level)
+    improvements = [
+        _improvement(baseline, candidate, first, second, scope, weighting, metric)
+        for scope in first.scopes
+        if scope in second.scopes
+        for weighting in ("per_layer", "exposed")
+        for metric in METRICS
+    ]
+    if not improvements:
+        raise ResultError("The two campaigns share no scope; strike the classifier, or all layers, in both.")
+    return Comparison(
+        baseline=first,
+        candidate=second,
+        accuracy_gain=_gain(baseline.golden.correct, candidate.golden.correct, level),
+        top2diff_gain=_gain(baseline.golden.top2diff, candidate.golden.top2diff, level),
+        improvements=tuple(improvements),
+    )
+
+
+def _improvement(
+    baseline: CampaignResult,
+    candidate: CampaignResult,
+    first: Summary,
+    second: Summary,
+    scope: str,
+    weighting: str,
+    metric: str,
+) -> Improvement:
+    """Compare one figure."""
+    before, after = (getattr(summary.scopes[scope], weighting)[metric] for summary in (first, second))
+    numerator, denominator = (_resampled_mean(result, scope, weighting, metric) for result in (baseline, candidate))
+
+    def statistic(counts: Floats) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            quotient: Floats = numerator(counts) / denominator(counts)
+        return quotient
+
+    ratio = bootstrap(statistic, len(baseline.golden.labels), level=first.level)
+    if metric != "delta_loss":
+        ratio = hull(ratio_of_rates(before, after), ratio)
+    return Improvement(scope=scope, weighting=weighting, metric=metric, baseline=before, candidate=after, ratio=ratio)
+
+
+def _resampled_mean(result: CampaignResult, scope: str, weighting: str, metric: str) -> Callable[[Floats], Floats]:
+    """Return the weighted mean of a figure over a scope as a function of how often each image counts."""
+    rows = scope_rows(result.sites, scope)
+    sites, trials = [result.sites[row] for row in rows], result.trials.rows(rows)
+    values = trials.delta_loss if metric == "delta_loss" else trials.hits(metric).astype(np.float64)
+    sums = image_sums(values, trials.image, len(result.golden.labels))
+    weights = exposure(sites) if weighting == "exposed" else np.full(len(sites), 1 / len(sites))
+    return lambda counts: sums.mean(counts, weights)
+
+
+def _gain(baseline: NDArray[np.generic], candidate: NDArray[np.generic], level: float) -> Estimate:
+    """Return the mean paired difference over images."""
+    difference = candidate.astype(np.float64) - baseline.astype(np.float64)
+    return bootstrap(lambda counts: counts @ difference / counts.sum(axis=1), len(difference), level=level)

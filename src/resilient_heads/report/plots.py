@@ -1,0 +1,95 @@
+"""Plots. Every function draws into the axes that it is given, or into new ones, and returns them."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resilient_heads.campaign.results import CampaignResult
+from resilient_heads.campaign.trials import RATES
+from resilient_heads.errors import ResultError
+from resilient_heads.extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = ("#4c6a92", "#d1603d", "#5b8c5a", "#8d6a9f")
+_LABELS = {
+    "delta_loss": "mean delta loss per fault (nats)",
+    "sdc": "SDC rate per fault",
+    "due": "DUE rate per fault",
+    "masked": "masked rate per fault",
+    "tolerable": "tolerable rate per fault",
+}
+
+
+def plot_layers(
+    results: Mapping[str, CampaignResult],
+    *,
+    metric: str = "sdc",
+    level: float = 0.99,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw one figure of every struck site, a mark with its interval, models side by side.
+
+    Args:
+        results: Name of the model to its campaign; sites of equal names share a place.
+        metric: ``"delta_loss"`` or a rate, such as ``"sdc"``.
+        level: Confidence level of the bars.
+        ax: Where to draw.
+
+    Raises:
+        ResultError: No result, or an unknown metric.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if metric != "delta_loss" and metric not in RATES:
+        raise ResultError(f"No metric is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
+    if not results:
+        raise ResultError("No campaign was given; pass a mapping from a model's name to its result.")
+    axes: Axes = _axes(ax)
+    places = _places(results)
+    for number, (name, result) in enumerate(results.items()):
+        layers = result.by_layer(level=level)
+        estimates = [layer.figures[metric] for layer in layers]
+        shift = (number - (len(results) - 1) / 2) * 0.3
+        x = np.array([places[layer.name] for layer in layers]) + shift
+        value = np.array([estimate.value for estimate in estimates])
+        low = value - np.array([estimate.low for estimate in estimates])
+        high = np.array([estimate.high for estimate in estimates]) - value
+        drawn = np.isfinite(value) & np.isfinite(low) & np.isfinite(high)
+        axes.errorbar(
+            x[drawn],
+            value[drawn],
+            yerr=np.clip([low[drawn], high[drawn]], 0, None),
+            fmt="o",
+            markersize=4,
+            elinewidth=1,
+            color=_COLOURS[number % len(_COLOURS)],
+            label=name if drawn.all() else f"{name} ({int((~drawn).sum())} sites not finite)",
+        )
+    if metric == "delta_loss":
+        axes.set_yscale("symlog", linthresh=1e-4)
+    axes.set_xticks(range(len(places)), list(places), rotation=90, fontsize=7)
+    axes.set_ylabel(_LABELS.get(metric, f"{metric} rate per fault"))
+    axes.set_title(", ".join(dict.fromkeys(result.config.protocol.name for result in results.values())))
+    axes.margins(x=0.01)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return axes
+
+
+def _places(results: Mapping[str, CampaignResult]) -> dict[str, int]:
+    """Give each site a place, in the order of execution of the model that has most; further sites follow."""
+    longest_first = sorted(results.values(), key=lambda result: -len(result.sites))
+    names = dict.fromkeys(struck.site.name for result in longest_first for struck in result.sites)
+    return {name: place for place, name in enumerate(names)}
+
+
+def _axes(ax: "Axes | None") -> Any:
+    """Return the given axes or new ones."""
+    if ax is not None:
+        return ax
+    pyplot = require("matplotlib.pyplot", extra="report", purpose="plots")
+    return pyplot.subplots(figsize=(9, 4), layout="constrained")[1]
