@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import resilient_heads as rh
+from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.summary import image_sums
+from resilient_heads.campaign.trials import RATES
+from resilient_heads.errors import ResultError
+from resilient_heads.metrics.intervals import wilson
+
+Data = tuple[Tensor, Tensor]
+
+
+@pytest.fixture
+def result(small_net: nn.Module, labelled: Data) -> rh.CampaignResult:
+    return rh.run_campaign(
+        small_net, labelled, calibration=labelled, injections_per_layer=300, progress=False, seed=3
+    )
+
+
+def test_save_and_load_give_the_same_result(result: rh.CampaignResult, tmp_path: Path) -> None:
+    loaded = rh.CampaignResult.load(result.save(tmp_path / "deep" / "r.safetensors"))
+    assert loaded.config == result.config
+    assert loaded.sites == result.sites
+    assert loaded.skipped == result.skipped
+    for name, column in result.trials.columns.items():
+        assert loaded.trials.columns[name].tobytes() == column.tobytes()
+    assert loaded.summary() == result.summary()
+    assert result.save(tmp_path / "again").read_bytes() == (tmp_path / "deep" / "r.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_damaged_files_are_refused(result: rh.CampaignResult, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "r.safetensors")
+    whole = path.read_bytes()
+    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ResultError, match="truncated"):
+            rh.CampaignResult.load(path)
+    path.write_bytes(whole.replace(b"resilient_heads.campaign/1", b"resilient_heads.campaign/9"))
+    with pytest.raises(ResultError, match="format"):
+        rh.CampaignResult.load(path)
+    foreign = rh.load_embeddings("digits").save(tmp_path / "e.safetensors")
+    with pytest.raises(ResultError, match=r"format|not a campaign"):
+        rh.CampaignResult.load(foreign)
+    with pytest.raises(FileNotFoundError):
+        rh.CampaignResult.load(tmp_path / "absent")
+
+
+def test_a_trial_without_outcome_is_no_result(result: rh.CampaignResult, tmp_path: Path) -> None:
+    result.trials.outcome[1, 5] = 255
+    path = result.save(tmp_path / "r.safetensors")
+    with pytest.raises(ResultError, match="incomplete"):
+        rh.CampaignResult.load(path)
+
+
+def test_layers_by_hand(result: rh.CampaignResult) -> None:
+    layers = result.by_layer(level=0.95)
+    assert [layer.name for layer in layers] == ["conv1", "conv2", "fc"]
+    for row, layer in enumerate(layers):
+        outcomes = result.trials.outcome[row]
+        for outcome in Outcome:
+            share = float((outcomes == outcome).mean())
+            estimate = layer.figures[outcome.name.lower()]
+            assert estimate.value == pytest.approx(share)
+            assert estimate.low <= share <= estimate.high
+        sdc = float((outcomes == Outcome.SDC).mean())
+        assert layer.figures.sdc.low == pytest.approx(wilson(sdc, 300, level=0.95).low, abs=1e-3)
+        assert layer.figures.delta_loss.value == pytest.approx(result.trials.delta_loss[row].mean())
+
+
+def test_scopes_by_hand(result: rh.CampaignResult) -> None:
+    bits = np.array([216, 216, 5]) * 32
+    sdc = (result.trials.outcome == Outcome.SDC).mean(axis=1)
+    network = result.scope("network")
+    assert network.per_layer.sdc.value == pytest.approx(sdc.mean())
+    assert network.exposed.sdc.value == pytest.approx((sdc * bits).sum() / bits.sum())
+    assert network.harmful_bits().value == pytest.approx((sdc * bits).sum())
+    assert network.fit(raw_fit_per_megabit=600).value == pytest.approx((sdc * bits).sum() / 2**20 * 600)
+    losses = result.trials.delta_loss.mean(axis=1)
+    assert network.exposed.delta_loss.value == pytest.approx((losses * bits).sum() / bits.sum())
+    assert result.scope("last").per_layer.sdc.value == pytest.approx(sdc[2])
+
+
+def test_bits_share_out_all_trials(result: rh.CampaignResult) -> None:
+    bits = result.by_bit()
+    assert [found.bit for found in bits] == list(range(32))
+    assert sum(found.trials for found in bits) == result.trials.outcome.size
+    assert [found.role for found in bits] == ["mantissa"] * 23 + ["exponent"] * 8 + ["sign"]
+    top = bits[30]
+    struck = result.trials.bit == 30
+    assert top.rates["sdc"].value == pytest.approx((result.trials.outcome[struck] == Outcome.SDC).mean())
+    assert sum(found.trials for found in result.by_bit(["fc"])) == 300
+
+
+def test_unknown_names_are_refused(result: rh.CampaignResult) -> None:
+    with pytest.raises(ResultError, match="struck site is named"):
+        result.by_bit(["fc9"])
+    with pytest.raises(ResultError, match="No scope is named"):
+        result.scope("head")
+    with pytest.raises(KeyError):
+        result.by_layer()[0].figures["trials"]
+
+
+def test_rates_that_overlap_are_counted_by_their_definition(result: rh.CampaignResult) -> None:
+    trials = result.trials
+    assert set(RATES) == {"masked", "tolerable", "sdc", "due", "sdc_5", "sdc_10", "sdc_20"}
+    assert not trials.hits("sdc_5").any()  # five classes: nothing can fall out of the top five
+    assert (trials.hits("sdc_20") <= trials.hits("sdc_10")).all()
+    np.testing.assert_array_equal(
+        trials.hits("sdc_10"), (np.abs(trials.confidence_change) > 0.1) & (trials.outcome != Outcome.DUE)
+    )
+
+
+def test_infinite_and_nan_losses_in_a_mean() -> None:
+    values = np.array([[1.0, np.inf, np.nan, 3.0]])
+    sums = image_sums(values, np.array([[0, 1, 2, 3]]), 4)
+    weights = np.ones(1)
+    counts = np.array([[1, 1, 1, 1], [1, 0, 5, 1], [0, 0, 1, 0], [2, 0, 0, 1]], dtype=float)
+    np.testing.assert_allclose(sums.mean(counts, weights), [np.inf, 2.0, np.nan, 5 / 3])
+
+
+def test_nan_losses_are_reported(small_net: nn.Module, labelled: Data) -> None:
+    raw = rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=400, progress=False)
+    for row, layer in enumerate(raw.by_layer()):
+        nan = np.isnan(raw.trials.delta_loss[row])
+        assert layer.figures.nan_losses == nan.sum()
+        assert (raw.trials.outcome[row][nan] == Outcome.DUE).all()
+
+
+def test_compare_a_model_with_itself(result: rh.CampaignResult) -> None:
+    comparison = rh.compare(result, result)
+    for improvement in comparison.improvements:
+        if improvement.baseline.value > 0:
+            assert improvement.ratio.value == 1
+            assert 1 in improvement.ratio
+        else:
+            assert np.isnan(improvement.ratio.value)
+            assert improvement.ratio.high == np.inf
+    assert comparison.accuracy_gain.value == 0
+    found = comparison.improvement("network", "delta_loss")
+    assert (found.ratio.low, found.ratio.high) == (1, 1)
+    with pytest.raises(ResultError, match="expected one of"):
+        comparison.improvement("network", "masked")
+
+
+def test_compare_sees_a_difference(small_net: nn.Module, labelled: Data) -> None:
+    def run() -> rh.CampaignResult:
+        return rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=500, progress=False)
+
+    fragile = run()
+    with torch.no_grad():
+        small_net.fc.weight.zero_()
+        small_net.fc.bias.copy_(torch.tensor([9.0, 0, 0, 0, 0]))
+    labelled[1].zero_()
+    sturdy = run()
+    with pytest.raises(ResultError, match="different images"):
+        rh.compare(fragile, sturdy)
+    object.__setattr__(sturdy.config, "data_sha256", fragile.config.data_sha256)
+    improvement = rh.compare(fragile, sturdy).improvement("network", "sdc")
+    assert improvement.ratio.low > 1
+
+
+def test_compare_refuses_different_protocols(
+    result: rh.CampaignResult, small_net: nn.Module, labelled: Data
+) -> None:
+    raw = rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=50, progress=False)
+    with pytest.raises(ResultError, match="different protocols"):
+        rh.compare(result, raw)

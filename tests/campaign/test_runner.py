@@ -1,0 +1,250 @@
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import resilient_heads as rh
+from resilient_heads.campaign.golden import profile_ranges
+from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.runner import fingerprint
+from resilient_heads.errors import DataError, FaultError, InjectionError
+from resilient_heads.injection import injector
+from resilient_heads.injection.sites import find_sites
+
+Data = tuple[Tensor, Tensor]
+
+
+def campaign(model: nn.Module, data: object, **options: object) -> rh.CampaignResult:
+    settings: dict = {"protocol": "raw", "injections_per_layer": 60, "progress": False, **options}
+    return rh.run_campaign(model, data, **settings)
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def test_leaves_the_model_as_it_was(small_net: nn.Module, labelled: Data) -> None:
+    small_net.bn.eval()
+    before = fingerprint(small_net)
+    modes = [module.training for module in small_net.modules()]
+    golden = small_net.eval()(labelled[0])
+    small_net.train()
+    small_net.bn.eval()
+    campaign(small_net, labelled)
+    assert fingerprint(small_net) == before
+    assert [module.training for module in small_net.modules()] == modes
+    assert hooks(small_net) == 0
+    assert torch.equal(small_net.eval()(labelled[0]), golden)
+
+
+def test_leaves_the_model_as_it_was_when_the_loader_raises(small_net: nn.Module, labelled: Data) -> None:
+    def loader() -> Iterator[Data]:
+        yield labelled
+        raise OSError("disk")
+
+    before = fingerprint(small_net)
+    with pytest.raises(OSError, match="disk"):
+        campaign(small_net, labelled, protocol="goldeneye", calibration=loader())
+    assert fingerprint(small_net) == before
+    assert small_net.training
+    assert small_net.dropout.training
+    assert hooks(small_net) == 0
+
+
+def test_every_site_in_order_with_every_trial_decided(small_net: nn.Module, labelled: Data) -> None:
+    result = campaign(small_net, labelled)
+    assert [struck.site.name for struck in result.sites] == ["conv1", "conv2", "fc"]
+    assert [struck.is_last for struck in result.sites] == [False, False, True]
+    assert result.trials.shape == (3, 60)
+    assert set(np.unique(result.trials.outcome)) <= set(Outcome)
+    assert result.skipped == {}
+
+
+def test_a_trial_depends_on_seed_layer_and_number_alone(small_net: nn.Module, labelled: Data) -> None:
+    whole = campaign(small_net, labelled)
+    other_batches = campaign(small_net, labelled, batch_size=7)
+    fewer_layers = campaign(small_net, labelled, layers=["fc"])
+    fewer_trials = campaign(small_net, labelled, injections_per_layer=25)
+    other_seed = campaign(small_net, labelled, seed=1)
+    for name, column in whole.trials.columns.items():
+        if name in ("image", "neuron", "bit"):
+            np.testing.assert_array_equal(other_batches.trials.columns[name], column)
+            np.testing.assert_array_equal(fewer_trials.trials.columns[name], column[:, :25])
+            np.testing.assert_array_equal(fewer_layers.trials.columns[name], column[2:])
+            assert (other_seed.trials.columns[name] != column).mean() > 0.5
+    sdc = whole.trials.outcome == Outcome.SDC
+    np.testing.assert_array_equal(other_batches.trials.outcome == Outcome.SDC, sdc)
+    assert sdc.any()
+
+
+def test_equal_runs_are_equal_to_the_last_bit(small_net: nn.Module, labelled: Data) -> None:
+    first, second = campaign(small_net, labelled), campaign(small_net, labelled)
+    for name, column in first.trials.columns.items():
+        assert column.tobytes() == second.trials.columns[name].tobytes(), name
+    assert first.config == second.config
+
+
+def test_loader_batches_and_tensors_are_the_same_data(small_net: nn.Module, labelled: Data) -> None:
+    loader = DataLoader(TensorDataset(*labelled), batch_size=5)
+    assert campaign(small_net, loader).config.data_sha256 == campaign(small_net, labelled).config.data_sha256
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_formats(small_net: nn.Module, labelled: Data, dtype: torch.dtype) -> None:
+    small_net.to(dtype)
+    images = labelled[0].to(dtype)
+    labels = small_net.eval()(images).argmax(dim=1)
+    result = campaign(small_net, (images, labels))
+    width = torch.finfo(dtype).bits
+    assert {struck.site.bits for struck in result.sites} == {width}
+    assert int(result.trials.bit.max()) == width - 1
+
+
+def test_channels_last_masks_as_much(small_net: nn.Module, labelled: Data) -> None:
+    plain = campaign(small_net, labelled, injections_per_layer=300)
+    formatted = campaign(
+        small_net.to(memory_format=torch.channels_last),
+        (labelled[0].to(memory_format=torch.channels_last), labelled[1]),
+        injections_per_layer=300,
+    )
+    masked = [(r.trials.outcome == Outcome.MASKED).mean() for r in (plain, formatted)]
+    assert masked[0] > 0.05
+    assert masked[1] == pytest.approx(masked[0], abs=0.03)
+
+
+def test_non_finite_trials_are_counted_not_dropped(small_net: nn.Module, labelled: Data) -> None:
+    result = campaign(small_net, labelled, injections_per_layer=400)
+    figures = [layer.figures for layer in result.by_layer()]
+    due = sum(round(own.due.value * 400) for own in figures)
+    assert due > 0
+    assert due == (result.trials.outcome == Outcome.DUE).sum()
+    for own in figures:
+        assert own.trials == 400
+        total = own.masked.value + own.tolerable.value + own.sdc.value + own.due.value
+        assert total == pytest.approx(1)
+
+
+def test_head_tensors_are_sites(labelled: Data, small_net: nn.Module) -> None:
+    rh.wrap_model(small_net, embeddings=rh.ClassEmbeddings(torch.randn(5, 16), tuple("abcde")))
+    small_net.eval()
+    labels = small_net(labelled[0]).argmax(dim=1)
+    result = campaign(small_net, (labelled[0], labels))
+    sites = {struck.site.name: struck for struck in result.sites}
+    assert list(sites) == ["conv1", "conv2", "fc.latent", "fc.unit", "fc.projection", "fc"]
+    assert [name for name, struck in sites.items() if struck.is_last] == list(sites)[2:]
+    assert result.scope("last").layers == ("fc.latent", "fc.projection")
+    assert result.scope("last_all").layers == ("fc.latent", "fc.unit", "fc.projection", "fc")
+    assert result.scope("network").bits == (6 * 36 + 6 * 36 + 16 + 5) * 32
+
+
+def test_a_fault_in_the_cosine_is_scaled_one_in_the_logits_is_not(
+    labelled: Data, small_net: nn.Module
+) -> None:
+    rh.wrap_model(small_net, embeddings=rh.ClassEmbeddings(torch.randn(5, 16), tuple("abcde")))
+    small_net.eval()
+    images = labelled[0][:1]
+    golden = small_net(images)
+    deltas = []
+    for layer in ("fc.projection", "fc"):
+        with rh.inject(small_net, rh.BitFlip(layer=layer, neuron=(2,), bit=31)):
+            deltas.append(float((small_net(images) - golden)[0, 2].detach()))
+    assert deltas[0] == pytest.approx(deltas[1], rel=1e-4)
+    assert deltas[0] == pytest.approx(-2 * float(golden[0, 2].detach()), rel=1e-4)
+
+
+def test_planted_injector_that_does_nothing_is_caught(
+    small_net: nn.Module, labelled: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(injector, "flip_bits", lambda x, bits: x.clone())
+    with pytest.raises(InjectionError, match="changed 0 elements where"):
+        campaign(small_net, labelled)
+    assert hooks(small_net) == 0
+
+
+def test_ranges_are_the_largest_absolute_outputs(small_net: nn.Module, images: Tensor) -> None:
+    small_net.eval()
+    seen: dict[str, float] = {}
+
+    def record(name: str) -> None:
+        small_net.get_submodule(name).register_forward_hook(
+            lambda _m, _i, out: seen.__setitem__(name, max(seen.get(name, 0.0), float(out.abs().max())))
+        )
+
+    sites = find_sites(small_net, images[:3]).reached
+    for site in sites:
+        record(site.name)
+    with torch.inference_mode():
+        for batch in images.split(5):
+            small_net(batch)
+    ranges = profile_ranges(small_net, [(batch, None) for batch in images.split(5)], sites)
+    assert ranges == pytest.approx(seen)
+
+
+class Random(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.rand(1)
+
+
+class Stateful(nn.Linear):
+    runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return super().forward(x) * (1 if self.runs < 8 else 2)
+
+
+@pytest.mark.parametrize(("kind", "message"), [(Random, "different logits"), (Stateful, "changed the model")])
+def test_a_model_that_does_not_repeat_itself_is_refused(kind: type[nn.Linear], message: str) -> None:
+    model = nn.Sequential(nn.Flatten(), kind(4, 3))
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
+    with pytest.raises(InjectionError, match=message):
+        campaign(model, (torch.randn(6, 4), torch.zeros(6, dtype=torch.long)), batch_size=20)
+
+
+def test_bad_data_is_refused(small_net: nn.Module, labelled: Data) -> None:
+    images, labels = labelled
+    cases: list[tuple[object, str]] = [
+        ([], "data is empty"),
+        ((images[:0], labels[:0]), "data is empty"),
+        ([(images, labels.float())], "integer labels"),
+        ([images], "batches of"),
+        (images, "must be an iterable"),
+        (7, "must be an iterable"),
+        ([(images, labels[:3])], "24 images and 3 labels"),
+        ([(images, labels), (images[:, :, :3], labels)], "differ in shape"),
+        ((images, labels + 3), "labels from 0 to 4"),
+        ((images, labels - 1), "labels from 0 to 4"),
+    ]
+    for data, message in cases:
+        with pytest.raises(DataError, match=message):
+            campaign(small_net, data)
+
+
+def test_bad_options_are_refused(small_net: nn.Module, labelled: Data) -> None:
+    with pytest.raises(DataError, match="calibration=train_loader"):
+        campaign(small_net, labelled, protocol="goldeneye")
+    with pytest.raises(DataError, match="calibration is empty"):
+        campaign(small_net, labelled, protocol="goldeneye", calibration=[])
+    with pytest.raises(DataError, match="No protocol is named 'golden'"):
+        campaign(small_net, labelled, protocol="golden")
+    with pytest.raises(FaultError, match="model's sites are: conv1, conv2, fc"):
+        campaign(small_net, labelled, layers=["fc1"])
+    with pytest.raises(DataError, match="non-empty sequence"):
+        campaign(small_net, labelled, layers=[])
+    with pytest.raises(DataError, match="injections_per_layer must be a positive"):
+        campaign(small_net, labelled, injections_per_layer=0)
+    with pytest.raises(FaultError, match="seed"):
+        campaign(small_net, labelled, seed=-1)
+
+
+def test_nothing_to_strike_is_refused(small_net: nn.Module, labelled: Data) -> None:
+    images = labelled[0]
+    wrong = (small_net.eval()(images).argmax(dim=1) + 1) % 5
+    with pytest.raises(InjectionError, match="none of the 24 images correctly"):
+        campaign(small_net, (images, wrong))
+    with pytest.raises(DataError, match="logits of shape"):
+        campaign(nn.Conv2d(3, 5, 1), labelled)

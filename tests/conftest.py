@@ -1,0 +1,52 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Give every test the same random numbers, whichever tests ran before it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+class SmallNet(nn.Module):
+    """Two convolutions with a residual sum, batch normalisation and dropout, and a classifier."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.dropout = nn.Dropout(0.5)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.bn(self.conv1(x)))
+        x = torch.relu_(x + self.conv2(x))
+        return self.fc(self.dropout(x.mean(dim=(2, 3))) * 5)
+
+
+@pytest.fixture
+def small_net() -> SmallNet:
+    return SmallNet().train()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(24, 3, 6, 6)
+
+
+@pytest.fixture
+def labelled(small_net: SmallNet, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Images that the small net classifies correctly, but for every sixth."""
+    small_net.eval()
+    with torch.inference_mode():
+        labels = small_net(images).argmax(dim=1)
+    small_net.train()
+    labels = labels.clone()
+    labels[::6] = (labels[::6] + 1) % 5
+    return images, labels
