@@ -118,6 +118,8 @@ def run_demo(options: DemoOptions) -> str:
         MissingExtraError: The extra ``demo`` is not installed.
     """
     _check_device(options.device)
+    if options.output.exists() and not options.output.is_dir():
+        raise DataError(f"{options.output} is not a folder; pass --output a folder, which is made if need be.")
     train_set, test_set = digits(options.seed)
     models = dict(zip(NAMES, build(options.seed), strict=True))
     for name, model in models.items():

@@ -43,9 +43,7 @@ def data(net: nn.Sequential) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("position", [0, 3, 5])
 @pytest.mark.parametrize("clamped", [True, False])
-def test_equals_a_plain_loop(
-    net: nn.Sequential, data: tuple[Tensor, Tensor], position: int, clamped: bool
-) -> None:
+def test_equals_a_plain_loop(net: nn.Sequential, data: tuple[Tensor, Tensor], position: int, clamped: bool) -> None:
     images, labels = data
     training = torch.randn(40, 1, 6, 6)
     layer = str(position)

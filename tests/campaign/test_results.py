@@ -17,9 +17,7 @@ Data = tuple[Tensor, Tensor]
 
 @pytest.fixture
 def result(small_net: nn.Module, labelled: Data) -> rh.CampaignResult:
-    return rh.run_campaign(
-        small_net, labelled, calibration=labelled, injections_per_layer=300, progress=False, seed=3
-    )
+    return rh.run_campaign(small_net, labelled, calibration=labelled, injections_per_layer=300, progress=False, seed=3)
 
 
 def test_save_and_load_give_the_same_result(result: rh.CampaignResult, tmp_path: Path) -> None:
@@ -97,6 +95,14 @@ def test_bits_share_out_all_trials(result: rh.CampaignResult) -> None:
     assert sum(found.trials for found in result.by_bit(["fc"])) == 300
 
 
+def test_a_bit_that_was_never_drawn_has_no_rate(small_net: nn.Module, labelled: Data) -> None:
+    few = rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=2, layers=["fc"], progress=False)
+    undrawn = [found for found in few.by_bit() if not found.trials]
+    assert len(undrawn) >= 30
+    assert np.isnan(undrawn[0].rates["sdc"].value)
+    assert (undrawn[0].rates["sdc"].low, undrawn[0].rates["sdc"].high) == (0, 1)
+
+
 def test_unknown_names_are_refused(result: rh.CampaignResult) -> None:
     with pytest.raises(ResultError, match="struck site is named"):
         result.by_bit(["fc9"])
@@ -165,9 +171,7 @@ def test_compare_sees_a_difference(small_net: nn.Module, labelled: Data) -> None
     assert improvement.ratio.low > 1
 
 
-def test_compare_refuses_different_protocols(
-    result: rh.CampaignResult, small_net: nn.Module, labelled: Data
-) -> None:
+def test_compare_refuses_different_protocols(result: rh.CampaignResult, small_net: nn.Module, labelled: Data) -> None:
     raw = rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=50, progress=False)
     with pytest.raises(ResultError, match="different protocols"):
         rh.compare(result, raw)

@@ -140,9 +140,7 @@ def test_head_tensors_are_sites(labelled: Data, small_net: nn.Module) -> None:
     assert result.scope("network").bits == (6 * 36 + 6 * 36 + 16 + 5) * 32
 
 
-def test_a_fault_in_the_cosine_is_scaled_one_in_the_logits_is_not(
-    labelled: Data, small_net: nn.Module
-) -> None:
+def test_a_fault_in_the_cosine_is_scaled_one_in_the_logits_is_not(labelled: Data, small_net: nn.Module) -> None:
     rh.wrap_model(small_net, embeddings=rh.ClassEmbeddings(torch.randn(5, 16), tuple("abcde")))
     small_net.eval()
     images = labelled[0][:1]

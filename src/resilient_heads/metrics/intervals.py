@@ -86,6 +86,8 @@ def weighted_rate(hits: NDArray[np.bool_], weights: Floats, *, level: float = DE
     from the variance.
     """
     trials = hits.shape[1]
+    if not trials:
+        return wilson(math.nan, 0, level=level)
     per_trial: Floats = weights @ hits
     rate = float(per_trial.mean())
     effective = trials / float(np.square(weights).sum())
