@@ -12,7 +12,6 @@ from torch import Tensor, nn
 import resilient_heads as rh
 from resilient_heads.demo import digits, train
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.report.tables import layer_table
 
 
 def backbone() -> nn.Sequential:
@@ -59,7 +58,7 @@ def main() -> None:
                 calibration=train_set.tensors[0],
                 batch_size=256,
             )
-            print(f"{protocol}:\n\n{layer_table(result)}")
+            print(f"{protocol}:\n\n{rh.layer_table(result)}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from resilient_heads.injection.faults import WeightBitFlip as WeightBitFlip
     from resilient_heads.injection.injector import inject as inject
     from resilient_heads.injection.sites import find_sites as find_sites
+    from resilient_heads.report.plots import plot_layers as plot_layers
+    from resilient_heads.report.tables import comparison_table as comparison_table
+    from resilient_heads.report.tables import layer_table as layer_table
     from resilient_heads.text.bundled import load_descriptions as load_descriptions
     from resilient_heads.text.bundled import load_embeddings as load_embeddings
     from resilient_heads.text.descriptions import ClassDescriptions as ClassDescriptions
@@ -47,13 +50,16 @@ _HOME = {
     "TextGuidedHead": "heads.text_guided",
     "WeightBitFlip": "injection.faults",
     "compare": "campaign.compare",
+    "comparison_table": "report.tables",
     "embed_classes": "text.pooling",
     "find_sites": "injection.sites",
     "fuse": "heads.wrap",
     "inject": "injection.injector",
     "is_wrapped": "heads.wrap",
+    "layer_table": "report.tables",
     "load_descriptions": "text.bundled",
     "load_embeddings": "text.bundled",
+    "plot_layers": "report.plots",
     "run_campaign": "campaign.runner",
     "unwrap_model": "heads.wrap",
     "wrap_model": "heads.wrap",
@@ -72,13 +78,16 @@ __all__ = [
     "TextGuidedHead",
     "WeightBitFlip",
     "compare",
+    "comparison_table",
     "embed_classes",
     "find_sites",
     "fuse",
     "inject",
     "is_wrapped",
+    "layer_table",
     "load_descriptions",
     "load_embeddings",
+    "plot_layers",
     "run_campaign",
     "unwrap_model",
     "wrap_model",

@@ -22,8 +22,7 @@ from resilient_heads.errors import DataError
 from resilient_heads.extras import require
 from resilient_heads.files import write_atomic
 from resilient_heads.heads.cost import count_flops, count_parameters
-from resilient_heads.report.plots import plot_layers
-from resilient_heads.report.tables import comparison_table, layer_table, notes
+from resilient_heads.report.tables import notes
 
 EPOCHS = 5
 BATCH = 64
@@ -134,7 +133,7 @@ def run_demo(options: DemoOptions) -> str:
         results[protocol] = both
 
     one_image = test_set.tensors[0][:1].to(options.device)
-    table = comparison_table(
+    table = rh.comparison_table(
         comparisons,
         names=NAMES,
         parameters=_pair(models, count_parameters),
@@ -164,7 +163,7 @@ def _page(options: DemoOptions, table: str, results: dict[str, dict[str, Campaig
     ]
     for protocol, both in results.items():
         for name, result in both.items():
-            parts += [f"## {protocol}: {name}\n", layer_table(result)]
+            parts += [f"## {protocol}: {name}\n", rh.layer_table(result)]
     return "\n".join(parts)
 
 
@@ -176,7 +175,7 @@ def _picture(results: dict[str, dict[str, CampaignResult]]) -> bytes:
     for column, both in enumerate(results.values()):
         clamped = both[NAMES[0]].config.protocol.range_detector is not None
         for row, metric in enumerate(("delta_loss", "sdc") if clamped else ("sdc", "due")):
-            plot_layers(both, metric=metric, ax=grid[row, column])
+            rh.plot_layers(both, metric=metric, ax=grid[row, column])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -35,6 +35,9 @@ class Estimate:
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high
 
+    def __str__(self) -> str:
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
 
 def normal_quantile(level: float) -> float:
     """Return the two-sided standard normal quantile, 2.576 for 0.99.
