@@ -53,14 +53,13 @@ def plot_layers(
         estimates = [layer.figures[metric] for layer in layers]
         shift = (number - (len(results) - 1) / 2) * 0.3
         x = np.array([places[layer.name] for layer in layers]) + shift
-        value = np.array([estimate.value for estimate in estimates])
-        low = value - np.array([estimate.low for estimate in estimates])
-        high = np.array([estimate.high for estimate in estimates]) - value
-        drawn = np.isfinite(value) & np.isfinite(low) & np.isfinite(high)
+        ends = np.array([[estimate.low, estimate.value, estimate.high] for estimate in estimates])
+        drawn = np.isfinite(ends).all(axis=1)
+        low, value, high = ends[drawn].T
         axes.errorbar(
             x[drawn],
-            value[drawn],
-            yerr=np.clip([low[drawn], high[drawn]], 0, None),
+            value,
+            yerr=np.clip([value - low, high - value], 0, None),
             fmt="o",
             markersize=4,
             elinewidth=1,
