@@ -11,14 +11,15 @@ import pytest
 import resilient_heads as rh
 
 SOURCE = Path(rh.__file__).parent
-GROUND = {"errors", "files", "extras"}
+GROUND = {"errors", "files", "extras", "evaluation"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "extras": {"errors"},
+    "evaluation": set(),
     "assets": set(),
     "text": GROUND | {"text"},
-    "injection": {"errors", "injection"},
+    "injection": {"errors", "evaluation", "injection"},
     "metrics": {"errors", "metrics"},
     "heads": GROUND | {"text", "heads"},
     "campaign": GROUND | {"injection", "metrics", "campaign"},

@@ -62,9 +62,10 @@ def test_the_split_is_stratified_and_disjoint() -> None:
     assert min(torch.bincount(test.tensors[1])) >= 43
 
 
-def test_an_unusable_device_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'nowhere' cannot be used"):
-        run_demo(DemoOptions(output=tmp_path, device="nowhere"))
+@pytest.mark.parametrize("device", ["nowhere", "meta"])
+def test_an_unusable_device_is_refused(tmp_path: Path, device: str) -> None:
+    with pytest.raises(DataError, match=f"'{device}' cannot be used"):
+        run_demo(DemoOptions(output=tmp_path, device=device))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,11 +77,11 @@ def test_a_missing_extra_names_its_install_line(monkeypatch: pytest.MonkeyPatch)
 
 def test_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["demo", "--injections", "0", "--output", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == "resilient-heads: --injections must be at least 1, and --seed at least 0.\n"
+    assert capsys.readouterr().err.startswith("resilient-heads: --injections must be at least 1, and --seed")
     occupied = tmp_path / "file"
     occupied.write_text("")
     assert cli.main(["demo", "--output", str(occupied)]) == 1
-    assert "is not a folder" in capsys.readouterr().err
+    assert "cannot be made a folder" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo", "--protocol", "golden"])
     assert stop.value.code == 2

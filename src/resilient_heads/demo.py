@@ -10,9 +10,10 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
@@ -77,7 +78,7 @@ def train(model: nn.Module, data: TensorDataset, *, seed: int, epochs: int, devi
     generator = torch.Generator().manual_seed(seed)
     loader = DataLoader(data, batch_size=BATCH, shuffle=True, generator=generator, drop_last=True)
     model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=1e-2), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=epochs * len(loader))
     with tqdm(total=epochs * len(loader), unit="step", desc=f"training {label}", leave=False) as bar:
         for _ in range(epochs):
@@ -89,6 +90,15 @@ def train(model: nn.Module, data: TensorDataset, *, seed: int, epochs: int, devi
                 schedule.step()
                 bar.update()
     model.eval()
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Return optimizer groups: matrices and kernels decay; biases, normalisation and a head's scale do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def strike(
@@ -117,8 +127,10 @@ def run_demo(options: DemoOptions) -> str:
         MissingExtraError: The extra ``demo`` is not installed.
     """
     _check_device(options.device)
-    if options.output.exists() and not options.output.is_dir():
-        raise DataError(f"{options.output} is not a folder; pass --output a folder, which is made if need be.")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{options.output} cannot be made a folder ({error}); pass another --output.") from error
     train_set, test_set = digits(options.seed)
     models = dict(zip(NAMES, build(options.seed), strict=True))
     for name, model in models.items():
@@ -184,7 +196,6 @@ def _picture(results: dict[str, dict[str, CampaignResult]]) -> bytes:
 def _check_device(device: str) -> None:
     """Raise DataError unless a tensor can be put on the device."""
     try:
-        probe: Tensor = torch.zeros(1, device=device)
-        del probe
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise DataError(f"The device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

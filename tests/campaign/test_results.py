@@ -67,7 +67,8 @@ def test_layers_by_hand(result: rh.CampaignResult) -> None:
             assert estimate.value == pytest.approx(share)
             assert estimate.low <= share <= estimate.high
         sdc = float((outcomes == Outcome.SDC).mean())
-        assert layer.figures.sdc.low == pytest.approx(wilson(sdc, 300, level=0.95).low, abs=1e-3)
+        assert layer.figures.sdc.low <= wilson(sdc, 300, level=0.95).low + 1e-12
+        assert layer.figures.sdc.high >= wilson(sdc, 300, level=0.95).high - 1e-12
         assert layer.figures.delta_loss.value == pytest.approx(result.trials.delta_loss[row].mean())
 
 
@@ -108,8 +109,45 @@ def test_unknown_names_are_refused(result: rh.CampaignResult) -> None:
         result.by_bit(["fc9"])
     with pytest.raises(ResultError, match="No scope is named"):
         result.scope("head")
-    with pytest.raises(KeyError):
+    with pytest.raises(ResultError, match="No figure is named 'trials'"):
         result.by_layer()[0].figures["trials"]
+    with pytest.raises(ResultError, match="counted by a rate"):
+        result.scope("last").harmful_bits("delta_loss")
+    with pytest.raises(ResultError, match="level"):
+        result.summary(level=2)
+
+
+def test_a_part_is_never_passed_off_as_the_whole(small_net: nn.Module, labelled: Data) -> None:
+    def run(*layers: str) -> rh.CampaignResult:
+        chosen = layers or None
+        return rh.run_campaign(
+            small_net, labelled, protocol="raw", injections_per_layer=20, layers=chosen, progress=False
+        )
+
+    whole, last, middle = run(), run("fc"), run("conv2")
+    assert set(last.summary().scopes) == {"last", "last_all"}
+    assert middle.summary().scopes == {}
+    with pytest.raises(ResultError, match="conv1, conv2 was left out"):
+        last.scope("network")
+    assert {found.scope for found in rh.compare(whole, last).improvements} == {"last", "last_all"}
+    with pytest.raises(ResultError, match="share no scope"):
+        rh.compare(whole, middle)
+    assert "- not struck: conv1: left out by layers=." in rh.layer_table(middle)
+
+
+def test_an_interval_from_too_few_images_is_none(small_net: nn.Module, labelled: Data) -> None:
+    few = (labelled[0][1:4], labelled[1][1:4])
+    result = rh.run_campaign(small_net, few, protocol="raw", injections_per_layer=50, progress=False)
+    loss = result.by_layer()[0].figures.delta_loss
+    assert np.isnan([loss.low, loss.high]).all()
+
+
+def test_ranges_of_other_images_are_not_compared(
+    result: rh.CampaignResult, small_net: nn.Module, labelled: Data
+) -> None:
+    other = rh.run_campaign(small_net, labelled, calibration=labelled[0] * 2, injections_per_layer=20, progress=False)
+    with pytest.raises(ResultError, match="ranges from different images"):
+        rh.compare(result, other)
 
 
 def test_rates_that_overlap_are_counted_by_their_definition(result: rh.CampaignResult) -> None:
@@ -124,7 +162,7 @@ def test_rates_that_overlap_are_counted_by_their_definition(result: rh.CampaignR
 
 def test_infinite_and_nan_losses_in_a_mean() -> None:
     values = np.array([[1.0, np.inf, np.nan, 3.0]])
-    sums = image_sums(values, np.array([[0, 1, 2, 3]]), 4)
+    sums = image_sums(values, np.array([[3, 5, 7, 9]]), np.array([3, 5, 7, 9]))
     weights = np.ones(1)
     counts = np.array([[1, 1, 1, 1], [1, 0, 5, 1], [0, 0, 1, 0], [2, 0, 0, 1]], dtype=float)
     np.testing.assert_allclose(sums.mean(counts, weights), [np.inf, 2.0, np.nan, 5 / 3])

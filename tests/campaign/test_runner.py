@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_ranges_are_the_largest_absolute_outputs(small_net: nn.Module, images: T
 
     def record(name: str) -> None:
         small_net.get_submodule(name).register_forward_hook(
-            lambda _m, _i, out: seen.__setitem__(name, max(seen.get(name, 0.0), float(out.abs().max())))
+            lambda _m, _i, out: seen.__setitem__(name, max(seen.get(name, 0.0), float(out.detach().abs().max())))
         )
 
     sites = find_sites(small_net, images[:3]).reached
@@ -178,7 +179,7 @@ def test_ranges_are_the_largest_absolute_outputs(small_net: nn.Module, images: T
         for batch in images.split(5):
             small_net(batch)
     ranges = profile_ranges(small_net, [(batch, None) for batch in images.split(5)], sites)
-    assert ranges == pytest.approx(seen)
+    assert ranges.limits == pytest.approx(seen)
 
 
 class Random(nn.Linear):
@@ -233,10 +234,72 @@ def test_bad_options_are_refused(small_net: nn.Module, labelled: Data) -> None:
         campaign(small_net, labelled, layers=["fc1"])
     with pytest.raises(DataError, match="non-empty sequence"):
         campaign(small_net, labelled, layers=[])
-    with pytest.raises(DataError, match="injections_per_layer must be a positive"):
+    with pytest.raises(DataError, match="injections_per_layer must be a whole number of at least 1"):
         campaign(small_net, labelled, injections_per_layer=0)
+    for seed in (-1, 1.5, "0", True):
+        with pytest.raises(DataError, match="seed must be a whole number"):
+            campaign(small_net, labelled, seed=seed)
     with pytest.raises(FaultError, match="seed"):
-        campaign(small_net, labelled, seed=-1)
+        campaign(small_net, labelled, seed=2**64)
+    with pytest.raises(DataError, match=r"expected one of goldeneye, raw"):
+        campaign(small_net, labelled, protocol=["raw"])
+    with pytest.raises(DataError, match="range_detector must be"):
+        rh.Protocol(name="mine", range_detector="clip")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="cannot run on images of shape"):
+        campaign(small_net, (labelled[0].half(), labelled[1]))
+    with pytest.raises(DataError, match=r"must be a torch\.nn\.Module"):
+        campaign("resnet", labelled)  # type: ignore[arg-type]
+
+
+def test_numpy_seeds_are_seeds(small_net: nn.Module, labelled: Data, tmp_path: Path) -> None:
+    result = campaign(small_net, labelled, seed=np.int64(3))
+    assert rh.CampaignResult.load(result.save(tmp_path / "r")).config.seed == 3
+
+
+class BatchStatistics(nn.Sequential):
+    """A network in which each image of a batch sees the others."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Flatten(), nn.Linear(64, 5)
+        )
+
+
+def test_faults_that_would_leak_into_other_images_are_refused(images: Tensor) -> None:
+    model = BatchStatistics().eval()
+    labels = model(images).argmax(dim=1)
+    with pytest.raises(InjectionError, match=r"at '0' reaches other images .* batch_size=1"):
+        campaign(model, (images, labels))
+    single = torch.stack([model(image[None])[0] for image in images]).argmax(dim=1)
+    assert campaign(model, (images, single), batch_size=1).trials.shape == (2, 60)
+
+
+def test_a_campaign_leaves_the_model_fit_for_training(small_net: nn.Module, labelled: Data) -> None:
+    class Caching(nn.Module):
+        scale: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.scale is None:
+                self.scale = torch.ones(1)
+            return x * self.scale
+
+    small_net.dropout = Caching()
+    campaign(small_net, labelled)
+    small_net.train()(labelled[0]).sum().backward()
+    assert small_net.fc.weight.grad is not None
+
+
+def test_a_tie_is_a_corrupted_prediction_whatever_the_class() -> None:
+    """An overflowing norm leaves all logits equal; argmax would then name class 0 and call that unharmed."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5))
+    rh.wrap_model(model, embeddings=rh.ClassEmbeddings(torch.randn(5, 16), tuple("abcde")))
+    images = torch.randn(40, 6)
+    labels = model(images).argmax(dim=1)
+    result = campaign(model, (images, labels), layers=["1.latent"], injections_per_layer=1500)
+    overflowed = np.abs(result.trials.after[0]) > 1e30
+    assert overflowed.sum() > 10
+    assert {0} < set(labels.tolist())
+    assert (result.trials.outcome[0][overflowed] == Outcome.SDC).all()
 
 
 def test_nothing_to_strike_is_refused(small_net: nn.Module, labelled: Data) -> None:

@@ -15,6 +15,7 @@ from resilient_heads.metrics.intervals import (
     Floats,
     bootstrap,
     hull,
+    mean_interval,
     ratio_of_rates,
 )
 
@@ -49,7 +50,7 @@ class Comparison:
     Attributes:
         baseline: Summary of the baseline.
         candidate: Summary of the candidate.
-        accuracy_gain: Candidate's accuracy minus baseline's, in shares of 1; bootstrap over images, paired.
+        accuracy_gain: Candidate's accuracy minus baseline's, in shares of 1; paired by image.
         top2diff_gain: Likewise for the mean Top2Diff.
         improvements: Every figure of every scope that both campaigns cover.
     """
@@ -81,7 +82,7 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
     a model showed no event at all.
 
     Raises:
-        ResultError: Different images or protocols.
+        ResultError: Different images, protocols or calibration images, or no scope that both campaigns struck whole.
     """
     if baseline.config.data_sha256 != candidate.config.data_sha256:
         raise ResultError("The two campaigns saw different images; run both on the same data, in the same order.")
@@ -89,6 +90,11 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
         raise ResultError(
             f"The two campaigns follow different protocols ({baseline.config.protocol.name} and "
             f"{candidate.config.protocol.name}); compare campaigns of one protocol."
+        )
+    if baseline.config.calibration_sha256 != candidate.config.calibration_sha256:
+        raise ResultError(
+            "The two campaigns took their ranges from different images; calibrate both on the same data, in the same "
+            "order."
         )
     first, second = baseline.summary(level=level), candidate.summary(level=level)
     improvements = [
@@ -99,7 +105,10 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
         for metric in METRICS
     ]
     if not improvements:
-        raise ResultError("The two campaigns share no scope; strike the classifier, or all layers, in both.")
+        raise ResultError(
+            "The two campaigns share no scope that both struck whole; strike all tensors of the classifier, or all "
+            "layers, in both."
+        )
     return Comparison(
         baseline=first,
         candidate=second,
@@ -120,25 +129,30 @@ def _improvement(
 ) -> Improvement:
     """Compare one figure."""
     before, after = (getattr(summary.scopes[scope], weighting)[metric] for summary in (first, second))
-    numerator, denominator = (_resampled_mean(result, scope, weighting, metric) for result in (baseline, candidate))
+    struck = np.union1d(baseline.trials.image, candidate.trials.image)
+    numerator, denominator = (
+        _resampled_mean(result, scope, weighting, metric, struck) for result in (baseline, candidate)
+    )
 
     def statistic(counts: Floats) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
             quotient: Floats = numerator(counts) / denominator(counts)
         return quotient
 
-    ratio = bootstrap(statistic, len(baseline.golden.labels), level=first.level)
+    ratio = bootstrap(statistic, len(struck), level=first.level)
     if metric != "delta_loss":
         ratio = hull(ratio_of_rates(before, after), ratio)
     return Improvement(scope=scope, weighting=weighting, metric=metric, baseline=before, candidate=after, ratio=ratio)
 
 
-def _resampled_mean(result: CampaignResult, scope: str, weighting: str, metric: str) -> Callable[[Floats], Floats]:
+def _resampled_mean(
+    result: CampaignResult, scope: str, weighting: str, metric: str, struck: NDArray[np.int64]
+) -> Callable[[Floats], Floats]:
     """Return the weighted mean of a figure over a scope as a function of how often each image counts."""
     rows = scope_rows(result.sites, scope)
     sites, trials = [result.sites[row] for row in rows], result.trials.rows(rows)
     values = trials.delta_loss if metric == "delta_loss" else trials.hits(metric).astype(np.float64)
-    sums = image_sums(values, trials.image, len(result.golden.labels))
+    sums = image_sums(values, trials.image, struck)
     weights = exposure(sites) if weighting == "exposed" else np.full(len(sites), 1 / len(sites))
     return lambda counts: sums.mean(counts, weights)
 
@@ -146,4 +160,4 @@ def _resampled_mean(result: CampaignResult, scope: str, weighting: str, metric: 
 def _gain(baseline: NDArray[np.generic], candidate: NDArray[np.generic], level: float) -> Estimate:
     """Return the mean paired difference over images."""
     difference = candidate.astype(np.float64) - baseline.astype(np.float64)
-    return bootstrap(lambda counts: counts @ difference / counts.sum(axis=1), len(difference), level=level)
+    return mean_interval(difference, level=level)

@@ -17,11 +17,20 @@ class Protocol:
             images gave there; None lets it pass as it is.
         min_top2diff: Only images that the fault-free model classifies correctly, and whose two largest softmax
             probabilities differ by more than this, are struck.
+
+    Raises:
+        DataError: A value that means nothing.
     """
 
     name: str
     range_detector: Literal["clamp"] | None = None
     min_top2diff: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.range_detector not in ("clamp", None):
+            raise DataError(f'range_detector must be "clamp" or None, found {self.range_detector!r}.')
+        if not 0 <= self.min_top2diff < 1:
+            raise DataError(f"min_top2diff must lie in [0, 1), found {self.min_top2diff}.")
 
 
 GOLDENEYE = Protocol(name="goldeneye", range_detector="clamp")
@@ -41,7 +50,7 @@ def protocol_named(protocol: Protocol | str) -> Protocol:
     """
     if isinstance(protocol, Protocol):
         return protocol
-    if protocol not in PROTOCOLS:
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise DataError(f"No protocol is named {protocol!r}; expected one of {', '.join(PROTOCOLS)}, or a Protocol.")
     return PROTOCOLS[protocol]
 
@@ -58,6 +67,7 @@ class CampaignConfig:
         model: Class name of the model.
         model_sha256: Digest of its state dict.
         data_sha256: Digest of images and labels.
+        calibration_sha256: Digest of the images that gave the ranges; empty without a range detector.
         environment: Versions and device.
     """
 
@@ -68,6 +78,7 @@ class CampaignConfig:
     model: str
     model_sha256: str
     data_sha256: str
+    calibration_sha256: str
     environment: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from resilient_heads.errors import DataError
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 Data = Iterable[Any] | tuple[Tensor, Tensor]
 """A DataLoader or any iterable of ``(images, labels)`` batches, or one pair of tensors."""
 
@@ -85,8 +87,9 @@ def collect_images(data: Data, *, what: str) -> Iterable[Tensor]:
         images = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(images, Tensor):
             raise DataError(f"{what} must hold batches of image tensors, found {type(images).__name__}.")
-        count += len(images)
-        yield images
+        if len(images):
+            count += len(images)
+            yield images
     if not count:
         raise DataError(f"{what} is empty; expected at least one image.")
 
@@ -107,7 +110,7 @@ def _is_pair(data: Any) -> bool:
         and len(data) == 2
         and all(isinstance(part, Tensor) for part in data)
         and data[1].ndim == 1
-        and not data[1].is_floating_point()
+        and data[1].dtype in _INTEGERS
     )
 
 

@@ -1,7 +1,6 @@
 """Golden runs: the fault-free model on all images, and how large its values become."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resilient_heads.campaign.data import Data, LabelledImages, collect_images
-from resilient_heads.errors import DataError, InjectionError
+from resilient_heads.errors import DataError, InjectionError, ResilientHeadsError
+from resilient_heads.evaluation import device_of
 from resilient_heads.injection.sites import Site
 from resilient_heads.metrics.functional import cross_entropy, top2diff
 
@@ -39,25 +39,21 @@ class GoldenRun:
         return np.equal(self.predicted, self.labels)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode inside the block; give each its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model and return its logits, ``(N, C)``.
 
     Raises:
-        DataError: The model gives something else.
+        DataError: The model cannot run on these images, or gives something else.
     """
-    output = model(images)
+    try:
+        output = model(images)
+    except ResilientHeadsError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{type(model).__name__} cannot run on images of shape {tuple(images.shape)}, {images.dtype}, "
+            f"{images.device}: {_first_line(error)}"
+        ) from error
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -65,14 +61,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Return where the model's parameters are."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
 def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_top2diff: float) -> GoldenRun:
-    """Run the fault-free model on every image.
+    """Run the fault-free model on every image; call it within :func:`~resilient_heads.evaluation.evaluating`.
 
     Raises:
         InjectionError: No image is classified correctly, so there is nothing to strike.
@@ -80,11 +70,10 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
     """
     device = device_of(model)
     logits = []
-    with torch.inference_mode():
-        for images in torch.split(data.images, batch_size):
-            logits.append(logits_of(model, images.to(device)).cpu())
-            if len(logits) == 1:
-                data.check_labels(logits[0].shape[1])
+    for images in torch.split(data.images, batch_size):
+        logits.append(logits_of(model, images.to(device)).cpu())
+        if len(logits) == 1:
+            data.check_labels(logits[0].shape[1])
     scores = torch.cat(logits)
     if scores.shape[1] < 2:
         raise DataError("The model has a single class; a prediction that cannot change cannot be corrupted.")
@@ -92,8 +81,8 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
     eligible = (predicted == data.labels) & (margin > min_top2diff) & scores.isfinite().all(dim=1)
     if not bool(eligible.any()):
         raise InjectionError(
-            f"The fault-free model classifies none of the {len(data)} images correctly, so no fault can corrupt a "
-            "prediction; check the weights, the labels and the preprocessing."
+            f"The fault-free model classifies none of the {len(data)} images correctly by a Top2Diff above "
+            f"{min_top2diff}, so no fault can corrupt a prediction; check weights, labels and preprocessing."
         )
     return GoldenRun(
         labels=data.labels.numpy(),
@@ -104,36 +93,56 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
     )
 
 
-def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> dict[str, float]:
-    """Return the largest absolute value that each site's output takes over the calibration images.
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """What the range detector needs to know.
+
+    Attributes:
+        limits: Name of the site to the largest absolute value of its output.
+        sha256: Digest of the images that gave them.
+    """
+
+    limits: dict[str, float]
+    sha256: str
+
+
+def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ranges:
+    """Find the largest absolute value that each site's output takes over the calibration images.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode, without gradients.
         data: Batches of images, with or without labels.
         sites: Where to look.
 
     Raises:
+        DataError: The model cannot run on the images.
         InjectionError: A value is not finite: its magnitude is no range.
     """
     device = device_of(model)
-    largest = {site.name: torch.zeros((), device=device) for site in sites}
+    digest = hashlib.sha256()
+    largest = {site.name: torch.zeros((), device=device, dtype=torch.float64) for site in sites}
     modules = dict(model.named_modules(remove_duplicate=False))
     handles = []
     for site in sites:
 
         def note(_module: nn.Module, _inputs: object, output: Tensor, name: str = site.name) -> None:
-            largest[name] = torch.maximum(largest[name], output.detach().abs().amax().float())
+            largest[name] = torch.maximum(largest[name], output.detach().abs().amax().double())
 
         handles.append(modules[site.name].register_forward_hook(note))
     try:
-        with torch.inference_mode():
-            for images in collect_images(data, what="calibration"):
-                model(images.to(device))
+        for images in collect_images(data, what="calibration"):
+            digest.update(images.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            logits_of(model, images.to(device))
     finally:
         for handle in handles:
             handle.remove()
-    ranges = {name: float(value) for name, value in largest.items()}
-    for name, value in ranges.items():
+    limits = {name: float(value) for name, value in largest.items()}
+    for name, value in limits.items():
         if not np.isfinite(value):
             raise InjectionError(f"The fault-free output of {name!r} holds NaN or Inf on the calibration images.")
-    return ranges
+    return Ranges(limits, digest.hexdigest())
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

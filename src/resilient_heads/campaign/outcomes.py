@@ -16,9 +16,9 @@ class Outcome(IntEnum):
     MASKED = 0
     """The logits are bit-identical to the golden ones."""
     TOLERABLE = 1
-    """Some logit changed, the top-1 class did not."""
+    """Some logit changed, the golden top-1 class still scores highest."""
     SDC = 2
-    """Silent data corruption: the top-1 class changed and all logits are finite."""
+    """Silent data corruption: another class scores as high as the golden top-1 class or higher, all logits finite."""
     DUE = 3
     """Detectable error: a logit is NaN or infinite."""
 
@@ -31,7 +31,7 @@ class Judgement:
         outcome: ``(N,)`` uint8, :class:`Outcome`.
         delta_loss: ``(N,)`` float64, in nats; NaN or Inf where the logits give that.
         predicted: ``(N,)`` int64, faulty top-1 class (meaningless for a DUE).
-        rank: ``(N,)`` int64, how many classes outscore the golden top-1 class under the fault.
+        rank: ``(N,)`` int64, how many other classes score as high as the golden top-1 class or higher.
         confidence_change: ``(N,)`` float64, relative change of the golden top-1 class's softmax probability.
     """
 
@@ -56,7 +56,8 @@ def judge(golden: Tensor, faulty: Tensor, target: Tensor) -> Judgement:
     top = golden.argmax(dim=1)
     predicted = faulty.argmax(dim=1)
     outcome = torch.full_like(top, Outcome.TOLERABLE, dtype=torch.uint8)
-    outcome[predicted != top] = Outcome.SDC
+    outranked = rank(faulty, top)
+    outcome[outranked > 0] = Outcome.SDC
     outcome[~faulty.isfinite().all(dim=1)] = Outcome.DUE
     outcome[(words(faulty) == words(golden)).all(dim=1)] = Outcome.MASKED
     before = confidence(golden, top)
@@ -64,6 +65,6 @@ def judge(golden: Tensor, faulty: Tensor, target: Tensor) -> Judgement:
         outcome=outcome,
         delta_loss=delta_loss(golden, faulty, target),
         predicted=predicted,
-        rank=rank(faulty, top),
+        rank=outranked,
         confidence_change=(confidence(faulty, top) - before) / before,
     )

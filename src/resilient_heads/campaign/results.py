@@ -31,7 +31,7 @@ from resilient_heads.campaign.trials import COLUMNS, StruckSite, Trials
 from resilient_heads.errors import ResultError
 from resilient_heads.files import write_atomic
 from resilient_heads.injection.sites import Site
-from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Estimate, bootstrap, weighted_rate
+from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, weighted_rate
 
 _FORMAT = "resilient_heads.campaign/1"
 _RECORD = "resilient_heads"
@@ -49,7 +49,8 @@ class Summary:
         accuracy: Share of images that the fault-free model classifies correctly; Wilson interval.
         top2diff: Mean difference of the two largest softmax probabilities over all images, fault-free.
         trials: Number of trials.
-        scopes: Name to figures; :data:`~resilient_heads.campaign.summary.SCOPES` says what each covers.
+        scopes: Name to figures; :data:`~resilient_heads.campaign.summary.SCOPES` says what each covers. A scope of
+            which a site was left out is not among them.
     """
 
     protocol: Protocol
@@ -79,6 +80,7 @@ class CampaignResult:
     Attributes:
         config: What was run, on what.
         sites: The L struck sites, in the order of execution.
+        unstruck: Sites that the campaign was told to leave out.
         skipped: Sites that no fault could be put into, and why.
         golden: The fault-free model's predictions.
         trials: ``(L, N)`` columns.
@@ -86,6 +88,7 @@ class CampaignResult:
 
     config: CampaignConfig
     sites: tuple[StruckSite, ...]
+    unstruck: tuple[StruckSite, ...]
     skipped: dict[str, str]
     golden: GoldenRun
     trials: Trials
@@ -105,35 +108,41 @@ class CampaignResult:
             level: Confidence level of every interval.
         """
         images = len(self.golden.labels)
-        margins = self.golden.top2diff
         return Summary(
             protocol=self.config.protocol,
             level=level,
             images=images,
             struck_images=int(self.golden.eligible.sum()),
             accuracy=weighted_rate(self.golden.correct[None], np.ones(1), level=level),
-            top2diff=bootstrap(lambda counts: counts @ margins / counts.sum(axis=1), images, level=level),
+            top2diff=mean_interval(self.golden.top2diff, level=level),
             trials=self.trials.outcome.size,
-            scopes={name: self.scope(name, level=level) for name in SCOPES if scope_rows(self.sites, name)},
+            scopes={name: self.scope(name, level=level) for name in SCOPES if self.covers(name)},
         )
+
+    def covers(self, scope: str) -> bool:
+        """Whether the campaign struck every site of one of :data:`~resilient_heads.campaign.summary.SCOPES`."""
+        return bool(scope_rows(self.sites, scope)) and not scope_rows(self.unstruck, scope)
 
     def scope(self, name: str, *, level: float = DEFAULT_LEVEL) -> Scope:
         """Return the figures of one of :data:`~resilient_heads.campaign.summary.SCOPES`.
 
         Raises:
-            ResultError: There is no such scope, or the campaign struck none of its sites.
+            ResultError: There is no such scope, or the campaign left out some of its sites.
         """
         if name not in SCOPES:
             raise ResultError(f"No scope is named {name!r}; expected one of {', '.join(SCOPES)}.")
         rows = scope_rows(self.sites, name)
-        if not rows:
-            raise ResultError(f"The campaign struck no site of {name!r} ({SCOPES[name]}).")
-        chosen = [self.sites[row] for row in rows]
-        return summarize_scope(name, chosen, self.trials.rows(rows), len(self.golden.labels), level=level)
+        if not self.covers(name):
+            missing = [self.unstruck[row].site.name for row in scope_rows(self.unstruck, name)]
+            raise ResultError(
+                f"The campaign did not strike all of {name!r} ({SCOPES[name]}): {', '.join(missing) or 'nothing of it'}"
+                " was left out. Run it without layers=, or read by_layer()."
+            )
+        return summarize_scope(name, [self.sites[row] for row in rows], self.trials.rows(rows), level=level)
 
     def by_layer(self, *, level: float = DEFAULT_LEVEL) -> list[LayerSummary]:
         """Return the figures of each site, in the order of execution."""
-        return summarize_layers(self.sites, self.trials, len(self.golden.labels), level=level)
+        return summarize_layers(self.sites, self.trials, level=level)
 
     def by_bit(self, layers: Sequence[str] | None = None, *, level: float = DEFAULT_LEVEL) -> list[BitSummary]:
         """Return the rates of each bit position, lowest bit first.
@@ -161,6 +170,7 @@ class CampaignResult:
             "format": _FORMAT,
             "config": self.config.as_dict(),
             "sites": [_site_record(struck) for struck in self.sites],
+            "unstruck": [_site_record(struck) for struck in self.unstruck],
             "skipped": self.skipped,
         }
         arrays = {f"trials.{name}": np.ascontiguousarray(column) for name, column in self.trials.columns.items()}
@@ -187,7 +197,7 @@ class CampaignResult:
         if found != _FORMAT:
             raise ResultError(f"{path} has the format {found!r}; expected {_FORMAT!r}.")
         try:
-            sites = tuple(_site_from(site) for site in record["sites"])
+            sites, unstruck = (tuple(_site_from(site) for site in record[kind]) for kind in ("sites", "unstruck"))
             columns = {name: arrays[f"trials.{name}"] for name in COLUMNS}
             for name, kind in COLUMNS.items():
                 if columns[name].dtype != kind or columns[name].shape != columns["outcome"].shape:
@@ -195,9 +205,13 @@ class CampaignResult:
             golden = GoldenRun(
                 **{field.name: arrays[f"golden.{field.name}"] for field in dataclasses.fields(GoldenRun)}
             )
+            lengths = {getattr(golden, field.name).shape for field in dataclasses.fields(GoldenRun)}
+            if len(lengths) != 1 or columns["image"].max() >= len(golden.labels) or columns["image"].min() < 0:
+                raise ValueError("the golden run does not fit the trials")
             return cls(
                 config=CampaignConfig.from_dict(record["config"]),
                 sites=sites,
+                unstruck=unstruck,
                 skipped=record["skipped"],
                 golden=golden,
                 trials=Trials(**columns),

@@ -1,6 +1,7 @@
 """Run a campaign: many single flips at every site of a model."""
 
 import hashlib
+import operator
 import platform
 from collections.abc import Sequence
 
@@ -12,11 +13,12 @@ from tqdm import tqdm
 
 from resilient_heads.campaign.config import CampaignConfig, Protocol, protocol_named
 from resilient_heads.campaign.data import Data, LabelledImages, collect
-from resilient_heads.campaign.golden import device_of, evaluating, logits_of, profile_ranges, run_golden
+from resilient_heads.campaign.golden import logits_of, profile_ranges, run_golden
 from resilient_heads.campaign.outcomes import judge
 from resilient_heads.campaign.results import CampaignResult
 from resilient_heads.campaign.trials import StruckSite, Trials
 from resilient_heads.errors import DataError, InjectionError
+from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.injector import inject_batch
 from resilient_heads.injection.sampling import draw_faults, draw_images
 from resilient_heads.injection.sites import SiteMap, find_sites
@@ -66,20 +68,27 @@ def run_campaign(
     DSN 2022, for the protocol of that name.
     """
     rules = protocol_named(protocol)
-    _check_counts(injections_per_layer, batch_size)
+    if not isinstance(model, nn.Module):
+        raise DataError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    injections_per_layer = _count("injections_per_layer", injections_per_layer, least=1)
+    batch_size = _count("batch_size", batch_size, least=1)
+    seed = _count("seed", seed, least=0)
     if rules.range_detector is not None and calibration is None:
         raise DataError(
             f"The protocol {rules.name!r} clamps flipped values to the range of each layer; pass "
             'calibration=train_loader to measure the ranges, or protocol="raw".'
         )
     images = collect(data)
+    model_sha256 = fingerprint(model)
+    calibration_sha256 = ""
     with evaluating(model):
         golden = run_golden(model, images, batch_size=batch_size, min_top2diff=rules.min_top2diff)
         site_map = find_sites(model, images.images[:3].to(device_of(model)))
-        struck = _chosen(site_map, layers)
+        struck, unstruck = _chosen(site_map, layers)
         if rules.range_detector is not None and calibration is not None:
             ranges = profile_ranges(model, calibration, tuple(s.site for s in struck))
-            struck = [StruckSite(s.site, ranges[s.site.name], s.is_last) for s in struck]
+            struck = [StruckSite(s.site, ranges.limits[s.site.name], s.is_last) for s in struck]
+            calibration_sha256 = ranges.sha256
         drawn = draw_images(seed, np.arange(injections_per_layer), golden.eligible)
         trials = _run_trials(model, images, struck, drawn, seed=seed, batch_size=batch_size, progress=progress)
     return CampaignResult(
@@ -89,11 +98,13 @@ def run_campaign(
             seed=seed,
             batch_size=batch_size,
             model=type(model).__name__,
-            model_sha256=fingerprint(model),
+            model_sha256=model_sha256,
             data_sha256=images.sha256,
+            calibration_sha256=calibration_sha256,
             environment=_environment(model),
         ),
         sites=tuple(struck),
+        unstruck=tuple(unstruck),
         skipped=site_map.skipped,
         golden=golden,
         trials=trials,
@@ -104,8 +115,11 @@ def fingerprint(model: nn.Module) -> str:
     """Return the sha256 of a model's state dict: names, shapes and every bit."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):  # extra state may be anything
+            digest.update(f"{name} {tensor!r};".encode())
+            continue
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -123,7 +137,7 @@ def _run_trials(
     trials = Trials.empty(len(struck), len(drawn))
     device = device_of(model)
     bar = tqdm(total=trials.outcome.size, unit="trial", disable=not progress, desc="injecting", leave=False)
-    with bar, torch.inference_mode():
+    with bar:
         first: tuple[Tensor, Tensor] | None = None
         for start in range(0, len(drawn), batch_size):
             batch = slice(start, min(start + batch_size, len(drawn)))
@@ -135,6 +149,7 @@ def _run_trials(
             if first is None:
                 _require_same(golden, logits_of(model, inputs), "The model gives different logits on the same images")
                 first = (inputs, golden)
+                _require_separate_images(model, struck, inputs, golden)
             for row, site in enumerate(struck):
                 _strike(model, site, row, trials, batch, numbers, inputs, targets, golden, drawn[batch], seed)
                 bar.update(len(numbers))
@@ -179,8 +194,32 @@ def _strike(
         trials.columns[name][row, batch] = column.cpu().numpy() if isinstance(column, Tensor) else column
 
 
-def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> list[StruckSite]:
-    """Return the sites to strike, in the order of execution."""
+def _require_separate_images(model: nn.Module, struck: list[StruckSite], inputs: Tensor, golden: Tensor) -> None:
+    """Raise InjectionError unless a fault in one image of a batch leaves the other images' logits alone."""
+    if len(inputs) == 1:
+        return
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for own in struck:
+
+        def disturb(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            changed = output.clone(memory_format=torch.preserve_format)
+            changed[0] = 1 - 2 * changed[0]
+            return changed
+
+        handle = modules[own.site.name].register_forward_hook(disturb)
+        try:
+            others = logits_of(model, inputs)[1:]
+        finally:
+            handle.remove()
+        if not torch.equal(others, golden[1:]):
+            raise InjectionError(
+                f"A fault of one image at {own.site.name!r} reaches other images of its batch, as through statistics "
+                "taken over the batch, so a trial would not be one flip. Pass batch_size=1."
+            )
+
+
+def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> tuple[list[StruckSite], list[StruckSite]]:
+    """Return the sites to strike and those to leave out, in the order of execution."""
     last = {site.name for site in site_map.last}
     if layers is not None:
         if isinstance(layers, str) or not layers:
@@ -188,14 +227,19 @@ def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> list[StruckSite]
         names = {site_map.named(layer).name for layer in layers}
     else:
         names = {site.name for site in site_map.reached}
-    return [StruckSite(site, None, site.name in last) for site in site_map.reached if site.name in names]
+    all_sites = [StruckSite(site, None, site.name in last) for site in site_map.reached]
+    return [s for s in all_sites if s.site.name in names], [s for s in all_sites if s.site.name not in names]
 
 
-def _check_counts(injections_per_layer: int, batch_size: int) -> None:
-    """Raise DataError for counts that would inject nothing."""
-    for name, value in (("injections_per_layer", injections_per_layer), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise DataError(f"{name} must be a positive integer, found {value!r}.")
+def _count(name: str, value: int, *, least: int) -> int:
+    """Return a whole number as a plain int, or say what was expected."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least or isinstance(value, bool):
+        raise DataError(f"{name} must be a whole number of at least {least}, found {value!r}.")
+    return whole
 
 
 def _require_same(golden: Tensor, again: Tensor, what: str) -> None:

@@ -1,12 +1,14 @@
 """What the trials add up to: by layer, by bit, and over the network."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resilient_heads.campaign.trials import RATES, StruckSite, Trials
+from resilient_heads.errors import ResultError
 from resilient_heads.injection.formats import BitRole, format_of
 from resilient_heads.metrics.fit import fit_rate
 from resilient_heads.metrics.intervals import Estimate, Floats, bootstrap, weighted_rate
@@ -36,9 +38,9 @@ class Figures:
     nan_losses: int
 
     def __getitem__(self, metric: str) -> Estimate:
-        estimate = getattr(self, metric)
-        if not isinstance(estimate, Estimate):
-            raise KeyError(metric)
+        if metric not in (*RATES, "delta_loss"):
+            raise ResultError(f"No figure is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
+        estimate: Estimate = getattr(self, metric)
         return estimate
 
 
@@ -103,7 +105,13 @@ class Scope:
     exposed: Figures
 
     def harmful_bits(self, metric: str = "sdc") -> Estimate:
-        """Return how many of the set's bits, per inference, would end in an outcome if they flipped."""
+        """Return how many of the set's bits, per inference, would end in an outcome if they flipped.
+
+        Raises:
+            ResultError: ``metric`` is no rate.
+        """
+        if metric not in RATES:
+            raise ResultError(f"Bits are counted by a rate: {', '.join(RATES)}; found {metric!r}.")
         rate = self.exposed[metric]
         return Estimate(rate.value * self.bits, rate.low * self.bits, rate.high * self.bits, rate.level, rate.method)
 
@@ -141,19 +149,19 @@ def exposure(sites: Sequence[StruckSite]) -> Floats:
     return bits
 
 
-def summarize_scope(name: str, sites: Sequence[StruckSite], trials: Trials, images: int, *, level: float) -> Scope:
+def summarize_scope(name: str, sites: Sequence[StruckSite], trials: Trials, *, level: float) -> Scope:
     """Summarize all the given sites together."""
     equal = np.full(len(sites), 1 / len(sites))
     return Scope(
         name=name,
         layers=tuple(struck.site.name for struck in sites),
         bits=sum(struck.site.neurons * struck.site.bits for struck in sites),
-        per_layer=figures(trials, equal, images, level=level),
-        exposed=figures(trials, exposure(sites), images, level=level),
+        per_layer=figures(trials, equal, level=level),
+        exposed=figures(trials, exposure(sites), level=level),
     )
 
 
-def summarize_layers(sites: Sequence[StruckSite], trials: Trials, images: int, *, level: float) -> list[LayerSummary]:
+def summarize_layers(sites: Sequence[StruckSite], trials: Trials, *, level: float) -> list[LayerSummary]:
     """Summarize each site by itself, in the order of execution."""
     return [
         LayerSummary(
@@ -164,7 +172,7 @@ def summarize_layers(sites: Sequence[StruckSite], trials: Trials, images: int, *
             limit=struck.limit,
             is_layer=struck.site.is_layer,
             is_last=struck.is_last,
-            figures=figures(trials.rows([row]), np.ones(1), images, level=level),
+            figures=figures(trials.rows([row]), np.ones(1), level=level),
         )
         for row, struck in enumerate(sites)
     ]
@@ -176,19 +184,30 @@ def summarize_bits(sites: Sequence[StruckSite], trials: Trials, *, level: float)
     summaries = []
     for bit in range(form.bits):
         struck = trials.bit == bit
-        count = int(struck.sum())
-        rates = {metric: weighted_rate(trials.hits(metric)[struck][None], np.ones(1), level=level) for metric in RATES}
-        summaries.append(BitSummary(bit=bit, role=form.role(bit), trials=count, rates=rates))
+        rates = {
+            metric: weighted_rate(
+                trials.hits(metric)[struck][None], np.ones(1), image=trials.image[struck], level=level
+            )
+            for metric in RATES
+        }
+        summaries.append(BitSummary(bit=bit, role=form.role(bit), trials=int(struck.sum()), rates=rates))
     return summaries
 
 
-def figures(trials: Trials, weights: Floats, images: int, *, level: float) -> Figures:
+def figures(trials: Trials, weights: Floats, *, level: float) -> Figures:
     """Return rates and mean delta loss of L layers with these weights, ``(L,)``, whose sum is 1."""
-    rates = {metric: weighted_rate(trials.hits(metric), weights, level=level) for metric in RATES}
-    sums = image_sums(trials.delta_loss, trials.image, images)
+    rates = {
+        metric: weighted_rate(trials.hits(metric), weights, image=trials.image[0], level=level) for metric in RATES
+    }
+    struck = np.unique(trials.image)
+    sums = image_sums(trials.delta_loss, trials.image, struck)
+    loss = bootstrap(lambda counts: sums.mean(counts, weights), len(struck), level=level)
+    if loss.low == loss.high:
+        # All resamples agree, as when no trial changed a loss: other images may differ, nobody knows how far.
+        loss = replace(loss, high=math.nan)
     return Figures(
         trials=trials.outcome.size,
-        delta_loss=bootstrap(lambda counts: sums.mean(counts, weights), images, level=level),
+        delta_loss=loss,
         nan_losses=int(np.isnan(trials.delta_loss).sum()),
         **rates,
     )
@@ -196,7 +215,7 @@ def figures(trials: Trials, weights: Floats, images: int, *, level: float) -> Fi
 
 @dataclass(frozen=True, slots=True)
 class ImageSums:
-    """A column of the trials, added up by layer and image.
+    """A column of the trials, added up by layer and struck image.
 
     Attributes:
         totals: ``(L, I)``, sums of the finite values.
@@ -225,12 +244,21 @@ class ImageSums:
         return combined
 
 
-def image_sums(values: Floats, image: NDArray[np.int64], images: int) -> ImageSums:
-    """Add a column ``(L, N)`` up by layer and image."""
+def image_sums(values: Floats, image: NDArray[np.int64], struck: NDArray[np.int64]) -> ImageSums:
+    """Add a column up by layer and image.
+
+    Args:
+        values: ``(L, N)``.
+        image: ``(L, N)``, which image each value belongs to.
+        struck: ``(I,)``, the images that may occur, sorted.
+    """
     finite, not_nan = np.isfinite(values), ~np.isnan(values)
+    position = np.searchsorted(struck, image)
 
     def add(amounts: Floats) -> Floats:
-        rows = [np.bincount(own, weights=row, minlength=images) for own, row in zip(image, amounts, strict=True)]
+        rows = [
+            np.bincount(own, weights=row, minlength=len(struck)) for own, row in zip(position, amounts, strict=True)
+        ]
         return np.stack(rows)
 
     return ImageSums(

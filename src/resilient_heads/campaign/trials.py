@@ -23,7 +23,7 @@ class Trials:
         outcome: uint8, :class:`~resilient_heads.campaign.outcomes.Outcome`.
         delta_loss: float64, in nats.
         predicted: int64, faulty top-1 class.
-        rank: int64, how many classes outscore the golden top-1 class.
+        rank: int64, how many other classes score as high as the golden top-1 class or higher.
         confidence_change: float64, relative change of the golden top-1 class's probability.
     """
 
@@ -88,8 +88,8 @@ COLUMNS: dict[str, type[np.generic]] = {
 
 RATES = {
     "masked": "logits bit-identical",
-    "tolerable": "logits changed, top-1 class not",
-    "sdc": "top-1 class changed, logits finite",
+    "tolerable": "logits changed, the golden top-1 class still scores highest",
+    "sdc": "another class scores as high as the golden top-1 class or higher, logits finite",
     "due": "a logit is NaN or infinite",
     "sdc_5": "golden top-1 class not among the faulty top 5, logits finite",
     "sdc_10": "probability of the golden top-1 class changed by more than 10 %, logits finite",

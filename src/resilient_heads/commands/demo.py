@@ -26,8 +26,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Run the demo, print its table and where everything was written."""
     from resilient_heads.demo import DemoOptions, run_demo  # torch takes seconds: --help must not wait for it
 
-    if arguments.injections < 1 or arguments.seed < 0:
-        raise DataError("--injections must be at least 1, and --seed at least 0.")
+    if arguments.injections < 1 or not 0 <= arguments.seed < 2**32:
+        raise DataError("--injections must be at least 1, and --seed must lie in [0, 2**32).")
     chosen = tuple(PROTOCOLS) if arguments.protocol == "both" else (arguments.protocol,)
     options = DemoOptions(
         seed=arguments.seed,

@@ -1,7 +1,9 @@
 """What a model costs: parameters and floating-point operations."""
 
-from torch import Tensor, nn, no_grad
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from resilient_heads.evaluation import evaluating
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -10,16 +12,16 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: nn.Module, sample: Tensor) -> int:
-    """Return the floating-point operations of one forward pass.
+    """Return the floating-point operations of one forward pass in evaluation mode; the model is left as it was.
 
     A multiply-accumulate counts as two. Convolutions, matrix products and attention are counted; element-wise work is
     not.
 
     Args:
-        model: The model, in the mode to be counted.
+        model: The model.
         sample: A batch as the model takes it; give one image for the cost of one.
     """
     counter = FlopCounterMode(display=False)
-    with no_grad(), counter:
+    with evaluating(model), counter:
         model(sample)
     return int(counter.get_total_flops())

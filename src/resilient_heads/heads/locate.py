@@ -42,7 +42,8 @@ def find_classifier(model: nn.Module, name: str | None = None) -> Classifier:
 
     Without a name it is the last module, in the order of registration, that has parameters of its own. That holds for
     every classifier of torchvision, and a model whose classifier was removed is recognised by it: there the last one is
-    a normalisation layer or a convolution larger than 1x1.
+    a normalisation layer or a convolution larger than 1x1. A layer that is registered last and never run is not seen
+    for what it is; name the classifier there. A campaign lists such layers as skipped.
 
     Args:
         model: The model.
@@ -101,7 +102,8 @@ def _last_with_parameters(model: nn.Module) -> tuple[str, nn.Module]:
 def _is_leaf(module: nn.Module) -> bool:
     """Whether a module is a plain Linear or a plain 1x1 convolution; lazy and quantised kinds are neither."""
     if type(module) is nn.Conv2d:
-        return module.kernel_size == (1, 1) and module.groups == 1 and module.stride == (1, 1)
+        plain = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
+        return plain and module.padding in ((0, 0), "valid", "same")
     return type(module) is nn.Linear
 
 

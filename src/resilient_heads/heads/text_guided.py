@@ -16,7 +16,7 @@ from resilient_heads.text.encoders import OpenClipEncoder, TextEncoder
 from resilient_heads.text.pooling import embed_classes
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-_SMALLEST_NORM = 1e-12
+_SMALLEST_NORM = 2.0**-14  # the smallest normal float16, so that it is above 0 in every format
 
 
 class UnitNorm(nn.Module):
@@ -88,8 +88,8 @@ class TextGuidedHead(nn.Module):
         else:
             self.num_classes, self.embed_dim = _checked_sizes(classes)
             self.class_names = self.provenance = self._text_rows = None
-        if in_features is not None and in_features < 1:
-            raise ModelError(f"in_features must be a positive integer or None, found {in_features}.")
+        if in_features is not None and (type(in_features) is not int or in_features < 1):
+            raise ModelError(f"in_features must be a positive integer or None, found {in_features!r}.")
         self.normalize = normalize
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.latent = _latent_layer(in_features, self.embed_dim, bias=bias, conv=conv, factory=factory)
@@ -203,8 +203,9 @@ class TextGuidedHead(nn.Module):
             self.projection.weight.flatten(1),
         )
         layer = _layer(weight, bias, conv=self.is_conv)
+        trained = self.latent.weight.requires_grad or self.projection.weight.requires_grad
         for parameter in layer.parameters():
-            parameter.requires_grad_(self.projection.weight.requires_grad)
+            parameter.requires_grad_(trained)
         if not self.normalize:
             return layer.train(self.training)
         fused = FusedCosineHead(layer, self.num_classes, self.logit_scale)
@@ -257,7 +258,7 @@ class FusedCosineHead(nn.Module):
 
 def _checked_sizes(classes: tuple[int, int]) -> tuple[int, int]:
     """Return (C, E), or say what was expected."""
-    if len(classes) != 2 or not all(isinstance(size, int) and size > 0 for size in classes):
+    if not isinstance(classes, tuple) or len(classes) != 2 or not all(type(n) is int and n > 0 for n in classes):
         raise EmbeddingError(
             f"classes must be ClassEmbeddings, a (C, E) tensor, or two positive integers (C, E); found {classes!r}."
         )

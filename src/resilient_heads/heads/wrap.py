@@ -56,29 +56,33 @@ def wrap_model(
         ModelError: No classifier, a model that is already wrapped or compiled, a wrong number of classes or features.
         EmbeddingError: No prebuilt embeddings of that name.
     """
-    if isinstance(model, nn.Module) and is_wrapped(model):
+    _require_module(model)
+    if is_wrapped(model):
         raise ModelError(
             f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
             "call unwrap_model(model) first."
         )
-    if hasattr(model, "_orig_mod"):
-        raise ModelError("The model is compiled; wrap it first, then call torch.compile(model).")
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        raise ModelError("The model is compiled, or holds a compiled module; wrap it first, then compile it.")
     if embeddings is not None and head is not None:
         raise ModelError("Pass either embeddings= or head=, not both.")
     place = find_classifier(model, classifier)
-    head = _fit_head(head, place) if head is not None else _build_head(place, embeddings, normalize)
+    if head is None:
+        head = _build_head(place, embeddings, normalize)
+    _check_head(head, place)
     if head.num_classes != place.num_classes and not new_classes:
         raise ModelError(
             f"{type(model).__name__}'s classifier {place.name!r} has {place.num_classes} classes, the embeddings have "
             f"{head.num_classes}. Build the model with num_classes={head.num_classes}, or pass new_classes=True "
             "to give it these classes instead."
         )
+    _fit_head(head, place)
     _warn_about_relu(place)
     own_count = getattr(model, "num_classes", None)
     head.__dict__[_KEEPSAKE] = _Replaced(place.leaf, own_count if isinstance(own_count, int) else None)
     head.train(place.leaf.training)
     head.requires_grad_(place.leaf.weight.requires_grad)
-    setattr(place.parent, place.key, head)
+    _swap(model, place.leaf, head)
     if isinstance(own_count, int):
         model.num_classes = head.num_classes  # type: ignore[assignment]
     return model
@@ -95,6 +99,7 @@ def unwrap_model(model: M) -> M:
     Raises:
         ModelError: The model is not wrapped, or its head was not put there by :func:`wrap_model`.
     """
+    _require_module(model)
     heads = find_heads(model)
     if not heads:
         raise ModelError(
@@ -106,10 +111,12 @@ def unwrap_model(model: M) -> M:
             raise ModelError(f"The head at {name!r} was not put there by wrap_model, so nothing can be restored.")
     for name, head in heads.items():
         replaced: _Replaced = head.__dict__[_KEEPSAKE]
-        parent_name, _, key = name.rpartition(".")
         reference = next(head.parameters())
-        layer = replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training)
-        setattr(model.get_submodule(parent_name), key, layer)
+        if replaced.layer.weight.is_meta and not reference.is_meta:
+            raise ModelError(
+                f"The layer that the head at {name!r} replaced was on the meta device and has no values to restore."
+            )
+        _swap(model, head, replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training))
         if replaced.num_classes is not None:
             model.num_classes = replaced.num_classes  # type: ignore[assignment]
         del head.__dict__[_KEEPSAKE]
@@ -118,6 +125,7 @@ def unwrap_model(model: M) -> M:
 
 def is_wrapped(model: nn.Module) -> bool:
     """Whether a model holds a text-guided head, fused cosine heads included."""
+    _require_module(model)
     return bool(find_heads(model))
 
 
@@ -143,15 +151,15 @@ def fuse(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, TextGuidedHead):
         return model.fused()
-    heads = {name: head for name, head in find_heads(model).items() if isinstance(head, TextGuidedHead)}
+    _require_module(model)
+    heads = [head for head in find_heads(model).values() if isinstance(head, TextGuidedHead)]
     if not heads:
         raise ModelError(f"{type(model).__name__} has no unfused text-guided head; call wrap_model(model) first.")
-    for name, head in heads.items():
+    for head in heads:
         fused = head.fused()
         if isinstance(fused, FusedCosineHead) and _KEEPSAKE in head.__dict__:
             fused.__dict__[_KEEPSAKE] = head.__dict__[_KEEPSAKE]
-        parent_name, _, key = name.rpartition(".")
-        setattr(model.get_submodule(parent_name), key, fused)
+        _swap(model, head, fused)
     return model
 
 
@@ -190,26 +198,46 @@ def _build_head(place: Classifier, embeddings: ClassEmbeddings | str | None, nor
     )
 
 
-def _fit_head(head: TextGuidedHead, place: Classifier) -> TextGuidedHead:
-    """Bring a head that the user built to the place, or say why it does not fit."""
+def _check_head(head: TextGuidedHead, place: Classifier) -> None:
+    """Raise ModelError unless the head can stand at the place."""
     if not isinstance(head, TextGuidedHead):
         raise ModelError(f"head must be a TextGuidedHead, found {type(head).__name__}.")
+    if _KEEPSAKE in head.__dict__:
+        raise ModelError("The head already serves a model; build another one, or unwrap that model first.")
     conv = isinstance(place.leaf, nn.Conv2d)
     if head.is_conv != conv:
         raise ModelError(
             f"The classifier {place.name!r} is a {type(place.leaf).__name__}; build the head with conv={conv}."
         )
-    if head.in_features is None:
-        with torch.no_grad():
-            weight = place.leaf.weight
-            probe = weight.new_zeros((1, place.in_features, 1, 1) if conv else (1, place.in_features))
-            head.to(device=weight.device, dtype=weight.dtype).latent(probe)
-    if head.in_features != place.in_features:
+    if head.in_features not in (None, place.in_features):
         raise ModelError(
             f"The classifier {place.name!r} takes {place.in_features} features, the head {head.in_features}; "
             f"build it with in_features={place.in_features}, or None to let wrap_model set it."
         )
-    return head.to(device=place.leaf.weight.device, dtype=place.leaf.weight.dtype)
+
+
+@torch.no_grad()
+def _fit_head(head: TextGuidedHead, place: Classifier) -> None:
+    """Bring a head to the place's device and dtype, and give a lazy one its features."""
+    weight = place.leaf.weight
+    head.to(device=weight.device, dtype=weight.dtype)
+    if head.in_features is None:
+        shape = (1, place.in_features, 1, 1) if head.is_conv else (1, place.in_features)
+        head.latent(weight.new_zeros(shape))
+
+
+def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in another's stead, under every name that the model has for it."""
+    places = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
+    for name in places:
+        parent_name, _, key = name.rpartition(".")
+        setattr(model.get_submodule(parent_name), key, new)
+
+
+def _require_module(model: nn.Module) -> None:
+    """Raise ModelError for what is no module."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
 
 
 def _warn_about_relu(place: Classifier) -> None:

@@ -34,13 +34,16 @@ def inject(model: nn.Module, faults: Fault | Iterable[Fault]) -> Iterator[None]:
 
     Args:
         model: The model; run it inside the block.
-        faults: One fault or several, in activations and weights. Several in one layer are applied together.
+        faults: One fault or several, in activations and weights. Several in one layer are applied together. A fault in
+            an output strikes every time that its layer runs inside the block.
 
     Raises:
         FaultError: An unknown layer, a neuron, weight or bit that does not exist.
         InjectionError: The block ended and a fault in an activation had never struck, or a flip had no effect.
     """
-    chosen = (faults,) if isinstance(faults, BitFlip | WeightBitFlip) else tuple(faults)
+    if not isinstance(faults, Iterable):
+        faults = (faults,)
+    chosen = tuple(faults)
     if not chosen:
         raise FaultError("No fault was given; expected at least one BitFlip or WeightBitFlip.")
     for fault in chosen:
@@ -63,15 +66,22 @@ def inject_weights(model: nn.Module, faults: Sequence[WeightBitFlip]) -> Iterato
     _refuse_repeats(faults)
     targets = [(_parameter(model, fault), fault) for fault in faults]
     kept: list[tuple[Tensor, tuple[int, ...], Tensor]] = []
+    originals: dict[int, Tensor] = {}
+    expected: dict[int, Tensor] = {}  # by address: names may share memory
     try:
         for tensor, fault in targets:
             held = words(tensor.data)
             before = held[fault.index].clone()
             kept.append((held, fault.index, before))
             held[fault.index] = words(flip_bits(tensor.data[fault.index], fault.bit))
-            changed = torch.bitwise_xor(words(tensor.data)[fault.index], before)
-            if not torch.equal(changed, bit_masks(torch.tensor(fault.bit), tensor.dtype).to(changed.device)):
-                raise InjectionError(f"{fault} did not change the weight; nothing would have been measured.")
+            address, mask = held[fault.index].data_ptr(), _mask(fault, tensor)
+            originals.setdefault(address, before)
+            expected[address] = torch.bitwise_xor(expected.get(address, torch.zeros_like(before)), mask)
+        for tensor, fault in targets:
+            now = words(tensor.data)[fault.index]
+            address = now.data_ptr()
+            changed = torch.bitwise_xor(now, originals[address])
+            _require_change(changed, expected[address], _mask(fault, tensor), fault)
         yield
     finally:
         for held, index, before in reversed(kept):
@@ -144,35 +154,54 @@ def clamp_to_range(values: Tensor, limit: float) -> Tensor:
 def _inject_outputs(model: nn.Module, faults: Sequence[BitFlip]) -> Iterator[None]:
     """Apply activation faults at every forward pass inside the block."""
     _refuse_repeats(faults)
-    by_layer: dict[str, list[BitFlip]] = {}
+    by_module: dict[nn.Module, list[BitFlip]] = {}  # one module may be known by several names
     for fault in faults:
-        by_layer.setdefault(fault.layer, []).append(fault)
-    modules = {layer: _module(model, layer) for layer in by_layer}
-    unfired = set(by_layer)
+        by_module.setdefault(_module(model, fault.layer), []).append(fault)
+    unfired = set(by_module)
     handles = []
 
-    def strike(layer: str, output: object) -> Tensor:
-        golden = _tensor_output(layer, output)
+    def strike(module: nn.Module, _inputs: object, output: object) -> Tensor:
+        own = by_module[module]
+        golden = _tensor_output(own[0].layer, output)
         faulty = golden.clone(memory_format=torch.preserve_format)
-        for fault in by_layer[layer]:
+        expected = torch.zeros_like(words(golden))
+        for fault in own:
             index = _output_index(fault, golden)
-            before = faulty[index].clone()
-            faulty[index] = flip_bits(before, fault.bit)
-            changed = torch.bitwise_xor(words(faulty)[index], words(before))
-            if not bool((changed == bit_masks(torch.tensor(fault.bit), golden.dtype).to(changed.device)).all()):
-                raise InjectionError(f"{fault} did not change the output; nothing would have been measured.")
-        unfired.discard(layer)
+            faulty[index] = flip_bits(faulty[index].clone(), fault.bit)
+            expected[index] = torch.bitwise_xor(expected[index], _mask(fault, golden))
+        changed = torch.bitwise_xor(words(faulty), words(golden))
+        for fault in own:
+            index = _output_index(fault, golden)
+            _require_change(changed[index], expected[index], _mask(fault, golden), fault)
+        if torch.count_nonzero(changed) != torch.count_nonzero(expected):
+            raise InjectionError(f"An injection into {own[0].layer!r} changed values that no fault strikes.")
+        unfired.discard(module)
         return faulty
 
     try:
-        for layer, module in modules.items():
-            handles.append(module.register_forward_hook(lambda _m, _i, output, layer=layer: strike(layer, output)))
+        for module in by_module:
+            handles.append(module.register_forward_hook(strike))
         yield
     finally:
         for handle in handles:
             handle.remove()
     if unfired:
-        raise InjectionError(_never(sorted(unfired)[0]))
+        raise InjectionError(_never(min(by_module[module][0].layer for module in unfired)))
+
+
+def _mask(fault: Fault, tensor: Tensor) -> Tensor:
+    """Return the word with a fault's bit set, where the tensor lives."""
+    return bit_masks(torch.tensor(fault.bit), tensor.dtype).to(tensor.device)
+
+
+def _require_change(changed: Tensor, expected: Tensor, mask: Tensor, fault: Fault) -> None:
+    """Check that the faults of a word changed their bits and no others, and that none of them undid this one."""
+    struck = torch.bitwise_and(expected, mask).eq(mask)
+    if not bool((changed.eq(expected) & struck).all()):
+        raise InjectionError(
+            f"{fault} did not change its bit and no other: another fault undoes it, or the flip did not take effect; "
+            "nothing would have been measured."
+        )
 
 
 def _verify(golden: Tensor, faulty: Tensor, index: tuple[Tensor, ...], bits: Tensor, layer: str) -> None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import FaultError
+from resilient_heads.evaluation import evaluating
 from resilient_heads.injection.formats import format_of
 
 
@@ -80,21 +82,28 @@ class SiteMap:
 def find_sites(model: nn.Module, sample: Tensor) -> SiteMap:
     """List the outputs of Conv2d and Linear modules, and the tensors that a module declares as its ``fault_sites``.
 
-    A module declares them by an attribute ``fault_sites``: names of its submodules, ``""`` for itself.
+    The model runs in evaluation mode and is left as it was. A module declares its tensors by an attribute
+    ``fault_sites``: names of its submodules, ``""`` for itself.
 
     Args:
-        model: Any module that takes one tensor, in the mode that faults will meet.
+        model: Any module that takes one tensor.
         sample: One or more inputs ``(N, ...)`` on the model's device; the model is run on two and three of them.
 
     Raises:
-        FaultError: No site was reached.
+        FaultError: No site was reached, no input was given, or the model has parameters without a size.
     """
+    if not len(sample):
+        raise FaultError("The sample holds no input; pass at least one.")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise FaultError(
+            f"{type(model).__name__} has lazy parameters without a size; run it once, or give its head in_features."
+        )
     candidates = dict(_candidates(model))
     calls: dict[str, list[list[object]]] = {name: [] for name in candidates}
     order: dict[str, int] = {}
     for rows in (2, 3):
         outputs: dict[str, list[object]] = {name: [] for name in candidates}
-        with _recording(candidates, outputs, order), torch.inference_mode():
+        with _recording(candidates, outputs, order), evaluating(model):
             model(sample[torch.arange(rows) % len(sample)])
         for name, seen in outputs.items():
             calls[name].append(seen)

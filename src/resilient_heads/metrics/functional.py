@@ -63,16 +63,16 @@ def confidence(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def rank(logits: Tensor, classes: Tensor) -> Tensor:
-    """How many classes score higher than a given one, per sample; 0 means that it is the top class.
+    """How many other classes score as high as a given one or higher, per sample; 0 means that it alone is on top.
 
-    The top class is the one that ``argmax`` names, also where several tie; of other ties, none counts as higher.
+    A tie counts against the class: which of two equal logits ``argmax`` names is an accident of their order.
 
     Args:
         logits: ``(N, C)``.
         classes: ``(N,)`` int64.
 
     Returns:
-        ``(N,)`` int64.
+        ``(N,)`` int64; meaningless where logits are NaN.
     """
-    higher = (logits > logits.gather(1, classes[:, None])).sum(dim=1)
-    return torch.where(logits.argmax(dim=1) == classes, higher, higher.clamp_min(1))
+    at_least = (logits >= logits.gather(1, classes[:, None])).sum(dim=1)
+    return (at_least - 1).clamp_min(0)

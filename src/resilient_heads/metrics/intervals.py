@@ -1,5 +1,6 @@
 """Confidence intervals for rates, means and ratios."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,10 +9,14 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from resilient_heads.errors import ResultError
+
 Floats = NDArray[np.float64]
 
 DEFAULT_LEVEL = 0.99
 RESAMPLES = 2000
+MIN_IMAGES = 10
+"""Struck images below which no interval over images is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,10 @@ def normal_quantile(level: float) -> float:
     """Return the two-sided standard normal quantile, 2.576 for 0.99.
 
     Raises:
-        ValueError: The level is not between 0 and 1.
+        ResultError: The level is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise ValueError(f"A confidence level lies between 0 and 1, found {level}.")
+        raise ResultError(f"A confidence level lies between 0 and 1, found {level}.")
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
@@ -72,38 +77,67 @@ def wilson(rate: float, trials: float, *, level: float = DEFAULT_LEVEL) -> Estim
     return Estimate(rate, low, high, level, "wilson")
 
 
-def weighted_rate(hits: NDArray[np.bool_], weights: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
+def weighted_rate(
+    hits: NDArray[np.bool_],
+    weights: Floats,
+    *,
+    image: NDArray[np.int64] | None = None,
+    level: float = DEFAULT_LEVEL,
+) -> Estimate:
     """Wilson interval of a weighted mean of rates, for trials that share their images.
 
-    Column i of ``hits`` holds trial i of every layer. Those strike the same image, so columns are the independent
-    units; a variance added up layer by layer would miss that fragile images are fragile in every layer. The interval is
-    Wilson's at an effective number of trials: the smaller of Kish's, ``N / sum(w^2)``, which holds when no event was
-    seen, and the one that the variance between columns implies.
+    Column i of ``hits`` holds trial i of every layer, all on one image. The interval is Wilson's at an effective number
+    of trials, the smallest of three: the number that holds when no event was seen, ``N / max(weights)``; the one that
+    the variance between columns implies, since fragile images are fragile in every layer; and, with ``image``, the one
+    that the variance between images implies, since trials on one image are alike.
 
     Args:
         hits: ``(L, N)``, whether trial i of layer l had the outcome.
         weights: ``(L,)``, non-negative, with a sum of 1.
+        image: ``(N,)``, which image trial i struck; None where every trial has its own.
         level: Confidence level.
 
-    Source: Kish, *Survey Sampling*, 1965; Korn and Graubard, *Survey Methodology* 24, 1998, for an effective size
-    from the variance.
+    Returns:
+        The rate; NaN with the interval [0, 1] where there is no trial.
+
+    Source: Korn and Graubard, *Survey Methodology* 24, 1998, for an effective size from the variance of clusters.
     """
     trials = hits.shape[1]
     if not trials:
         return wilson(math.nan, 0, level=level)
     per_trial: Floats = weights @ hits
-    rate = float(per_trial.mean())
-    effective = trials / float(np.square(weights).sum())
-    variance = float(per_trial.var(ddof=1)) / trials if trials > 1 else 0.0
-    if variance > 0:
-        effective = min(effective, rate * (1 - rate) / variance)
-    return wilson(min(rate, 1.0), effective, level=level)
+    rate = min(float(per_trial.mean()), 1.0)
+    residual = per_trial - rate
+    clusters = [residual] if image is None else [residual, np.bincount(image, weights=residual)]
+    effective = trials / float(weights.max())
+    for sums in clusters:
+        variance = float(np.square(sums).sum()) / trials**2
+        if variance > 0:
+            effective = min(effective, rate * (1 - rate) / variance)
+    return wilson(rate, effective, level=level)
 
 
+def mean_interval(values: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
+    """Interval of the mean of independent values, by the central limit theorem.
+
+    Args:
+        values: ``(I,)``, one an image.
+        level: Confidence level.
+    """
+    mean = float(values.mean())
+    if len(values) < MIN_IMAGES:
+        return Estimate(mean, math.nan, math.nan, level, "too few images")
+    spread = normal_quantile(level) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Estimate(mean, mean - spread, mean + spread, level, "normal")
+
+
+@functools.lru_cache(maxsize=4)
 def image_weights(images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """Return how often a bootstrap draws each image, ``(resamples, images)``; rows sum to ``images``."""
     generator = np.random.Generator(np.random.Philox(seed))
-    return generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+    weights = generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def bootstrap(
@@ -114,13 +148,19 @@ def bootstrap(
     Args:
         statistic: Maps how often each image counts, ``(B, images)``, to B values. Rows of ones give the estimate. NaN
             marks a resample in which the statistic does not exist; such resamples are left out.
-        images: Number of images.
+        images: Number of struck images.
         level: Confidence level.
         seed: Of the resampling.
 
+    Returns:
+        The estimate. With fewer than :data:`MIN_IMAGES` images, or where no resample exists, its ends are NaN: nothing
+        can be said of other images.
+
     Source: Efron, *Bootstrap methods: another look at the jackknife*, Annals of Statistics 1979.
     """
-    value = float(statistic(np.ones((1, images)))[0])
+    value = float(statistic(np.ones((1, images)))[0]) if images else math.nan
+    if images < MIN_IMAGES:
+        return Estimate(value, math.nan, math.nan, level, "too few images")
     values = statistic(image_weights(images, seed=seed))
     values = values[~np.isnan(values)]
     if not len(values):
@@ -162,8 +202,7 @@ def ratio_of_rates(numerator: Estimate, denominator: Estimate) -> Estimate:
 
 def hull(first: Estimate, second: Estimate) -> Estimate:
     """Return the smallest interval that holds both, with the first one's value: at least as cautious as either."""
-    low = np.nanmin([first.low, second.low])
-    high = np.nanmax([first.high, second.high])
+    low, high = np.fmin(first.low, second.low), np.fmax(first.high, second.high)
     return Estimate(first.value, float(low), float(high), first.level, f"wider of {first.method} and {second.method}")
 
 

@@ -44,7 +44,7 @@ def plot_layers(
     """
     if metric != "delta_loss" and metric not in RATES:
         raise ResultError(f"No metric is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
-    if not results:
+    if not isinstance(results, Mapping) or not results:
         raise ResultError("No campaign was given; pass a mapping from a model's name to its result.")
     axes: Axes = _axes(ax)
     places = _places(results)
@@ -54,12 +54,13 @@ def plot_layers(
         shift = (number - (len(results) - 1) / 2) * 0.3
         x = np.array([places[layer.name] for layer in layers]) + shift
         ends = np.array([[estimate.low, estimate.value, estimate.high] for estimate in estimates])
-        drawn = np.isfinite(ends).all(axis=1)
+        drawn = np.isfinite(ends[:, 1])
         low, value, high = ends[drawn].T
+        reach = np.stack([value - low, high - value])
         axes.errorbar(
             x[drawn],
             value,
-            yerr=np.clip([value - low, high - value], 0, None),
+            yerr=np.where(np.isfinite(reach), np.clip(reach, 0, None), 0),
             fmt="o",
             markersize=4,
             elinewidth=1,

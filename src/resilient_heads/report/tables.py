@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from resilient_heads.campaign.compare import Comparison, Improvement
 from resilient_heads.campaign.results import CampaignResult
 from resilient_heads.campaign.summary import SCOPES
+from resilient_heads.errors import ResultError
 from resilient_heads.metrics.intervals import Estimate
 
 _METRICS = {"delta_loss": "delta loss", "sdc": "SDC", "due": "DUE"}
@@ -50,7 +51,14 @@ def comparison_table(
         parameters: Of the two models.
         flops: Of one image through the two models.
         scopes: Which of :data:`~resilient_heads.campaign.summary.SCOPES` to show.
+
+    Raises:
+        ResultError: No comparison, or an unknown scope.
     """
+    if isinstance(comparisons, Comparison) or not comparisons:
+        raise ResultError("Pass a list of one or more comparisons: comparison_table([compare(a, b)]).")
+    if unknown := [scope for scope in scopes if scope not in SCOPES]:
+        raise ResultError(f"No scope is named {unknown[0]!r}; expected some of {', '.join(SCOPES)}.")
     first = comparisons[0]
     rows = [
         _row(
@@ -77,7 +85,7 @@ def comparison_table(
 
 
 def layer_table(result: CampaignResult) -> str:
-    """Return one row for each struck site: size, range, outcomes and delta loss per fault."""
+    """Return one row for each struck site: size, range, outcomes and delta loss per fault; then what was not struck."""
     rows = [
         [
             layer.name,
@@ -92,7 +100,9 @@ def layer_table(result: CampaignResult) -> str:
         for layer in result.by_layer()
     ]
     header = ["site", "kind", "neurons", "range", "masked", "SDC", "DUE", "delta loss"]
-    return markdown_table(header, rows)
+    skipped = [f"- not struck: {name}: {reason}." for name, reason in result.skipped.items()]
+    skipped += [f"- not struck: {struck.site.name}: left out by layers=." for struck in result.unstruck]
+    return "\n".join([markdown_table(header, rows), *skipped]) + ("\n" if skipped else "")
 
 
 def notes() -> str:
