@@ -6,6 +6,7 @@
     └── ResilientHeadsError
         ├── DescriptionError (ValueError)     class names or descriptions that do not fit together
         ├── EmbeddingError (ValueError)       class embeddings that cannot be used
+        ├── HubError (OSError)                a file that the Hugging Face Hub does not give, or gives damaged
         ├── ModelError (ValueError)           a model whose classifier cannot be found, replaced or restored
         ├── FaultError (ValueError)           a fault that cannot be placed: unknown layer, bit out of range
         ├── DataError (ValueError)            images or labels that a campaign cannot use
@@ -22,7 +23,9 @@ __all__ = [
     "DuplicateClassWarning",
     "EmbeddingError",
     "FaultError",
+    "HubError",
     "InjectionError",
+    "LongTextWarning",
     "MissingExtraError",
     "ModelError",
     "ResilientHeadsError",
@@ -40,6 +43,10 @@ class DescriptionError(ResilientHeadsError, ValueError):
 
 class EmbeddingError(ResilientHeadsError, ValueError):
     """Class embeddings are unusable: wrong shape, not finite, damaged or foreign file."""
+
+
+class HubError(ResilientHeadsError, OSError):
+    """The Hugging Face Hub cannot be reached, refuses, or gives something else than what was pinned."""
 
 
 class ModelError(ResilientHeadsError, ValueError):
@@ -68,3 +75,7 @@ class MissingExtraError(ResilientHeadsError, ImportError):
 
 class DuplicateClassWarning(UserWarning):
     """Two classes share a name, so their text embeddings and their logits tie."""
+
+
+class LongTextWarning(UserWarning):
+    """A text is longer than the encoder's context, and what does not fit is cut off."""

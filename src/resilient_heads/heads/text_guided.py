@@ -12,7 +12,8 @@ from resilient_heads.errors import EmbeddingError, ModelError
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
 from resilient_heads.text.descriptions import ClassDescriptions, Descriptions
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
-from resilient_heads.text.encoders import OpenClipEncoder, TextEncoder
+from resilient_heads.text.encoders.openclip import OpenClipEncoder
+from resilient_heads.text.encoders.protocol import TextEncoder
 from resilient_heads.text.pooling import embed_classes
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)

@@ -13,7 +13,7 @@ import torch
 
 from resilient_heads.files import write_atomic
 from resilient_heads.text.descriptions import ClassDescriptions
-from resilient_heads.text.encoders import SentenceTransformerEncoder
+from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
 from resilient_heads.text.pooling import embed_classes
 
 ASSETS = Path(__file__).parent.parent / "assets"
