@@ -7,6 +7,7 @@
         ├── DescriptionError (ValueError)     class names or descriptions that do not fit together
         ├── EmbeddingError (ValueError)       class embeddings that cannot be used
         ├── HubError (OSError)                a file that the Hugging Face Hub does not give, or gives damaged
+        ├── LanguageModelError (RuntimeError) a language model that does not answer, or answers rubbish
         ├── ModelError (ValueError)           a model whose classifier cannot be found, replaced or restored
         ├── FaultError (ValueError)           a fault that cannot be placed: unknown layer, bit out of range
         ├── DataError (ValueError)            images or labels that a campaign cannot use
@@ -25,6 +26,7 @@ __all__ = [
     "FaultError",
     "HubError",
     "InjectionError",
+    "LanguageModelError",
     "LongTextWarning",
     "MissingExtraError",
     "ModelError",
@@ -47,6 +49,10 @@ class EmbeddingError(ResilientHeadsError, ValueError):
 
 class HubError(ResilientHeadsError, OSError):
     """The Hugging Face Hub cannot be reached, refuses, or gives something else than what was pinned."""
+
+
+class LanguageModelError(ResilientHeadsError, RuntimeError):
+    """A language model does not answer, or answers something that is no description."""
 
 
 class ModelError(ResilientHeadsError, ValueError):
