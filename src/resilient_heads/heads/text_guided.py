@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,10 @@ from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
 from resilient_heads.text.encoders.protocol import TextEncoder
 from resilient_heads.text.pooling import embed_classes
+from resilient_heads.text.questions import TEMPLATE
 
+Initialisation = Literal["descriptions", "template", "random"]
+_DEFAULT_DIM = 512  # of the default encoder, whose weights a random start need not fetch
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 _SMALLEST_NORM = 1e-12
 
@@ -116,6 +119,7 @@ class TextGuidedHead(nn.Module):
         in_features: int | None = None,
         normalize: bool = True,
         templates: Sequence[str] = (),
+        init: Initialisation = "descriptions",
     ) -> Self:
         """Build a head whose rows are the mean embeddings of each class's sentences.
 
@@ -126,11 +130,20 @@ class TextGuidedHead(nn.Module):
             in_features: F, or None to let :func:`wrap_model` set it.
             normalize: Cosine head (True) or two linear layers (False).
             templates: Format strings such as ``"a photo of a {}"``, added to every class's sentences.
+            init: Where the rows start: the ``"descriptions"`` (with ``templates``); only the ``"template"``
+                ``"a photo of a {}"``; or at ``"random"``, with the same sizes and no text. The paper's ablation.
 
         Raises:
             DescriptionError: Names and descriptions do not match.
             EmbeddingError: The encoder's weights cannot be had.
         """
+        if check_initialisation(init) == "random":
+            names = ClassDescriptions.match(class_names, None, templates=(TEMPLATE,)).class_names
+            head = cls(in_features, (len(names), encoder.embed_dim if encoder else _DEFAULT_DIM), normalize=normalize)
+            head.class_names = names
+            return head
+        if init == "template":
+            descriptions, templates = None, (TEMPLATE,)
         matched = ClassDescriptions.match(class_names, descriptions, templates=templates)
         embeddings = embed_classes(matched, encoder if encoder is not None else OpenClipEncoder())
         return cls(in_features, embeddings, normalize=normalize)
@@ -139,6 +152,14 @@ class TextGuidedHead(nn.Module):
     def fault_sites(self) -> tuple[str, ...]:
         """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
         return ("latent", "unit", "projection", "") if self.normalize else ("latent", "projection")
+
+    @property
+    def text(self) -> ClassEmbeddings | None:
+        """The class embeddings that the rows started from, or None for a random start."""
+        if self._text_rows is None:
+            return None
+        names = self.class_names or tuple(f"class {row}" for row in range(self.num_classes))
+        return ClassEmbeddings(self._text_rows, names, self.provenance or Provenance())
 
     @property
     def in_features(self) -> int | None:
@@ -254,6 +275,14 @@ class FusedCosineHead(nn.Module):
     def extra_repr(self) -> str:
         """Show the sizes."""
         return f"num_classes={self.num_classes}"
+
+
+def check_initialisation(init: str) -> Initialisation:
+    """Return the choice, or raise ModelError where there is no such one."""
+    for known in get_args(Initialisation):
+        if init == known:
+            return known  # type: ignore[no-any-return]
+    raise ModelError(f"init must be one of {', '.join(map(repr, get_args(Initialisation)))}, found {init!r}.")
 
 
 def _checked_sizes(classes: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from resilient_heads.text.layouts import parse, render
 
 logger = logging.getLogger(__name__)
 
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")  # control characters, halves of characters
 Descriptions = Mapping[str, Sequence[str]] | Sequence[Sequence[str]]
 
 
@@ -146,7 +146,7 @@ def _checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if not class_names:
         raise DescriptionError("class_names is empty; expected one name for each class.")
     for position, name in enumerate(class_names):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or _CONTROL.search(name):
             raise DescriptionError(f"class_names[{position}] must be a non-empty string, found {name!r}.")
     warn_about_duplicates(class_names)
     return tuple(class_names)

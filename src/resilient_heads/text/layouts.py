@@ -78,7 +78,8 @@ def _entry(position: int, value: Any) -> tuple[str, list[str]]:
     texts = [value[key] for key in _TEXT_KEYS if key in value]
     if not names or not texts:
         raise DescriptionError(
-            f'Entry {position} has the keys {", ".join(map(repr, value))}; expected {{"name": ..., "descriptions": [...]}}.'
+            f"Entry {position} has the keys {', '.join(map(repr, value))}; "
+            'expected {"name": ..., "descriptions": [...]}.'
         )
     return names[0], _sentences(names[0], texts[0])
 

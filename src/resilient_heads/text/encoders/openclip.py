@@ -18,6 +18,11 @@ from resilient_heads.text.hub import HubSettings, fetch_snapshot
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 _CONFIG = "open_clip_config.json"
 _TOKENIZER = ("*token*.json", "vocab.*", "merges.txt", "*.model")
+# Where the usual weights lie, known without importing open_clip, so that their absence is told at once.
+_REPOS = {
+    "ViT-B-16/openai": "timm/vit_base_patch16_clip_224.openai",
+    "ViT-B-32/openai": "timm/vit_base_patch32_clip_224.openai",
+}
 _NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
 
 
@@ -59,8 +64,12 @@ class OpenClipEncoder:
         hub: HubSettings | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
-        open_clip: Any = require("open_clip", extra="clip", purpose="OpenClipEncoder")
         settings = hub or HubSettings(offline=offline)
+        if usual := _REPOS.get(model):
+            fetch_snapshot(
+                usual, [_CONFIG, *_WEIGHTS, *_TOKENIZER], revision=revision, offline=offline, settings=settings
+            )
+        open_clip: Any = require("open_clip", extra="clip", purpose="OpenClipEncoder")
         if model.startswith("local-dir:"):
             folder, self.id = Path(model.removeprefix("local-dir:")), f"local-dir:{Path(model[10:]).name}"
             config, weights, self.revision = _config(folder), _weights(folder, _WEIGHTS), ""
