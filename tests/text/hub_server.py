@@ -109,17 +109,19 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(server.fault, int):
             return self.answer(server.fault, b"{}")
         if self.path == "/api/repos/create":
-            return self.answer_json({"url": f"{server.url}/{json.loads(body).get('name')}"})
+            named = json.loads(body)
+            kind = "datasets/" if named.get("type") == "dataset" else ""
+            return self.answer_json({"url": f"{server.url}/{kind}{named.get('organization')}/{named['name']}"})
         match = _API.match(self.path)
         if match is None:
             return self.answer_json({"errors": [], "warnings": []})
         if match[3] == "preupload":
-            named = json.loads(body)["files"]
+            paths = [file["path"] for file in json.loads(body)["files"]]
             return self.answer_json(
-                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in named]}
+                {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]}
             )
         lines = [json.loads(line) for line in body.splitlines() if line]
-        files = {l["value"]["path"]: base64.b64decode(l["value"]["content"]) for l in lines if l["key"] == "file"}
+        files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
         oid = server.commit(match[2], files)
         return self.answer_json(
             {"success": True, "commitOid": oid, "commitUrl": f"{server.url}/{match[2]}/commit/{oid}", "hookOutput": ""}

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -168,7 +168,7 @@ def push_to_hub(
         commit = api.upload_folder(
             repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Publish a text-guided head"
         )
-    except (OSError, HFValidationError, EntryNotFoundError) as error:
+    except (OSError, ValueError, EntryNotFoundError) as error:
         raise explained(error, f"Publishing to {repo}", settings) from error
     return str(commit.oid)
 

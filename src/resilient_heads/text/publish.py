@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError
 
 from resilient_heads.errors import EmbeddingError, HubError
 from resilient_heads.files import file_sha256, write_atomic
@@ -124,7 +124,7 @@ def publish(
             allow_patterns=[*files, _MANIFEST, "README.md"],
             commit_message="Publish class embeddings",
         )
-    except (OSError, HFValidationError, EntryNotFoundError) as error:
+    except (OSError, ValueError, EntryNotFoundError) as error:
         raise explained(error, f"Publishing to {repo}", settings) from error
     return tuple(
         HubEntry(
