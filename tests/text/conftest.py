@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import HubServer
 from safetensors.torch import save_file
 
-from hub_server import HubServer
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
 from resilient_heads.text.hub import HubSettings
 

@@ -75,10 +75,15 @@ class _Handler(BaseHTTPRequestHandler):
             repo, revision = match[2], server.main.get(match[2], "") if match[4] == "main" else match[4]
             tree = server.commits.get(repo, {}).get(revision)
             if tree is None:
-                return self.answer(404, b"{}", X_Error_Code="RevisionNotFound" if repo in server.main else "RepoNotFound")
+                return self.answer(
+                    404, b"{}", X_Error_Code="RevisionNotFound" if repo in server.main else "RepoNotFound"
+                )
             if match[3] == "tree":
                 return self.answer_json(
-                    [{"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()} for p, c in tree.items()]
+                    [
+                        {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                        for p, c in tree.items()
+                    ]
                 )
             return self.answer_json({"id": repo, "sha": revision, "siblings": [{"rfilename": path} for path in tree]})
         match = _ROUTE.match(self.path)
@@ -121,7 +126,9 @@ class _Handler(BaseHTTPRequestHandler):
                 {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]}
             )
         lines = [json.loads(line) for line in body.splitlines() if line]
-        files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"}
+        files = {
+            line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
+        }
         oid = server.commit(match[2], files)
         return self.answer_json(
             {"success": True, "commitOid": oid, "commitUrl": f"{server.url}/{match[2]}/commit/{oid}", "hookOutput": ""}

@@ -8,10 +8,21 @@ import pytest
 from resilient_heads.errors import DescriptionError
 from resilient_heads.text.bundled import load_bundled, load_descriptions
 
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
-STL10 = "airplane bird car cat deer dog horse monkey ship truck".split()
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+STL10 = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 # The label file that comes with the images of Food-101 and the fine labels of CIFAR-100 are in alphabetical order.
 SIZES = {"cifar10": (10, 5), "cifar100": (100, 5), "stl10": (10, 5), "food101": (101, 5), "imagenet1k": (1000, 3)}
+# WordNet's classes overlap: an ear is one of corn, a screen is a monitor's, and the words cannot be avoided.
+MEANT = {
+    ("ballplayer", "baseball"),
+    ("ear", "corn"),
+    ("grille", "radiator"),
+    ("panpipe", "flute"),
+    ("projectile", "missile"),
+    ("screen", "monitor"),
+    ("stinkhorn", "mushroom"),
+    ("sunglass", "sunglasses"),
+}
 pytestmark = pytest.mark.parametrize("name", SIZES)
 
 
@@ -65,16 +76,15 @@ def test_no_copies_within_or_across_classes(name: str) -> None:
 
 
 def test_no_class_names_another(name: str) -> None:
-    names = {own: re.compile(rf"(?<![\w-]){re.escape(own)}(?![\w-])") for own in load_descriptions(name).class_names}
-    if name == "imagenet1k":  # among a thousand, parts are classes too: a car has a grille, a meal has a plate
-        names = {own: pattern for own, pattern in names.items() if " " in own}
-    slips = [
-        (own, other, text)
+    names = sorted(load_descriptions(name).class_names, key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, names))})(?![\w-])")
+    slips = {
+        (own, other)
         for own, text in sentences(name)
-        for other, pattern in names.items()
-        if other != own and other not in own and pattern.search(text)
-    ]
-    assert slips == []
+        for other in pattern.findall(text)
+        if other not in own  # a hammerhead shark may be called a shark
+    }
+    assert slips == (MEANT if name == "imagenet1k" else set())
 
 
 def test_embeddings_were_made_from_these_descriptions(name: str) -> None:

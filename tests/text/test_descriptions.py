@@ -22,7 +22,10 @@ def load(content: object, tmp_path: Path, names: list[str] | None = None) -> Cla
         {"cat": ["It purrs.", "It has whiskers."], "dog": ["It barks."]},
         {"cat": ["It purrs.", "It has whiskers."], "dog": "It barks."},
         {"cat": {"sound": "It purrs.", "face": ["It has whiskers."]}, "dog": {"q": {"deep": ["It barks."]}}},
-        [{"name": "cat", "descriptions": ["It purrs.", "It has whiskers."]}, {"class": "dog", "prompts": ["It barks."]}],
+        [
+            {"name": "cat", "descriptions": ["It purrs.", "It has whiskers."]},
+            {"class": "dog", "prompts": ["It barks."]},
+        ],
         {"meta": {"by": "me"}, "descriptions": {"cat": ["It purrs.", "It has whiskers."], "dog": ["It barks."]}},
     ],
 )

@@ -5,10 +5,10 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hub_server import HubServer
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LongTextWarning, MissingExtraError
 from resilient_heads.text.encoders import openclip
 from resilient_heads.text.encoders.batching import Batching, encode_in_batches

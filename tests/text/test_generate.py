@@ -106,7 +106,11 @@ class _Chat(BaseHTTPRequestHandler):
         if act == "stall":
             time.sleep(1.5)
         text = "A fine sentence about " + request["messages"][0]["content"]
-        bodies = {"rubbish": b"<html>no</html>", "hollow": b'{"choices": []}', "null": b'{"choices": [{"message": {}}]}'}
+        bodies = {
+            "rubbish": b"<html>no</html>",
+            "hollow": b'{"choices": []}',
+            "null": b'{"choices": [{"message": {}}]}',
+        }
         body = bodies.get(act) or json.dumps(
             {"id": "1", "object": "chat.completion", "created": 1, "model": "m",
              "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from hub_server import HubServer
+
 from resilient_heads.errors import EmbeddingError, HubError
 from resilient_heads.text.bundled import bundled_names, load_bundled
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
@@ -63,9 +63,7 @@ def _no_descriptions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("resilient_heads.text.prebuilt._built_here", refuse)
 
 
-def test_download_then_cache(
-    server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_download_then_cache(server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture) -> None:
     manifest = publish_by_hand(server)
     assert torch.equal(load(manifest, settings).vectors, made().vectors)
     assert "downloaded from owner/embeddings" in caplog.text
@@ -90,9 +88,7 @@ def test_offline_with_a_warm_cache(server: HubServer, settings: HubSettings) -> 
     assert server.requests == []
 
 
-def test_offline_by_environment(
-    server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_by_environment(server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = publish_by_hand(server)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     began = time.monotonic()
@@ -174,7 +170,9 @@ def _load_in_process(manifest: Manifest, settings: HubSettings, queue: "multipro
     queue.put(hashlib.sha256(found.vectors.numpy().tobytes()).hexdigest())
 
 
-def test_two_processes_fill_one_cache(server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_fill_one_cache(
+    server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = publish_by_hand(server)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     server.fault = "slow"
@@ -277,7 +275,9 @@ def test_the_wheel_needs_no_network(caplog: pytest.LogCaptureFixture) -> None:
         load_embeddings("imagenet22k")
 
 
-def test_hub_failure_falls_back_to_the_wheel(server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture) -> None:
+def test_hub_failure_falls_back_to_the_wheel(
+    server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture
+) -> None:
     wheel = Manifest.of_wheel()
     entry = HubEntry(
         name="cifar10", encoder="all-MiniLM-L6-v2", repo="owner/e", revision="0" * 40, file="c", sha256="0" * 64

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from hub_server import HubServer
+
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.text.bundled import load_descriptions
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
