@@ -1,7 +1,7 @@
 """Encoding class descriptions: this library's text tower against the plain open_clip loop, in one run.
 
-``python benchmarks/encode.py --classes 1000`` writes a randomly initialised model of full size (ViT-B-32 by default; the
-weights' values change neither time nor memory) to a temporary folder, lets two fresh processes embed the same
+``python benchmarks/encode.py --classes 1000`` writes a randomly initialised model of full size (ViT-B-32 by default;
+the weights' values change neither time nor memory) to a temporary folder, lets two fresh processes embed the same
 sentences from it, and prints time and peak memory above the imports as ratios. The plain loop is what a user would
 write: load the whole model, then one class at a time.
 """

@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         if fault == "truncate" and self.command == "GET":
             content, self.close_connection = content[: size // 2], True
-        self.answer(
+        return self.answer(
             200, content, Content_Length=str(size), ETag=f'"{etag}"', X_Repo_Commit=revision, Accept_Ranges="bytes"
         )
 

@@ -117,4 +117,4 @@ def test_files_of_others_load(shared_data: Path) -> None:
     assert len(ClassDescriptions.load(folder / "CuPL__cifar10_prompts_full.json").class_names) == 10
     with pytest.raises(DescriptionError, match="5 of 101 classes have no description"):
         ClassDescriptions.load(folder / "WaffleCLIP__descriptors_food101.json")
-    assert len(ClassDescriptions.load(folder / "WaffleCLIP__descriptors_imagenet.json").class_names) == 998
+    assert len(ClassDescriptions.load(folder / "WaffleCLIP__descriptors_imagenet.json").class_names) == 1000

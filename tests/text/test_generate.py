@@ -37,7 +37,7 @@ def test_finished_answers_are_never_asked_again(tmp_path: Path) -> None:
         return answer(prompt)
 
     file = tmp_path / "deep" / "answers.jsonl"
-    with pytest.raises(LanguageModelError, match="1 of 2 questions stayed open.*asks only these again"):
+    with pytest.raises(LanguageModelError, match=r"1 of 2 questions stayed open.*asks only these again"):
         generate_descriptions(["cat", "dog"], failing, questions=["What is a {}?"], answers=file, asking=FAST)
     assert asked.count("What is a dog?") == 3
     with file.open("a") as stream:

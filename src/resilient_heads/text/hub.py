@@ -172,10 +172,13 @@ def fetch_snapshot(
 def explained(error: Exception, what: str, settings: HubSettings) -> HubError:
     """Turn an error of the Hub's client into ours, which says what to do."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, GatedRepoError) or status in (401, 403):
-        reason = "access is refused; log in with `hf auth login`, or set HF_TOKEN to a token that may read it"
-    elif isinstance(error, RepositoryNotFoundError):
+    refused = "access is refused; log in with `hf auth login`, or set HF_TOKEN to a token that is allowed to"
+    if isinstance(error, GatedRepoError):
+        reason = refused
+    elif isinstance(error, RepositoryNotFoundError):  # the Hub answers 401 to strangers, to hide private ones
         reason = "there is no such repository, or it is private; check the name, or log in with `hf auth login`"
+    elif status in (401, 403):
+        reason = refused
     elif isinstance(error, RevisionNotFoundError):
         reason = "there is no such revision"
     elif isinstance(error, LocalEntryNotFoundError) and settings.is_offline:
