@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from resilient_heads.campaign.results import CampaignResult as CampaignResult
     from resilient_heads.campaign.runner import run_campaign as run_campaign
     from resilient_heads.errors import ResilientHeadsError as ResilientHeadsError
+    from resilient_heads.heads.pretrained import from_pretrained as from_pretrained
+    from resilient_heads.heads.pretrained import push_to_hub as push_to_hub
+    from resilient_heads.heads.pretrained import save_pretrained as save_pretrained
     from resilient_heads.heads.text_guided import TextGuidedHead as TextGuidedHead
     from resilient_heads.heads.wrap import fuse as fuse
     from resilient_heads.heads.wrap import is_wrapped as is_wrapped
@@ -32,10 +35,15 @@ if TYPE_CHECKING:
     from resilient_heads.report.tables import comparison_table as comparison_table
     from resilient_heads.report.tables import layer_table as layer_table
     from resilient_heads.text.bundled import load_descriptions as load_descriptions
-    from resilient_heads.text.bundled import load_embeddings as load_embeddings
     from resilient_heads.text.descriptions import ClassDescriptions as ClassDescriptions
     from resilient_heads.text.embeddings import ClassEmbeddings as ClassEmbeddings
+    from resilient_heads.text.encoders.huggingface import TransformersEncoder as TransformersEncoder
+    from resilient_heads.text.encoders.openclip import OpenClipEncoder as OpenClipEncoder
+    from resilient_heads.text.encoders.precomputed import PrecomputedEncoder as PrecomputedEncoder
+    from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder as SentenceTransformerEncoder
+    from resilient_heads.text.generate import generate_descriptions as generate_descriptions
     from resilient_heads.text.pooling import embed_classes as embed_classes
+    from resilient_heads.text.prebuilt import load_embeddings as load_embeddings
 
 _HOME = {
     "BitFlip": "injection.faults",
@@ -44,23 +52,31 @@ _HOME = {
     "ClassEmbeddings": "text.embeddings",
     "Comparison": "campaign.compare",
     "GOLDENEYE": "campaign.config",
+    "OpenClipEncoder": "text.encoders.openclip",
+    "PrecomputedEncoder": "text.encoders.precomputed",
     "Protocol": "campaign.config",
     "RAW": "campaign.config",
     "ResilientHeadsError": "errors",
+    "SentenceTransformerEncoder": "text.encoders.sentence",
     "TextGuidedHead": "heads.text_guided",
+    "TransformersEncoder": "text.encoders.huggingface",
     "WeightBitFlip": "injection.faults",
     "compare": "campaign.compare",
     "comparison_table": "report.tables",
     "embed_classes": "text.pooling",
     "find_sites": "injection.sites",
+    "from_pretrained": "heads.pretrained",
     "fuse": "heads.wrap",
+    "generate_descriptions": "text.generate",
     "inject": "injection.injector",
     "is_wrapped": "heads.wrap",
     "layer_table": "report.tables",
     "load_descriptions": "text.bundled",
-    "load_embeddings": "text.bundled",
+    "load_embeddings": "text.prebuilt",
     "plot_layers": "report.plots",
+    "push_to_hub": "heads.pretrained",
     "run_campaign": "campaign.runner",
+    "save_pretrained": "heads.pretrained",
     "unwrap_model": "heads.wrap",
     "wrap_model": "heads.wrap",
 }
@@ -73,22 +89,30 @@ __all__ = [
     "ClassDescriptions",
     "ClassEmbeddings",
     "Comparison",
+    "OpenClipEncoder",
+    "PrecomputedEncoder",
     "Protocol",
     "ResilientHeadsError",
+    "SentenceTransformerEncoder",
     "TextGuidedHead",
+    "TransformersEncoder",
     "WeightBitFlip",
     "compare",
     "comparison_table",
     "embed_classes",
     "find_sites",
+    "from_pretrained",
     "fuse",
+    "generate_descriptions",
     "inject",
     "is_wrapped",
     "layer_table",
     "load_descriptions",
     "load_embeddings",
     "plot_layers",
+    "push_to_hub",
     "run_campaign",
+    "save_pretrained",
     "unwrap_model",
     "wrap_model",
 ]

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 
 from resilient_heads import __version__
-from resilient_heads.commands import demo
+from resilient_heads.commands import demo, embed, embeddings
 from resilient_heads.errors import ResilientHeadsError
 
-COMMANDS = (demo,)
+COMMANDS = (demo, embed, embeddings)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,8 @@
     └── ResilientHeadsError
         ├── DescriptionError (ValueError)     class names or descriptions that do not fit together
         ├── EmbeddingError (ValueError)       class embeddings that cannot be used
+        ├── HubError (OSError)                a file that the Hugging Face Hub does not give, or gives damaged
+        ├── LanguageModelError (RuntimeError) a language model that does not answer, or answers rubbish
         ├── ModelError (ValueError)           a model whose classifier cannot be found, replaced or restored
         ├── FaultError (ValueError)           a fault that cannot be placed: unknown layer, bit out of range
         ├── DataError (ValueError)            images or labels that a campaign cannot use
@@ -22,7 +24,10 @@ __all__ = [
     "DuplicateClassWarning",
     "EmbeddingError",
     "FaultError",
+    "HubError",
     "InjectionError",
+    "LanguageModelError",
+    "LongTextWarning",
     "MissingExtraError",
     "ModelError",
     "ResilientHeadsError",
@@ -40,6 +45,14 @@ class DescriptionError(ResilientHeadsError, ValueError):
 
 class EmbeddingError(ResilientHeadsError, ValueError):
     """Class embeddings are unusable: wrong shape, not finite, damaged or foreign file."""
+
+
+class HubError(ResilientHeadsError, OSError):
+    """The Hugging Face Hub cannot be reached, refuses, or gives something else than what was pinned."""
+
+
+class LanguageModelError(ResilientHeadsError, RuntimeError):
+    """A language model does not answer, or answers something that is no description."""
 
 
 class ModelError(ResilientHeadsError, ValueError):
@@ -68,3 +81,7 @@ class MissingExtraError(ResilientHeadsError, ImportError):
 
 class DuplicateClassWarning(UserWarning):
     """Two classes share a name, so their text embeddings and their logits tie."""
+
+
+class LongTextWarning(UserWarning):
+    """A text is longer than the encoder's context, and what does not fit is cut off."""

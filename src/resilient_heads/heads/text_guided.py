@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,13 @@ from resilient_heads.errors import EmbeddingError, ModelError
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
 from resilient_heads.text.descriptions import ClassDescriptions, Descriptions
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
-from resilient_heads.text.encoders import OpenClipEncoder, TextEncoder
+from resilient_heads.text.encoders.openclip import OpenClipEncoder
+from resilient_heads.text.encoders.protocol import TextEncoder
 from resilient_heads.text.pooling import embed_classes
+from resilient_heads.text.questions import TEMPLATE
 
+Initialisation = Literal["descriptions", "template", "random"]
+_DEFAULT_DIM = 512  # of the default encoder, whose weights a random start need not fetch
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 _SMALLEST_NORM = 2.0**-14  # the smallest normal float16, so that it is above 0 in every format
 
@@ -115,6 +119,9 @@ class TextGuidedHead(nn.Module):
         in_features: int | None = None,
         normalize: bool = True,
         templates: Sequence[str] = (),
+        init: Initialisation = "descriptions",
+        bias: bool = True,
+        conv: bool = False,
     ) -> Self:
         """Build a head whose rows are the mean embeddings of each class's sentences.
 
@@ -125,19 +132,39 @@ class TextGuidedHead(nn.Module):
             in_features: F, or None to let :func:`wrap_model` set it.
             normalize: Cosine head (True) or two linear layers (False).
             templates: Format strings such as ``"a photo of a {}"``, added to every class's sentences.
+            init: Where the rows start: the ``"descriptions"`` (with ``templates``); only the ``"template"``
+                ``"a photo of a {}"``; or at ``"random"``, with the same sizes and no text. The paper's ablation.
+            bias: Give ``latent`` a bias.
+            conv: For models whose classifier is a 1x1 convolution, such as SqueezeNet.
 
         Raises:
             DescriptionError: Names and descriptions do not match.
             EmbeddingError: The encoder's weights cannot be had.
         """
+        if check_initialisation(init) == "random":
+            names = ClassDescriptions.match(class_names, None, templates=(TEMPLATE,)).class_names
+            size = (len(names), encoder.embed_dim if encoder else _DEFAULT_DIM)
+            head = cls(in_features, size, normalize=normalize, bias=bias, conv=conv)
+            head.class_names = names
+            return head
+        if init == "template":
+            descriptions, templates = None, (TEMPLATE,)
         matched = ClassDescriptions.match(class_names, descriptions, templates=templates)
         embeddings = embed_classes(matched, encoder if encoder is not None else OpenClipEncoder())
-        return cls(in_features, embeddings, normalize=normalize)
+        return cls(in_features, embeddings, normalize=normalize, bias=bias, conv=conv)
 
     @property
     def fault_sites(self) -> tuple[str, ...]:
         """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
         return ("latent", "unit", "projection", "") if self.normalize else ("latent", "projection")
+
+    @property
+    def text(self) -> ClassEmbeddings | None:
+        """The class embeddings that the rows started from, or None for a random start."""
+        if self._text_rows is None:
+            return None
+        names = self.class_names or tuple(f"class {row}" for row in range(self.num_classes))
+        return ClassEmbeddings(self._text_rows, names, self.provenance or Provenance())
 
     @property
     def in_features(self) -> int | None:
@@ -254,6 +281,14 @@ class FusedCosineHead(nn.Module):
     def extra_repr(self) -> str:
         """Show the sizes."""
         return f"num_classes={self.num_classes}"
+
+
+def check_initialisation(init: str) -> Initialisation:
+    """Return the choice, or raise ModelError where there is no such one."""
+    for known in get_args(Initialisation):
+        if init == known:
+            return known  # type: ignore[no-any-return]
+    raise ModelError(f"init must be one of {', '.join(map(repr, get_args(Initialisation)))}, found {init!r}.")
 
 
 def _checked_sizes(classes: tuple[int, int]) -> tuple[int, int]:

@@ -9,9 +9,14 @@ from torch import nn
 
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.locate import Classifier, Leaf, find_classifier, find_heads
-from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
-from resilient_heads.text.bundled import bundled_names, load_embeddings
+from resilient_heads.heads.text_guided import FusedCosineHead, Initialisation, TextGuidedHead, check_initialisation
+from resilient_heads.text.bundled import bundled_names, load_bundled
+from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.embeddings import ClassEmbeddings
+from resilient_heads.text.encoders.named import named_encoder
+from resilient_heads.text.pooling import embed_classes
+from resilient_heads.text.prebuilt import load_embeddings
+from resilient_heads.text.questions import TEMPLATE
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,6 +39,7 @@ def wrap_model(
     classifier: str | None = None,
     normalize: bool = True,
     new_classes: bool = False,
+    init: Initialisation = "descriptions",
 ) -> M:
     """Replace a model's classifier by a text-guided head, in place.
 
@@ -47,6 +53,9 @@ def wrap_model(
         head: A head built before, instead of ``embeddings``; it is used itself, not copied.
         classifier: Dotted path of the layer to replace, where it is not the last.
         normalize: Cosine head (True) or two linear layers (False); ignored with ``head``.
+        init: Where the head's rows start: at the embeddings as they are (``"descriptions"``), at those of
+            ``"a photo of a {}"`` from the same encoder (``"template"``), or at ``"random"`` in the same sizes; not with
+            ``head``, which has started already.
         new_classes: Allow embeddings whose number of classes is not the model's, as when fine-tuning on other classes.
 
     Returns:
@@ -66,9 +75,11 @@ def wrap_model(
         raise ModelError("The model is compiled, or holds a compiled module; wrap it first, then compile it.")
     if embeddings is not None and head is not None:
         raise ModelError("Pass either embeddings= or head=, not both.")
+    if head is not None and init != "descriptions":
+        raise ModelError(f"head= has started already, so init={init!r} cannot apply; build the head with it.")
     place = find_classifier(model, classifier)
     if head is None:
-        head = _build_head(place, embeddings, normalize)
+        head = _build_head(place, embeddings, normalize, init)
     _check_head(head, place)
     if head.num_classes != place.num_classes and not new_classes:
         raise ModelError(
@@ -176,7 +187,7 @@ def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None)
         )
     if place.num_classes == 1000:
         return load_embeddings("imagenet1k")
-    fitting = [name for name in bundled_names() if load_embeddings(name).num_classes == place.num_classes]
+    fitting = [name for name in bundled_names() if load_bundled(name).num_classes == place.num_classes]
     offer = f"Prebuilt ones of that size: {', '.join(fitting)}" if fitting else "No prebuilt ones have that size"
     raise ModelError(
         f"The model has {place.num_classes} classes and nothing says which. {offer}; pass embeddings= a name or "
@@ -184,18 +195,27 @@ def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None)
     )
 
 
-def _build_head(place: Classifier, embeddings: ClassEmbeddings | str | None, normalize: bool) -> TextGuidedHead:
+def _build_head(
+    place: Classifier, embeddings: ClassEmbeddings | str | None, normalize: bool, init: Initialisation
+) -> TextGuidedHead:
     """Return a head that fits the place."""
     leaf = place.leaf
-    return TextGuidedHead(
+    check_initialisation(init)
+    text = _embeddings_for(place, embeddings)
+    if init == "template":
+        plain = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
+        text = embed_classes(plain, named_encoder(text.provenance.encoder))
+    head = TextGuidedHead(
         place.in_features,
-        _embeddings_for(place, embeddings),
+        (text.num_classes, text.embed_dim) if init == "random" else text,
         normalize=normalize,
         bias=leaf.bias is not None,
         conv=isinstance(leaf, nn.Conv2d),
         device=leaf.weight.device,
         dtype=leaf.weight.dtype,
     )
+    head.class_names = text.class_names
+    return head
 
 
 def _check_head(head: TextGuidedHead, place: Classifier) -> None:

@@ -6,14 +6,14 @@ the same descriptions give the same bytes.
 """
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 
 from resilient_heads.files import write_atomic
 from resilient_heads.text.descriptions import ClassDescriptions
-from resilient_heads.text.encoders import SentenceTransformerEncoder
+from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
+from resilient_heads.text.manifest import Manifest
 from resilient_heads.text.pooling import embed_classes
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -35,7 +35,9 @@ def build(assets: Path = ASSETS) -> dict[str, str]:
         embeddings = embed_classes(ClassDescriptions.load(source), encoder)
         path = embeddings.save(assets / "embeddings" / f"{source.stem}.safetensors", dtype=torch.float16)
         manifest[source.stem] = hashlib.sha256(path.read_bytes()).hexdigest()
-    write_atomic(assets / "manifest.json", (json.dumps(manifest, indent=2) + "\n").encode())
+    path = assets / "manifest.json"
+    published = Manifest.from_bytes(path.read_bytes()).hub if path.is_file() else ()
+    write_atomic(path, Manifest(bundled=manifest, hub=published).to_bytes())
     return manifest
 
 

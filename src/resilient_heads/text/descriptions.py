@@ -2,16 +2,23 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from resilient_heads.errors import DescriptionError, DuplicateClassWarning
+from resilient_heads.files import write_atomic
+from resilient_heads.text.layouts import parse, render
 
+logger = logging.getLogger(__name__)
+
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")  # control characters, halves of characters
 Descriptions = Mapping[str, Sequence[str]] | Sequence[Sequence[str]]
 
 
@@ -25,7 +32,8 @@ def normalized_name(name: str) -> str:
 
 
 def _spaced(name: str) -> str:
-    """Return the name with single blanks where blanks, underscores or hyphens stood."""
+    """Return the name with single blanks where blanks, underscores or hyphens stood, its accents composed."""
+    name = unicodedata.normalize("NFC", name)
     return re.sub(r"[\s_-]+", " ", name).strip()
 
 
@@ -36,10 +44,12 @@ class ClassDescriptions:
     Attributes:
         class_names: C names.
         sentences: C tuples of one or more sentences; classes may have different numbers of them.
+        provenance: Who wrote them and how, as names and text; no part of :attr:`sha256`.
     """
 
     class_names: tuple[str, ...]
     sentences: tuple[tuple[str, ...], ...]
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def match(
@@ -85,23 +95,42 @@ class ClassDescriptions:
         return cls(names, sentences)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a JSON object that maps class names to lists of sentences; the file's order is the class order.
+    def load(cls, path: str | os.PathLike[str], class_names: Sequence[str] | None = None) -> Self:
+        """Read a JSON file in one of the layouts of :func:`resilient_heads.text.layouts.parse`.
+
+        Args:
+            path: The file.
+            class_names: C names to match the file's classes to; None takes the file's classes in the file's order,
+                which is the order of the model's outputs only where somebody saw to it.
 
         Raises:
-            DescriptionError: The file is not such an object.
+            DescriptionError: The file is of no such layout, or does not match the names.
             FileNotFoundError: There is no such file.
         """
         path = Path(path)
+        return cls.from_bytes(path.read_bytes(), class_names, name=str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, class_names: Sequence[str] | None = None, *, name: str = "the file") -> Self:
+        """Read the content of a file; see :meth:`load`. ``name`` is what errors call it."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise DescriptionError(f"{path} is not a JSON file: {error}.") from error
-        if not isinstance(content, dict):
-            raise DescriptionError(
-                f'{path} holds a {type(content).__name__}; expected a JSON object: {{"class name": ["sentence", ...]}}.'
-            )
-        return cls.match(list(content), content)
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DescriptionError(f"{name} is not UTF-8 text: {error}.") from error
+        classes, provenance = parse(text, name=name)
+        if class_names is None:
+            matched = cls.match([key for key, _ in classes], [own for _, own in classes])
+        else:
+            by_name: dict[str, list[str]] = {}
+            for key, own in classes:
+                if by_name.setdefault(key, own) != own:
+                    raise DescriptionError(f"{name} describes the class {key!r} twice, and differently.")
+            matched = cls.match(class_names, by_name)
+        return cls(matched.class_names, matched.sentences, provenance)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write a JSON file that :meth:`load` reads back, provenance included; atomically."""
+        return write_atomic(path, render(list(zip(self.class_names, self.sentences, strict=True)), self.provenance))
 
     @property
     def sha256(self) -> str:
@@ -117,7 +146,7 @@ def _checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if not class_names:
         raise DescriptionError("class_names is empty; expected one name for each class.")
     for position, name in enumerate(class_names):
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not name.strip() or _CONTROL.search(name):
             raise DescriptionError(f"class_names[{position}] must be a non-empty string, found {name!r}.")
     warn_about_duplicates(class_names)
     return tuple(class_names)
@@ -140,31 +169,73 @@ def warn_about_duplicates(class_names: Sequence[str]) -> None:
             )
 
 
-def _match_by_name(names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
-    """Look each name up, forgiving its spelling."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchReport:
+    """How a mapping of descriptions fits class names.
+
+    Attributes:
+        key_of: Class name to the key that describes it; a class without one is not in it.
+        missing: Class names that nothing describes.
+        ambiguous: Class name to the several keys that could describe it.
+        empty: Class names whose list of descriptions is empty.
+        unused: Keys that describe no class.
+    """
+
+    key_of: Mapping[str, str]
+    missing: tuple[str, ...]
+    ambiguous: Mapping[str, tuple[str, ...]]
+    empty: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every class has at least one description."""
+        return not (self.missing or self.ambiguous or self.empty)
+
+
+def match_report(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> MatchReport:
+    """Say which class finds its descriptions under which key, and what is left over on either side.
+
+    >>> match_report(["apple pie", "waffle"], {"Apple_pie": ["A pie."], "ramen": ["Soup."]}).missing
+    ('waffle',)
+    """
     by_name: dict[str, list[str]] = {}
     for key in descriptions:
         if not isinstance(key, str):
             raise DescriptionError(f"descriptions must map names to sentences; found the key {key!r}.")
         by_name.setdefault(normalized_name(key), []).append(key)
+    key_of, missing, ambiguous = {}, [], {}
+    for name in dict.fromkeys(class_names):
+        keys = [name] if name in descriptions else by_name.get(normalized_name(name), [])
+        if len(keys) == 1:
+            key_of[name] = keys[0]
+        elif keys:
+            ambiguous[name] = tuple(keys)
+        else:
+            missing.append(name)
+    taken = {*key_of.values(), *(key for keys in ambiguous.values() for key in keys)}
+    return MatchReport(
+        key_of=key_of,
+        missing=tuple(missing),
+        ambiguous=ambiguous,
+        empty=tuple(name for name, key in key_of.items() if not descriptions[key]),
+        unused=tuple(key for key in descriptions if key not in taken),
+    )
 
-    def key_of(name: str) -> str | None:
-        if name in descriptions:
-            return name
-        keys = by_name.get(normalized_name(name), [])
-        if len(keys) > 1:
-            raise DescriptionError(f"The class {name!r} matches several descriptions: {_few(keys)}.")
-        return keys[0] if keys else None
 
-    keys_in_order = [key_of(name) for name in names]
-    missing = [name for name, key in zip(names, keys_in_order, strict=True) if key is None]
-    if missing:
-        spare = [key for key in descriptions if key not in keys_in_order]
-        hint = f" Unused descriptions: {_few(spare)}." if spare else ""
+def _match_by_name(names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
+    """Look each name up, forgiving its spelling."""
+    report = match_report(names, descriptions)
+    for name, keys in report.ambiguous.items():
+        raise DescriptionError(f"The class {name!r} matches several descriptions: {_few(keys)}.")
+    if report.missing:
+        hint = f" Unused descriptions: {_few(report.unused)}." if report.unused else ""
         raise DescriptionError(
-            f"No description matches {len(missing)} of {len(names)} classes ({_few(missing)}).{hint}"
+            f"No description matches {len(report.missing)} of {len(names)} classes ({_few(report.missing)}).{hint}"
         )
-    return [_checked_sentences(key, descriptions[key]) for key in keys_in_order if key is not None]
+    if report.unused:
+        logger.info("%d descriptions belong to no class: %s.", len(report.unused), _few(report.unused))
+    return [_checked_sentences(report.key_of[name], descriptions[report.key_of[name]]) for name in names]
 
 
 def _match_by_position(names: Sequence[str], descriptions: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -181,15 +252,23 @@ def _match_by_position(names: Sequence[str], descriptions: Sequence[Sequence[str
 
 
 def _checked_sentences(name: str, sentences: Sequence[str]) -> tuple[str, ...]:
-    """Return the sentences without blanks at their ends, or say what is no sentence."""
+    """Return the sentences, each once and with single blanks, or say what is no sentence."""
     if isinstance(sentences, str) or not isinstance(sentences, Sequence):
         raise DescriptionError(f"The descriptions of {name!r} must be a list of sentences, found {sentences!r:.60}.")
     checked = []
     for sentence in sentences:
         if not isinstance(sentence, str) or not sentence.strip():
             raise DescriptionError(f"A description of {name!r} is {sentence!r:.60}; expected a non-empty sentence.")
-        checked.append(sentence.strip())
-    return tuple(checked)
+        if "\N{REPLACEMENT CHARACTER}" in sentence or _CONTROL.search(sentence):
+            raise DescriptionError(
+                f"A description of {name!r} was decoded wrongly: {sentence!r:.60}; save it as UTF-8."
+            )
+        checked.append(unicodedata.normalize("NFC", " ".join(sentence.split())))
+    distinct = tuple(dict.fromkeys(checked))
+    if len(distinct) < len(checked):
+        # Kept twice, a sentence would weigh twice in the mean.
+        logger.warning("%r has %d repeated descriptions; each counts once.", name, len(checked) - len(distinct))
+    return distinct
 
 
 def _fill(templates: Sequence[str], name: str) -> tuple[str, ...]:
@@ -200,16 +279,6 @@ def _fill(templates: Sequence[str], name: str) -> tuple[str, ...]:
         if not isinstance(template, str) or template.count("{}") != 1:
             raise DescriptionError(f'A template needs exactly one {{}}, found {template!r}; try "a photo of a {{}}".')
     return tuple(template.replace("{}", name.replace("_", " ")) for template in templates)
-
-
-def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse an object with the same key twice: JSON would keep the last and lose the first."""
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        seen: set[str] = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise DescriptionError(f"The class {repeated!r} stands twice in the file; keep one list of sentences.")
-    return content
 
 
 def _few(names: Sequence[str]) -> str:

@@ -192,6 +192,39 @@ class ClassEmbeddings:
             vectors = vectors.float()
         return cls(vectors, tuple(class_names), provenance)
 
+    @classmethod
+    def import_tensor(
+        cls, path: str | os.PathLike[str], class_names: Sequence[str], *, provenance: Provenance | None = None
+    ) -> Self:
+        """Read a ``(C, E)`` tensor that somebody wrote with ``torch.save``, alone or as the one tensor of a dict.
+
+        Nothing in the file is executed (``weights_only``).
+
+        Args:
+            path: The file.
+            class_names: C names in the order of the rows, which the file does not know.
+            provenance: Where the vectors came from, as far as that is known.
+
+        Raises:
+            EmbeddingError: The file holds something else.
+            FileNotFoundError: There is no such file.
+        """
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # a damaged pickle raises anything
+            raise EmbeddingError(f"{path} holds no tensor that can be loaded safely: {error}") from error
+        tensors = (
+            [value for value in found.values() if isinstance(value, Tensor)] if isinstance(found, dict) else [found]
+        )
+        if len(tensors) != 1 or not isinstance(tensors[0], Tensor):
+            raise EmbeddingError(f"{path} holds a {type(found).__name__}; expected one tensor (classes, dimensions).")
+        vectors = tensors[0]
+        if vectors.dtype in (torch.float16, torch.bfloat16):
+            vectors = vectors.float()
+        return cls(vectors, tuple(class_names), provenance or Provenance())
+
 
 def _record(content: bytes) -> dict[str, Any]:
     """Read our record out of a safetensors header that the format's own reader has accepted."""

@@ -5,7 +5,7 @@ import torch
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
-from resilient_heads.text.encoders import TextEncoder
+from resilient_heads.text.encoders.protocol import TextEncoder
 
 
 def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, normalize: bool = True) -> ClassEmbeddings:

@@ -1,0 +1,114 @@
+"""Encoding class descriptions: this library's text tower against the plain open_clip loop, in one run.
+
+``python benchmarks/encode.py --classes 1000`` writes a randomly initialised model of full size (ViT-B-32 by default;
+the weights' values change neither time nor memory) to a temporary folder, lets two fresh processes embed the same
+sentences from it, and prints time and peak memory above the imports as ratios. The plain loop is what a user would
+write: load the whole model, then one class at a time.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def write_model(architecture: str, folder: Path) -> None:
+    """Write a randomly initialised model as open_clip's ``local-dir:`` reads it."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    model = open_clip.create_model(architecture)
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    config = {"model_cfg": open_clip.get_model_config(architecture), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+
+
+def sentences(classes: int) -> list[list[str]]:
+    """Return five sentences a class: three of ImageNet's, and two templates."""
+    from resilient_heads import load_descriptions
+
+    found = load_descriptions("imagenet1k")
+    return [
+        [*own, f"a photo of a {name}", f"a blurry photo of one {name} outdoors"]
+        for name, own in zip(found.class_names[:classes], found.sentences[:classes], strict=True)
+    ]
+
+
+def plain(folder: Path, texts: list[list[str]]) -> "object":
+    """Embed as a user would without this library."""
+    import open_clip
+    import torch
+
+    model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    with torch.inference_mode():
+        return torch.stack([model.encode_text(tokenizer(own), normalize=True).mean(dim=0) for own in texts])
+
+
+def ours(folder: Path, texts: list[list[str]]) -> "object":
+    """Embed through the library."""
+    from resilient_heads.text.descriptions import ClassDescriptions
+    from resilient_heads.text.encoders.openclip import OpenClipEncoder
+    from resilient_heads.text.pooling import embed_classes
+
+    names = [f"class {number}" for number in range(len(texts))]
+    return embed_classes(ClassDescriptions.match(names, texts), OpenClipEncoder(f"local-dir:{folder}")).vectors
+
+
+def measure(variant: str, folder: Path, classes: int) -> None:
+    """Run one variant in this process and print its figures as JSON."""
+    import open_clip  # noqa: F401
+    import torch
+
+    import resilient_heads.text.encoders.openclip
+    import resilient_heads.text.pooling  # noqa: F401
+
+    texts = sentences(classes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    vectors = {"plain": plain, "ours": ours}[variant](folder, texts)
+    seconds = time.perf_counter() - began
+    assert isinstance(vectors, torch.Tensor)
+    torch.save(vectors, folder / f"{variant}.pt")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"seconds": seconds, "peak_mib_above_imports": peak / 1024}))
+
+
+def main() -> None:
+    """Measure both variants and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architecture", default="ViT-B-32")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--variant", choices=["plain", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.variant:
+        measure(arguments.variant, arguments.folder, arguments.classes)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        writer = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import encode, pathlib; "
+        writer += f"encode.write_model({arguments.architecture!r}, pathlib.Path({name!r}))"
+        subprocess.run([sys.executable, "-c", writer], check=True)
+        figures = {}
+        for variant in ("plain", "ours"):
+            command = [sys.executable, __file__, "--variant", variant, "--folder", name]
+            command += ["--classes", str(arguments.classes)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            figures[variant] = json.loads(done.stdout.splitlines()[-1])
+            print(variant, figures[variant])
+        import torch
+
+        vectors = {variant: torch.load(folder / f"{variant}.pt") for variant in figures}
+        worst = (vectors["plain"] - vectors["ours"]).abs().max().item()
+    print(f"largest difference of two embeddings' entries: {worst:.1e}")
+    for key in ("seconds", "peak_mib_above_imports"):
+        print(f"{key}: plain / ours = {figures['plain'][key] / figures['ours'][key]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

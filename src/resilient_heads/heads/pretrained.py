@@ -1,0 +1,279 @@
+"""Heads on disk and on the Hub: config.json, model.safetensors, a model card; loaded strictly or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from resilient_heads.errors import EmbeddingError, HubError, ModelError
+from resilient_heads.files import write_atomic
+from resilient_heads.heads.locate import find_heads
+from resilient_heads.heads.text_guided import TextGuidedHead
+from resilient_heads.text.embeddings import ClassEmbeddings
+from resilient_heads.text.hub import HubSettings, explained, fetch_snapshot
+
+_CONFIG, _WEIGHTS, _TEXT, _CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
+_FORMAT = "resilient_heads.head/1"
+_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+class Measured(Protocol):
+    """A campaign's result, as far as a model card is concerned."""
+
+    def summary(self) -> Any:
+        """Return figures with ``protocol``, ``trials``, ``accuracy`` and ``scopes``."""
+        ...
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | os.PathLike[str], *, campaign: Measured | None = None, licence: str = "apache-2.0"
+) -> Path:
+    """Write a head, or the head of a wrapped model, as config.json, model.safetensors and a model card.
+
+    Args:
+        model: A :class:`TextGuidedHead`, or a model that :func:`wrap_model` gave one.
+        folder: Where to write; each file is written whole or not at all.
+        campaign: What :func:`run_campaign` measured on the model; its figures go into the card.
+        licence: Licence identifier for the card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: The model has no such head, or several, or its ``in_features`` are still open.
+    """
+    folder, head = Path(folder), _head_of(model)
+    if head.in_features is None:
+        raise ModelError("The head's in_features are still open; wrap a model with it before saving.")
+    config = {
+        "format": _FORMAT,
+        "in_features": head.in_features,
+        "num_classes": head.num_classes,
+        "embed_dim": head.embed_dim,
+        "normalize": head.normalize,
+        "bias": head.latent.bias is not None,
+        "conv": head.is_conv,
+        "dtype": str(head.projection.weight.dtype).removeprefix("torch."),
+        "class_names": None if head.class_names is None else list(head.class_names),
+        "text": head.text is not None,
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    if head.text is not None:
+        head.text.save(folder / _TEXT)
+    write_atomic(folder / _WEIGHTS, save_tensors(state, {"format": "pt"}))
+    write_atomic(folder / _CARD, _card(head, campaign, licence).encode())
+    write_atomic(folder / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    return folder
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    hub: HubSettings | None = None,
+) -> TextGuidedHead:
+    """Load a head that :func:`save_pretrained` wrote; put it into a model with ``wrap_model(model, head=head)``.
+
+    Args:
+        source: Folder, or repository ``"owner/name"`` on the Hub.
+        revision: Commit on the Hub; None takes the newest and logs which that is.
+        offline: Never touch the network.
+        hub: How the Hub is reached.
+
+    Raises:
+        ModelError: The files are damaged, or do not fit together: a tensor too many, too few, or of another shape.
+        HubError: The files cannot be had from the Hub.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = fetch_snapshot(
+            os.fspath(source), (_CONFIG, _WEIGHTS, _TEXT), revision=revision, offline=offline, settings=hub
+        )
+    config = _Config.read(folder / _CONFIG)
+    try:
+        text = ClassEmbeddings.load(folder / _TEXT) if config.text else None
+        state = load_tensors((folder / _WEIGHTS).read_bytes())
+    except (OSError, SafetensorError, EmbeddingError, ValueError) as error:
+        raise ModelError(f"{folder} holds no whole head: {error}") from error
+    if text is not None and tuple(text.vectors.shape) != (config.num_classes, config.embed_dim):
+        raise ModelError(f"{folder}: {_TEXT} holds {tuple(text.vectors.shape)}, {_CONFIG} says otherwise.")
+    head = TextGuidedHead(
+        config.in_features,
+        text if text is not None else (config.num_classes, config.embed_dim),
+        normalize=config.normalize,
+        bias=config.bias,
+        conv=config.conv,
+        dtype=config.dtype,
+    )
+    head.class_names = config.class_names
+    expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in head.state_dict().items()}
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+    if found != expected:
+        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        raise ModelError(
+            f"{folder / _WEIGHTS} does not fit {_CONFIG}: {wrong[0]!r} is {found.get(wrong[0], 'missing')}, "
+            f"expected {expected.get(wrong[0], 'no such tensor')}."
+        )
+    head.load_state_dict(state, strict=True)
+    return head
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo: str,
+    folder: str | os.PathLike[str],
+    *,
+    campaign: Measured | None = None,
+    licence: str = "apache-2.0",
+    private: bool = False,
+    hub: HubSettings | None = None,
+) -> str:
+    """Save a head, or the head of a wrapped model, and upload it as a model repository.
+
+    Args:
+        model: As for :func:`save_pretrained`.
+        repo: ``"owner/name"``; made if it does not exist.
+        folder: Where the files are written before they are uploaded; they stay there.
+        campaign: What :func:`run_campaign` measured on the model.
+        licence: Licence identifier for the card.
+        private: Make a new repository private.
+        hub: How the Hub is reached.
+
+    Returns:
+        The commit, which pins it: ``from_pretrained(repo, revision=commit)``.
+
+    Raises:
+        ModelError: As :func:`save_pretrained`.
+        HubError: The Hub refuses or cannot be reached.
+    """
+    settings = hub or HubSettings()
+    if settings.is_offline:
+        raise HubError("Publishing needs the network, and offline mode forbids it.")
+    folder = save_pretrained(model, folder, campaign=campaign, licence=licence)
+    files = [name for name in (_CONFIG, _WEIGHTS, _TEXT, _CARD) if (folder / name).is_file()]
+    api = HfApi(endpoint=settings.address, token=settings.token)
+    try:
+        api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Publish a text-guided head"
+        )
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise explained(error, f"Publishing to {repo}", settings) from error
+    return str(commit.oid)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Config:
+    """The content of config.json, checked."""
+
+    in_features: int
+    num_classes: int
+    embed_dim: int
+    normalize: bool
+    bias: bool
+    conv: bool
+    dtype: torch.dtype
+    class_names: tuple[str, ...] | None
+    text: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "_Config":
+        """Read and check the file."""
+        try:
+            record: Mapping[str, Any] = json.loads(path.read_bytes())
+            if record["format"] != _FORMAT:
+                raise ValueError(f"format {record['format']!r}, expected {_FORMAT!r}")
+            sizes = {name: record[name] for name in ("in_features", "num_classes", "embed_dim")}
+            flags = {name: record[name] for name in ("normalize", "bias", "conv", "text")}
+            for name, size in sizes.items():
+                if type(size) is not int or not 0 < size < 2**24:
+                    raise ValueError(f"{name} is {size!r}")
+            for name, flag in flags.items():
+                if type(flag) is not bool:
+                    raise ValueError(f"{name} is {flag!r}")
+            names = record["class_names"]
+            if names is not None and (len(names) != sizes["num_classes"] or not all(isinstance(n, str) for n in names)):
+                raise ValueError("class_names do not fit num_classes")
+            return cls(
+                in_features=sizes["in_features"],
+                num_classes=sizes["num_classes"],
+                embed_dim=sizes["embed_dim"],
+                normalize=flags["normalize"],
+                bias=flags["bias"],
+                conv=flags["conv"],
+                text=flags["text"],
+                dtype=_DTYPES[record["dtype"]],
+                class_names=None if names is None else tuple(names),
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ModelError(f"{path} is no config of a text-guided head: {error!r}.") from error
+
+
+def _head_of(model: nn.Module) -> TextGuidedHead:
+    """Return the one text-guided head of a model."""
+    heads = [head for head in find_heads(model).values() if isinstance(head, TextGuidedHead)]
+    if len(heads) != 1:
+        raise ModelError(
+            f"{type(model).__name__} has {len(heads)} unfused text-guided heads, expected one; save before "
+            "fuse(model), or name the head itself: save_pretrained(model.fc, folder)."
+        )
+    return heads[0]
+
+
+def _card(head: TextGuidedHead, campaign: Measured | None, licence: str) -> str:
+    """Return the model card."""
+    made = head.provenance
+    text = "random rows" if made is None else f"`{made.encoder}` ({made.encoder_revision or 'revision not recorded'})"
+    kind = "cosine" if head.normalize else "linear"
+    measured = "Not measured: no campaign result was passed." if campaign is None else _figures(campaign)
+    return f"""---
+license: {licence}
+library_name: resilient-heads
+tags:
+- text-guided-classifier
+- resilient-heads
+---
+
+# Text-guided head
+
+A {kind} classifier head from {head.in_features} features to {head.num_classes} classes through {head.embed_dim} \
+dimensions; its rows started from {text}.
+
+```python
+import resilient_heads as rh
+
+head = rh.from_pretrained("OWNER/NAME", revision="COMMIT")
+model = rh.wrap_model(model, head=head)
+```
+
+## Measured resilience
+
+{measured}
+"""
+
+
+def _figures(campaign: Measured) -> str:
+    """Return a table of a campaign's figures."""
+    summary = campaign.summary()
+    lines = [
+        f"{summary.trials} trials, protocol `{summary.protocol.name}`, {summary.images} images, fault-free accuracy "
+        f"{summary.accuracy.value:.2%}.",
+        "",
+        f"| one flip in | silent data corruption ({summary.level:.0%} interval) | not finite or detected |",
+        "|---|---|---|",
+    ]
+    for name, scope in summary.scopes.items():
+        sdc, due = scope.exposed.sdc, scope.exposed.due
+        lines.append(f"| {name} | {sdc.value:.4%} ({sdc.low:.4%} to {sdc.high:.4%}) | {due.value:.4%} |")
+    return "\n".join(lines)

@@ -1,0 +1,255 @@
+"""open_clip models, of which only the text tower is ever in memory."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from resilient_heads.errors import EmbeddingError
+from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches
+from resilient_heads.text.hub import HubSettings, fetch_snapshot
+
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+_CONFIG = "open_clip_config.json"
+_TOKENIZER = ("*token*.json", "vocab.*", "merges.txt", "*.model")
+# Where the usual weights lie, known without importing open_clip, so that their absence is told at once.
+_REPOS = {
+    "ViT-B-16/openai": "timm/vit_base_patch16_clip_224.openai",
+    "ViT-B-32/openai": "timm/vit_base_patch32_clip_224.openai",
+}
+_NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
+
+
+class OpenClipEncoder:
+    """The text tower of an open_clip model.
+
+    Args:
+        model: ``"ARCHITECTURE/TAG"`` as open_clip lists them, such as ``"ViT-B-16/openai"``, or
+            ``"hf-hub:OWNER/NAME"``, or ``"local-dir:FOLDER"`` with ``open_clip_config.json`` and safetensors weights.
+        revision: Commit on the Hub; None takes the newest, and :attr:`revision` then says which that was. Weights from
+            a folder are pinned by their sha256 instead.
+        device: Where to run it.
+        dtype: Dtype of its weights; embeddings come back as float32 all the same.
+        batch_size: Sentences encoded at once.
+        long_text: ``"warn"``, ``"chunk"`` or ``"error"``; see
+            :class:`~resilient_heads.text.encoders.batching.Batching`.
+        progress: Show a progress bar on stderr.
+        offline: Never touch the network.
+        hub: How the Hub is reached, where the usual settings do not fit.
+
+    Raises:
+        EmbeddingError: open_clip does not know the model, or its weights are not whole. Weights are never random.
+        HubError: The weights cannot be had from the Hub.
+
+    Source: Cherti et al., *Reproducible scaling laws for contrastive language-image learning*, CVPR 2023.
+    """
+
+    def __init__(
+        self,
+        model: str = "ViT-B-16/openai",
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = 64,
+        long_text: LongText = "warn",
+        progress: bool = False,
+        offline: bool = False,
+        hub: HubSettings | None = None,
+    ) -> None:
+        self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
+        settings = hub or HubSettings(offline=offline)
+        if usual := _REPOS.get(model):
+            fetch_snapshot(
+                usual, [_CONFIG, *_WEIGHTS, *_TOKENIZER], revision=revision, offline=offline, settings=settings
+            )
+        import open_clip  # costs seconds and hundreds of megabytes, so only now
+
+        if model.startswith("local-dir:"):
+            folder, self.id = Path(model.removeprefix("local-dir:")), f"local-dir:{Path(model[10:]).name}"
+            config, weights, self.revision = _config(folder), _weights(folder, _WEIGHTS), ""
+            tokenizer_source = f"local-dir:{folder}"
+        elif model.startswith("hf-hub:"):
+            repo = model.removeprefix("hf-hub:")
+            folder = fetch_snapshot(
+                repo, [_CONFIG, *_WEIGHTS, *_TOKENIZER], revision=revision, offline=offline, settings=settings
+            )
+            config, weights = _config(folder), _weights(folder, _WEIGHTS)
+            self.id, self.revision = model, folder.name
+            tokenizer_source = f"local-dir:{folder}"
+        else:
+            config, repo, name = _known(open_clip, model)
+            architecture = model.rpartition("/")[0]
+            names = (name,) if name else _WEIGHTS
+            folder = fetch_snapshot(
+                repo, [_CONFIG, *names, *_TOKENIZER], revision=revision, offline=offline, settings=settings
+            )
+            weights = _weights(folder, names)
+            self.id, self.revision = model, folder.name
+            # Words of its own vocabulary come with open_clip; any other tokenizer lies in the pinned snapshot.
+            own = bool(config["text_cfg"].get("hf_tokenizer_name"))
+            tokenizer_source = f"local-dir:{folder}" if own else architecture
+        self._device = torch.device(device)
+        tower = _text_tower(open_clip, config, weights, model)
+        self._tower = tower.to(device=self._device, dtype=dtype).eval().requires_grad_(False)
+        self._tokenizer: Any = open_clip.get_tokenizer(tokenizer_source)
+        self.revision = self.revision or _digest(self._tower)
+        self.context_length = int(self._tower.context_length)
+        self._padding = int(self._tokens([""], self.context_length)[0, -1])
+        self._trims = _ignores_padding(self._tower)
+        self.embed_dim = int(self._run([""]).shape[1])
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """Encode sentences, ``(N, E)`` float32 on the CPU."""
+        return encode_in_batches(
+            sentences,
+            lengths=self._lengths,
+            run=self._run,
+            context_length=self.context_length,
+            embed_dim=self.embed_dim,
+            batching=self._batching,
+        )
+
+    def _lengths(self, sentences: list[str]) -> list[int]:
+        """Count tokens; with room for one more than fits, a sentence that would be cut shows."""
+        tokens = self._tokens(sentences, self.context_length + 1)
+        used = tokens.ne(self._padding)
+        return [int(row.nonzero()[-1]) + 1 if bool(row.any()) else 1 for row in used]
+
+    @torch.inference_mode()
+    def _run(self, sentences: list[str]) -> Tensor:
+        tokens = self._tokens(sentences, self.context_length)
+        if not self._trims:
+            return self._encode_tokens(tokens)
+        used = int(tokens.ne(self._padding).any(dim=0).nonzero()[-1]) + 1
+        return self._encode_tokens(tokens[:, :used])
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Run the tower on ``(n, L)`` tokens, ``L`` up to the context length; equals open_clip's ``encode_text``."""
+        tokens = tokens.to(self._device)
+        length = tokens.shape[1]
+        if length == self.context_length:
+            return self._tower.encode_text(tokens)  # type: ignore[no-any-return]
+        # What follows the end of a text cannot reach it through the causal mask, so it need not be computed.
+        whole = self._tower.positional_embedding, self._tower.attn_mask
+        x = self._tower.token_embedding(tokens).to(self._tower.transformer.get_cast_dtype())
+        x = x + whole[0][:length].to(x.dtype)
+        x = self._tower.ln_final(self._tower.transformer(x, attn_mask=whole[1][:length, :length]))
+        x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=-1)]
+        return x @ self._tower.text_projection  # type: ignore[no-any-return]
+
+    def _tokens(self, sentences: list[str], length: int) -> Tensor:
+        tokens: Tensor = self._tokenizer(sentences, context_length=length)
+        return tokens
+
+
+def _known(open_clip: Any, model: str) -> tuple[dict[str, Any], str, str]:
+    """Return an architecture's config, the repository of a tag's weights, and their file ("" for the usual names)."""
+    architecture, _, tag = model.rpartition("/")
+    if (architecture, tag) not in open_clip.list_pretrained():
+        raise EmbeddingError(
+            f'open_clip has no pretrained model {model!r}; expected ARCHITECTURE/TAG, such as "ViT-B-16/openai" '
+            "(open_clip.list_pretrained() names all)."
+        )
+    known = open_clip.get_pretrained_cfg(architecture, tag)
+    repo, _, file = str(known.get("hf_hub", "")).rpartition("/")
+    if not repo:
+        raise EmbeddingError(
+            f"The weights of {model!r} are not on the Hub, so they cannot be pinned; download them, convert them to "
+            'safetensors, and pass "local-dir:FOLDER".'
+        )
+    config = open_clip.get_model_config(architecture)
+    # The tag decides: openai's weights were trained with QuickGELU, which the bare architecture's config denies.
+    config["quick_gelu"] = bool(known.get("quick_gelu", config.get("quick_gelu", False)))
+    return config, repo, f"{Path(file).stem}.safetensors" if file else ""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Read ``open_clip_config.json``."""
+    path = folder / _CONFIG
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+        if not isinstance(content, dict) or not {"embed_dim", "text_cfg", "vision_cfg"} <= set(content):
+            raise KeyError("embed_dim, text_cfg, vision_cfg")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EmbeddingError(f"{path} is no config of an open_clip model: {error!r}.") from error
+    return content
+
+
+def _weights(folder: Path, names: Sequence[str]) -> Path:
+    """Find the safetensors file."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise EmbeddingError(
+        f"{folder} has none of {', '.join(names)}; pickled weights are not read and missing ones never made up."
+    )
+
+
+def _text_tower(open_clip: Any, config: dict[str, Any], weights: Path, model: str) -> Any:
+    """Build a model without memory, drop its other towers, and load what remains, strictly."""
+    arguments = dict(config)
+    text = arguments["text_cfg"]
+    custom = arguments.pop("custom_text", False)
+    if "multimodal_cfg" in arguments or "hf_model_name" in text:
+        raise EmbeddingError(
+            f"{model!r} has no text tower of open_clip's own; take TransformersEncoder or SentenceTransformerEncoder."
+        )
+    try:
+        with torch.device("meta"):
+            tower = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**arguments)
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise EmbeddingError(f"open_clip cannot build {model!r} from its config: {error}") from error
+    tower.visual = None
+    wanted = {name for name in tower.state_dict() if not name.startswith(_NOT_TEXT)}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            present = {name for name in file.keys() if not name.startswith(_NOT_TEXT)}  # noqa: SIM118
+            prefix = "text." if custom and "text_projection" in present else ""  # how older files name them
+            state = {prefix + name: file.get_tensor(name) for name in present if prefix + name in wanted}
+    except (OSError, SafetensorError) as error:
+        raise EmbeddingError(f"{weights} is no whole safetensors file: {error}.") from error
+    spare = {prefix + name for name in present} - wanted
+    if missing := (wanted - set(state)) | spare:
+        raise EmbeddingError(
+            f"{weights} does not fit {model!r}: {len(wanted - set(state))} weights are missing and {len(spare)} are "
+            f"spare, such as {min(missing)!r}."
+        )
+    for name in ("logit_scale", "logit_bias"):
+        setattr(tower, name, None)
+    try:
+        tower.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    except RuntimeError as error:
+        raise EmbeddingError(f"{weights} does not fit {model!r}: {error}") from error
+    holder = tower.text if custom else tower
+    if getattr(holder, "attn_mask", None) is not None:
+        # The causal mask is in no state dict, so assigning leaves it without values.
+        size = int(tower.context_length)
+        holder.attn_mask = torch.full((size, size), float("-inf")).triu_(1)
+    left = [name for name, tensor in (*tower.named_parameters(), *tower.named_buffers()) if tensor.is_meta]
+    if left:
+        raise EmbeddingError(f"{model!r} keeps {', '.join(left[:3])} in no file, so its text tower cannot be loaded.")
+    return tower
+
+
+def _ignores_padding(tower: Any) -> bool:
+    """Whether nothing after a text's end changes its embedding: a causal mask, and pooling at the end token."""
+    return (
+        getattr(tower, "attn_mask", None) is not None
+        and getattr(tower, "text_pool_type", None) == "argmax"
+        and isinstance(getattr(tower, "text_projection", None), Tensor)
+    )
+
+
+def _digest(tower: Any) -> str:
+    """Return ``"sha256:..."`` over the text tower's tensors, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return "sha256:" + digest.hexdigest()

@@ -1,0 +1,108 @@
+"""The JSON layouts in which class descriptions are found in the wild, brought to one."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from resilient_heads.errors import DescriptionError
+
+FORMAT = "resilient_heads.descriptions/1"
+_NAME_KEYS = ("name", "class", "class_name", "label")
+_TEXT_KEYS = ("descriptions", "sentences", "prompts", "texts")
+_EXPECTED = 'expected {"class name": ["sentence", ...]}'
+
+
+def parse(text: str, *, name: str) -> tuple[list[tuple[str, list[str]]], dict[str, str]]:
+    """Return class names with their sentences in file order, and the provenance if the file records one.
+
+    These layouts are read:
+
+    - ``{"class": ["sentence", ...]}`` and ``{"class": "sentence"}``;
+    - ``{"class": {"question": ["sentence", ...] or "sentence"}}``, nested to any depth;
+    - ``[{"name": "class", "descriptions": [...]}, ...]`` (also ``class``, ``class_name``, ``label``; ``sentences``,
+      ``prompts``, ``texts``);
+    - any of these under a ``"descriptions"`` or ``"classes"`` key beside other keys that are no classes, as
+      :meth:`ClassDescriptions.save` writes it.
+
+    Args:
+        text: The file's content.
+        name: What errors call it.
+
+    Raises:
+        DescriptionError: It is no JSON, another layout, or names a class twice.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_without_repeats)
+    except (json.JSONDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, DescriptionError):
+            raise
+        raise DescriptionError(f"{name} is not a JSON file: {error}.") from error
+    provenance: dict[str, str] = {}
+    if isinstance(content, dict):
+        found = content.get("provenance")
+        if content.get("format") == FORMAT:
+            if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+                raise DescriptionError(f"The provenance in {name} must map names to text, found {found!r:.60}.")
+            provenance = found
+        for key in ("classes", "descriptions"):
+            # A class may be called "classes"; only an object or a list of objects is a table of classes.
+            table = content.get(key)
+            if isinstance(table, dict) or (isinstance(table, list) and table and isinstance(table[0], dict)):
+                content = table
+                break
+    try:
+        if isinstance(content, dict):
+            return [(key, _sentences(key, value)) for key, value in content.items()], provenance
+        if isinstance(content, list):
+            return [_entry(position, value) for position, value in enumerate(content)], provenance
+    except RecursionError as error:
+        raise DescriptionError(f"{name} nests its descriptions too deeply; {_EXPECTED}.") from error
+    raise DescriptionError(f"{name} holds a {type(content).__name__}; {_EXPECTED}.")
+
+
+def render(classes: list[tuple[str, tuple[str, ...]]], provenance: Mapping[str, str]) -> bytes:
+    """Return a file's content that :func:`parse` reads back; equal content is equal bytes."""
+    content = {
+        "format": FORMAT,
+        "provenance": dict(sorted(provenance.items())),
+        "classes": [{"name": name, "descriptions": list(own)} for name, own in classes],
+    }
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _entry(position: int, value: Any) -> tuple[str, list[str]]:
+    """Read one object of a list."""
+    if not isinstance(value, dict):
+        raise DescriptionError(f"Entry {position} is {value!r:.60}; {_EXPECTED}.")
+    names = [value[key] for key in _NAME_KEYS if isinstance(value.get(key), str)]
+    texts = [value[key] for key in _TEXT_KEYS if key in value]
+    if not names or not texts:
+        raise DescriptionError(
+            f"Entry {position} has the keys {', '.join(map(repr, value))}; "
+            'expected {"name": ..., "descriptions": [...]}.'
+        )
+    return names[0], _sentences(names[0], texts[0])
+
+
+def _sentences(name: str, value: Any) -> list[str]:
+    """Flatten what stands under a class name."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [sentence for inner in value.values() for sentence in _sentences(name, inner)]
+    if isinstance(value, list):
+        for sentence in value:
+            if not isinstance(sentence, str):
+                raise DescriptionError(f"A description of {name!r} is {sentence!r:.60}; expected a sentence.")
+        return value
+    raise DescriptionError(f"The descriptions of {name!r} must be a list of sentences, found {value!r:.60}.")
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuse an object with the same key twice: JSON would keep the last and lose the first."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for position, key in enumerate(keys) if key in keys[:position])
+        raise DescriptionError(f"The class {repeated!r} stands twice in the file; keep one list of sentences.")
+    return content

