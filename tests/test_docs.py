@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import resilient_heads as rh
-from resilient_heads.text.encoders import PrecomputedEncoder
+from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 
 ROOT = Path(__file__).parent.parent
 torchvision = pytest.importorskip("torchvision")

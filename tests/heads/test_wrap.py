@@ -510,13 +510,13 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         Small,
         {"embeddings": "cifar11"},
         EmbeddingError,
-        "No embeddings are named 'cifar11'; available: cifar10, cifar100, digits, imagenet1k",
+        "No embeddings are named 'cifar11'; available: cifar10, cifar100, digits, food101, imagenet1k, stl10",
     ),
     "ten classes, nobody knows which": (
         Small,
         {},
         ModelError,
-        "10 classes and nothing says which.*cifar10, digits; pass embeddings= a name or ClassEmbeddings, or head=",
+        "10 classes and nothing says which.*cifar10, digits, stl10; pass embeddings= a name or ClassEmbeddings, or head=",
     ),
     "eleven classes, nobody knows which": (
         lambda: Small(11),

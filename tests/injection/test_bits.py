@@ -11,7 +11,7 @@ from torch import Tensor
 from resilient_heads.errors import FaultError
 from resilient_heads.injection.bits import bit_masks, flip_bits, words
 
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 BITS = {torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}
 SIGNED = {16: np.int16, 32: np.int32, 64: np.int64}

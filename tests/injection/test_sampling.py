@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from resilient_heads.errors import FaultError
 from resilient_heads.injection.sampling import draw_faults, draw_images
 
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 SEED = st.integers(0, 2**64 - 1)
 TRIALS = st.lists(st.integers(0, 2**40), min_size=1, max_size=12, unique=True)
 

@@ -109,7 +109,7 @@ def test_the_simulation_catches_an_interval_that_takes_layers_for_independent(na
     def careless(hits: NDArray[np.bool_], weights: Floats) -> Estimate:
         return wilson(float(weights @ hits.mean(axis=1)), hits.shape[1] / float(np.square(weights).sum()))
 
-    assert run_campaigns(name, 1500, careless) < 0.97
+    assert run_campaigns(name, 600, careless) < 0.97
 
 
 @pytest.mark.parametrize("images", [50, 150, 300])
@@ -159,10 +159,10 @@ def test_bootstrap_of_trials_that_share_images_by_simulation() -> None:
     rng = np.random.default_rng(29)
     held = careless = 0
     for _ in range(1000):
-        struck = rng.integers(1, 20, size=200)
-        loss = rng.gamma(2.0, 0.5, size=200)
+        struck = rng.integers(1, 20, size=300)
+        loss = rng.gamma(2.0, 0.5, size=300)
         totals = rng.gamma(4.0 * struck, 0.25) * loss
-        found = bootstrap(lambda counts, t=totals, k=struck: (counts @ t) / (counts @ k), 200)
+        found = bootstrap(lambda counts, t=totals, k=struck: (counts @ t) / (counts @ k), 300)
         held += 1.0 in found
         mean = totals.sum() / struck.sum()
         careless += abs(mean - 1.0) <= 2.576 * math.sqrt(0.875 / struck.sum())

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from resilient_heads.metrics.fit import MEGABIT, fit_rate
 
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 def test_a_megabit_is_binary() -> None:
