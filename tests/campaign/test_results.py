@@ -10,7 +10,7 @@ from resilient_heads.campaign.outcomes import Outcome
 from resilient_heads.campaign.summary import image_sums
 from resilient_heads.campaign.trials import RATES
 from resilient_heads.errors import ResultError
-from resilient_heads.metrics.intervals import wilson
+from resilient_heads.metrics.intervals import weighted_rate, wilson
 
 Data = tuple[Tensor, Tensor]
 
@@ -94,6 +94,13 @@ def test_bits_share_out_all_trials(result: rh.CampaignResult) -> None:
     struck = result.trials.bit == 30
     assert top.rates["sdc"].value == pytest.approx((result.trials.outcome[struck] == Outcome.SDC).mean())
     assert sum(found.trials for found in result.by_bit(["fc"])) == 300
+
+
+def test_a_rate_of_one_has_an_interval() -> None:
+    for hits in (np.ones((10, 50), dtype=bool), np.zeros((10, 50), dtype=bool)):
+        estimate = weighted_rate(hits, np.full(10, 0.1))
+        assert estimate.low <= estimate.value <= estimate.high
+        assert 0 < estimate.high - estimate.low < 0.05
 
 
 def test_a_bit_that_was_never_drawn_has_no_rate(small_net: nn.Module, labelled: Data) -> None:

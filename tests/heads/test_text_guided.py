@@ -425,6 +425,12 @@ def test_from_descriptions_normalises_the_mean_and_records_where_it_came_from() 
     assert ready(torch.ones(3, F)).shape == (3, 2)
 
 
+def test_from_descriptions_builds_each_form() -> None:
+    for bias, conv in ((False, False), (True, True)):
+        head = TextGuidedHead.from_descriptions(NAMES, BY_NAME, encoder=TABLE, in_features=F, bias=bias, conv=conv)
+        assert (head.latent.bias is not None, head.is_conv) == (bias, conv)
+
+
 def test_from_descriptions_refuses_what_does_not_match() -> None:
     with pytest.raises(DescriptionError, match="No description matches 1 of 2 classes"):
         TextGuidedHead.from_descriptions(["dog", "bird"], BY_NAME, encoder=TABLE)
@@ -434,12 +440,12 @@ def test_from_descriptions_refuses_what_does_not_match() -> None:
         TextGuidedHead.from_descriptions(["duck"], {"duck": ["quacks"]}, encoder=TABLE)
 
 
-def test_default_encoder_without_its_weights_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_default_encoder_without_its_weights_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from resilient_heads.text.encoders import openclip
 
     def offline(repo: str, *args: object, **options: object) -> Path:
         raise HubError(f"{repo} could not be had: it is not in the cache.")
 
     monkeypatch.setattr(openclip, "fetch_snapshot", offline)
-    with pytest.raises(HubError, match="patch16_clip_224.openai could not be had"):
+    with pytest.raises(HubError, match=r"patch16_clip_224\.openai could not be had"):
         TextGuidedHead.from_descriptions(NAMES, BY_NAME)

@@ -516,7 +516,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         Small,
         {},
         ModelError,
-        "10 classes and nothing says which.*cifar10, digits, stl10; pass embeddings= a name or ClassEmbeddings, or head=",
+        "10 classes and nothing says which.*cifar10, digits, stl10; pass embeddings= a name or ClassEmbeddings, or",
     ),
     "eleven classes, nobody knows which": (
         lambda: Small(11),

@@ -21,11 +21,11 @@ def fuse_linear(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tupl
         projection: ``(C, E)``.
 
     Returns:
-        ``(C, F)`` and ``(C,)`` or None, in the dtype of ``latent``; the products are taken in float64.
+        ``(C, F)`` and ``(C,)`` or None, like ``latent``; the products are taken in float64.
     """
-    wide = projection.double()
-    weight = (wide @ latent.double()).to(latent.dtype)
-    return weight, None if bias is None else (wide @ bias.double()).to(latent.dtype)
+    wide = _wide(projection)
+    weight = (wide @ _wide(latent)).to(latent)
+    return weight, None if bias is None else (wide @ _wide(bias)).to(latent)
 
 
 def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -39,10 +39,10 @@ def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | N
         ``(K, F)`` and ``(K,)`` or None with ``K = min(E, F + 1)`` (``min(E, F)`` without bias): the latent layer
         itself, or the triangular factor of its QR decomposition where that has fewer rows.
     """
-    stacked = latent.double() if bias is None else torch.cat([latent, bias[:, None]], dim=1).double()
+    stacked = _wide(latent if bias is None else torch.cat([latent, bias[:, None]], dim=1))
     if stacked.shape[0] <= stacked.shape[1]:
         return latent.clone(), None if bias is None else bias.clone()
-    factor = torch.linalg.qr(stacked, mode="r").R.to(latent.dtype)
+    factor = torch.linalg.qr(stacked, mode="r").R.to(latent)
     return (factor, None) if bias is None else (factor[:, :-1].contiguous(), factor[:, -1].contiguous())
 
 
@@ -62,3 +62,8 @@ def fuse_cosine(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tupl
     if offset is None or shift is None:
         return torch.cat([weight, factor]), None
     return torch.cat([weight, factor]), torch.cat([offset, shift])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64, on the CPU where its device does not have that."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

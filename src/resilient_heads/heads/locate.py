@@ -56,6 +56,11 @@ def find_classifier(model: nn.Module, name: str | None = None) -> Classifier:
         raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
     if name is None:
         name, leaf = _last_with_parameters(model)
+        if any(part.startswith("aux") for part in name.casefold().split(".")):
+            raise ModelError(
+                f"{type(model).__name__} has no classifier where one was expected: the last layer with parameters, "
+                f"{name!r}, belongs to an auxiliary one. {_candidates(model)}"
+            )
         if not _is_leaf(leaf):
             raise ModelError(
                 f"{type(model).__name__} has no classifier where one was expected: its last layer "
@@ -90,6 +95,12 @@ def find_heads(model: nn.Module) -> dict[str, TextGuidedHead | FusedCosineHead]:
 
 def _last_with_parameters(model: nn.Module) -> tuple[str, nn.Module]:
     """Return the module registered last among those that hold parameters themselves."""
+    for name, module in model.named_modules():
+        if "quantized" in type(module).__module__.split("."):
+            raise ModelError(
+                f"{type(model).__name__} is quantised ({name!r} is a {type(module).__name__}); wrap it first, then "
+                "quantise."
+            )
     last: tuple[str, nn.Module] | None = None
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None:

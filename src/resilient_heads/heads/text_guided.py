@@ -31,7 +31,7 @@ class UnitNorm(nn.Module):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x / ||x||``, shape unchanged."""
+        """Return ``x / ||x||``, shape unchanged; a vector shorter than 2**-14 is divided by that instead."""
         return nn.functional.normalize(x, dim=self.dim, eps=_SMALLEST_NORM)
 
     def extra_repr(self) -> str:
@@ -81,7 +81,7 @@ class TextGuidedHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(classes, Tensor):
+        if isinstance(classes, Tensor) and classes.ndim == 2:
             classes = ClassEmbeddings(classes, tuple(f"class {i}" for i in range(len(classes))))
         if isinstance(classes, ClassEmbeddings):
             self.num_classes, self.embed_dim = classes.num_classes, classes.embed_dim
@@ -139,7 +139,8 @@ class TextGuidedHead(nn.Module):
 
         Raises:
             DescriptionError: Names and descriptions do not match.
-            EmbeddingError: The encoder's weights cannot be had.
+            HubError: The default encoder's weights cannot be had; pass ``encoder=`` one that is on this machine.
+            EmbeddingError: The encoder's weights are damaged, or it gives no usable vectors.
         """
         if check_initialisation(init) == "random":
             names = ClassDescriptions.match(class_names, None, templates=(TEMPLATE,)).class_names
@@ -203,7 +204,7 @@ class TextGuidedHead(nn.Module):
             self.projection.reset_parameters()
             rows = weight.flatten(1)
         else:
-            rows = self._text_rows.to(device=weight.device, dtype=torch.float64)
+            rows = self._text_rows.double()  # on the CPU: not every device has float64
         if self.normalize:
             rows = nn.functional.normalize(rows, dim=1)
             self.logit_scale.fill_(INITIAL_LOGIT_SCALE)
@@ -291,13 +292,13 @@ def check_initialisation(init: str) -> Initialisation:
     raise ModelError(f"init must be one of {', '.join(map(repr, get_args(Initialisation)))}, found {init!r}.")
 
 
-def _checked_sizes(classes: tuple[int, int]) -> tuple[int, int]:
+def _checked_sizes(classes: object) -> tuple[int, int]:
     """Return (C, E), or say what was expected."""
-    if not isinstance(classes, tuple) or len(classes) != 2 or not all(type(n) is int and n > 0 for n in classes):
-        raise EmbeddingError(
-            f"classes must be ClassEmbeddings, a (C, E) tensor, or two positive integers (C, E); found {classes!r}."
-        )
-    return classes
+    if isinstance(classes, tuple) and len(classes) == 2 and all(type(n) is int and n > 0 for n in classes):
+        return classes
+    raise EmbeddingError(
+        f"classes must be ClassEmbeddings, a (C, E) tensor, or two positive integers (C, E); found {classes!r}."
+    )
 
 
 def _latent_layer(

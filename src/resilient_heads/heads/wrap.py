@@ -89,7 +89,7 @@ def wrap_model(
         )
     _fit_head(head, place)
     _warn_about_relu(place)
-    own_count = getattr(model, "num_classes", None)
+    own_count = vars(model).get("num_classes")  # a property follows by itself, or cannot be set
     head.__dict__[_KEEPSAKE] = _Replaced(place.leaf, own_count if isinstance(own_count, int) else None)
     head.train(place.leaf.training)
     head.requires_grad_(place.leaf.weight.requires_grad)
@@ -118,7 +118,9 @@ def unwrap_model(model: M) -> M:
             "nn.Linear, which cannot be undone)."
         )
     for name, head in heads.items():
-        if _KEEPSAKE not in head.__dict__ or not name:
+        if not name:
+            raise ModelError("This is the head itself; pass the model that holds it.")
+        if _KEEPSAKE not in head.__dict__:
             raise ModelError(f"The head at {name!r} was not put there by wrap_model, so nothing can be restored.")
     for name, head in heads.items():
         replaced: _Replaced = head.__dict__[_KEEPSAKE]
@@ -240,10 +242,10 @@ def _check_head(head: TextGuidedHead, place: Classifier) -> None:
 def _fit_head(head: TextGuidedHead, place: Classifier) -> None:
     """Bring a head to the place's device and dtype, and give a lazy one its features."""
     weight = place.leaf.weight
-    head.to(device=weight.device, dtype=weight.dtype)
     if head.in_features is None:
         shape = (1, place.in_features, 1, 1) if head.is_conv else (1, place.in_features)
-        head.latent(weight.new_zeros(shape))
+        head.latent(head.projection.weight.new_zeros(shape))
+    head.to(device=weight.device, dtype=weight.dtype)
 
 
 def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

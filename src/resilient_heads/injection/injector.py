@@ -112,6 +112,10 @@ def inject_batch(
     Source: range detector after Mahmoud et al., *GoldenEye*, DSN 2022.
     """
     module = _module(model, layer)
+    if neurons.shape != bits.shape or neurons.ndim != 1:
+        raise FaultError(
+            f"Expected one neuron and one bit a row, found {tuple(neurons.shape)} and {tuple(bits.shape)}."
+        )
     strike = Strike()
     fired = 0
 
@@ -145,7 +149,18 @@ def inject_batch(
 
 
 def clamp_to_range(values: Tensor, limit: float) -> Tensor:
-    """Replace NaN, infinite and out-of-range values by the limit with their sign (NaN: positive)."""
+    """Replace NaN, infinite and out-of-range values by the limit with their sign (NaN: positive).
+
+    Args:
+        values: Any floating tensor.
+        limit: Largest magnitude, at least 0; one beyond the format's range stands for its largest value.
+
+    Raises:
+        FaultError: A limit that is negative or NaN.
+    """
+    if not limit >= 0:
+        raise FaultError(f"The range of a layer must be at least 0, found {limit}.")
+    limit = min(limit, torch.finfo(values.dtype).max)
     clamped = values.clamp(-limit, limit)
     return torch.where(values.isnan(), torch.full_like(values, limit), clamped)
 
@@ -175,7 +190,8 @@ def _inject_outputs(model: nn.Module, faults: Sequence[BitFlip]) -> Iterator[Non
             _require_change(changed[index], expected[index], _mask(fault, golden), fault)
         if torch.count_nonzero(changed) != torch.count_nonzero(expected):
             raise InjectionError(f"An injection into {own[0].layer!r} changed values that no fault strikes.")
-        unfired.discard(module)
+        if len(golden):
+            unfired.discard(module)
         return faulty
 
     try:
@@ -241,6 +257,8 @@ def _parameter(model: nn.Module, fault: WeightBitFlip) -> Tensor:
 def _output_index(fault: BitFlip, output: Tensor) -> tuple[int | slice, ...]:
     """Return the index of the struck values in a batch's output."""
     format_of(output.dtype).check(fault.bit)
+    if not output.ndim:
+        raise FaultError(f"The output of {fault.layer!r} is a single number without a batch dimension.")
     _check_index(fault.neuron, output.shape[1:], f"the output of {fault.layer!r}")
     if fault.sample is None:
         return (slice(None), *fault.neuron)
@@ -259,7 +277,8 @@ def _check_index(index: tuple[int, ...], shape: torch.Size, what: str) -> None:
 def _unravel(flat: Tensor, shape: torch.Size, layer: str) -> tuple[Tensor, ...]:
     """Turn flat indices into one index a dimension."""
     if len(flat) and not (int(flat.min()) >= 0 and int(flat.max()) < shape.numel()):
-        raise FaultError(f"{layer!r} has {shape.numel()} neurons; found the index {int(flat.max())}.")
+        wrong = int(flat.min()) if int(flat.min()) < 0 else int(flat.max())
+        raise FaultError(f"{layer!r} has {shape.numel()} neurons; found the index {wrong}.")
     return torch.unravel_index(flat, shape)
 
 
@@ -273,12 +292,14 @@ def _tensor_output(layer: str, output: object) -> Tensor:
 
 def _refuse_repeats(faults: Sequence[Fault]) -> None:
     """Refuse the same flip twice: the two would cancel. A flip in every row repeats the one in a single row."""
-    every_row = [replace(fault, sample=None) if isinstance(fault, BitFlip) else fault for fault in faults]
-    for position, fault in enumerate(faults):
-        for earlier in range(position):
-            same_bit = every_row[earlier] == every_row[position]
-            if same_bit and (fault == faults[earlier] or every_row[position] in (fault, faults[earlier])):
-                raise FaultError(f"Two faults flip the same bit, which changes nothing; give it once: {fault}.")
+    rows: dict[Fault, set[int | None]] = {}
+    for fault in faults:
+        everywhere = replace(fault, sample=None) if isinstance(fault, BitFlip) else fault
+        row = fault.sample if isinstance(fault, BitFlip) else None
+        earlier = rows.setdefault(everywhere, set())
+        if row in earlier or None in earlier or (row is None and earlier):
+            raise FaultError(f"Two faults flip the same bit, which changes nothing; give it once: {fault}.")
+        earlier.add(row)
 
 
 def _never(layer: str) -> str:

@@ -138,6 +138,8 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str | 
     declared: dict[str, str] = {}
     for name, module in model.named_modules():
         for child in getattr(module, "fault_sites", ()):
+            if child and child not in dict(module.named_modules()):
+                raise FaultError(f"{type(module).__name__}.fault_sites names {child!r}, which it does not have.")
             declared[".".join(part for part in (name, child) if part)] = name
     for name, module in model.named_modules():
         if name and (name in declared or isinstance(module, nn.Conv2d | nn.Linear)):
@@ -169,10 +171,13 @@ def _recording(
 
 def _why_not(runs: list[list[object]]) -> str | None:
     """Say why a module's output is no site, or return None."""
-    if not runs[0]:
+    most = max(len(seen) for seen in runs)
+    if not most:
         return "it never ran (its weights may be used functionally)"
-    if len(runs[0]) > 1:
-        return f"it runs {len(runs[0])} times in a forward pass"
+    if most > 1:
+        return f"it runs {most} times in a forward pass"
+    if not all(runs):
+        return "it runs for batches of some sizes only"
     for rows, seen in zip((2, 3), runs, strict=True):
         output = seen[0]
         if not isinstance(output, Tensor):

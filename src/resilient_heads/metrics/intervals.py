@@ -89,7 +89,8 @@ def weighted_rate(
     Column i of ``hits`` holds trial i of every layer, all on one image. The interval is Wilson's at an effective number
     of trials, the smallest of three: the number that holds when no event was seen, ``N / max(weights)``; the one that
     the variance between columns implies, since fragile images are fragile in every layer; and, with ``image``, the one
-    that the variance between images implies, since trials on one image are alike.
+    that the variance between images implies, since trials on one image are alike. What no struck image shows, such as
+    a rare kind of image that is fragile, no interval can know.
 
     Args:
         hits: ``(L, N)``, whether trial i of layer l had the outcome.
@@ -112,7 +113,7 @@ def weighted_rate(
     effective = trials / float(weights.max())
     for sums in clusters:
         variance = float(np.square(sums).sum()) / trials**2
-        if variance > 0:
+        if variance > 0 and 0 < rate < 1:
             effective = min(effective, rate * (1 - rate) / variance)
     return wilson(rate, effective, level=level)
 

@@ -107,7 +107,11 @@ def layer_table(result: CampaignResult) -> str:
 
 def notes() -> str:
     """Return what the words of a comparison table mean, as a Markdown list."""
-    lines = [f"- {_SCOPES[name]}: {meaning}." for name, meaning in SCOPES.items() if name != "network_all"]
+    lines = [
+        f"- {meaning}." if meaning.startswith(_SCOPES[name]) else f"- {_SCOPES[name]}: {meaning}."
+        for name, meaning in SCOPES.items()
+        if name != "network_all"
+    ]
     lines += [
         "- mean by layer: every layer counts alike, as published; by bit: every bit of every layer counts alike, "
         "as for a flip that may strike anywhere.",

@@ -1,0 +1,77 @@
+"""Models whose classifier is easily mistaken, and counts that are easily wrong."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import resilient_heads as rh
+from resilient_heads.errors import EmbeddingError, ModelError
+from resilient_heads.heads.cost import count_flops, count_parameters
+from resilient_heads.heads.text_guided import TextGuidedHead
+
+models = pytest.importorskip("torchvision.models")
+
+
+def test_an_auxiliary_classifier_is_not_taken_for_the_main_one() -> None:
+    model = models.googlenet(init_weights=False)
+    model.fc = nn.Identity()
+    with pytest.raises(ModelError, match=r"'aux2\.fc2', belongs to an auxiliary one.*Name it"):
+        rh.wrap_model(model)
+
+
+class Dynamic(nn.Module):
+    __module__ = "torch.ao.nn.quantized.dynamic.modules.linear"
+
+
+def test_a_quantised_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="wrap it first, then quantise"):
+        rh.wrap_model(nn.Sequential(nn.Linear(6, 10), Dynamic()), embeddings="cifar10")
+
+
+class Counted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 10)
+
+    @property
+    def num_classes(self) -> int:
+        return self.fc.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def test_a_number_of_classes_that_cannot_be_set_is_left_alone() -> None:
+    model = rh.wrap_model(Counted(), embeddings="digits")
+    assert model.num_classes == 10
+    assert not rh.is_wrapped(rh.unwrap_model(model))
+
+
+def test_an_open_head_goes_into_a_model_without_memory() -> None:
+    head = TextGuidedHead(None, (10, 4))
+    model = rh.wrap_model(nn.Sequential(nn.Linear(8, 10)).to("meta"), head=head)
+    assert model[0].in_features == 8
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_the_head_itself_cannot_be_unwrapped() -> None:
+    model = rh.wrap_model(Counted(), embeddings="digits")
+    with pytest.raises(ModelError, match="the head itself; pass the model"):
+        rh.unwrap_model(model.fc)
+    with pytest.raises(EmbeddingError, match="two positive integers"):
+        TextGuidedHead(4, torch.tensor(1.0))
+
+
+def test_attention_is_counted_as_published() -> None:
+    """torchvision gives 4.41 GMACs for ViT-B/32; the model's mode and the fused attention make no difference."""
+    with torch.device("meta"):
+        model = models.vit_b_32()
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert count_flops(model, torch.empty(1, 3, 224, 224, device="meta")) / 2e9 == pytest.approx(4.409, abs=0.001)
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert model.training
+
+
+def test_an_open_head_has_no_count() -> None:
+    with pytest.raises(ModelError, match="lazy parameters"):
+        count_parameters(TextGuidedHead(None, (3, 4)))

@@ -1,0 +1,80 @@
+"""Faults and sites that cannot be, refused in words."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.injection.faults import BitFlip
+from resilient_heads.injection.injector import clamp_to_range, inject, inject_batch
+from resilient_heads.injection.sites import find_sites
+
+
+class BySize(nn.Module):
+    """Runs a layer for batches of two only, and another one twice for three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.twice, self.always = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.even(x) if len(x) == 2 else x
+        x = self.twice(self.twice(x)) if len(x) == 3 else self.twice(x)
+        return self.always(x)
+
+
+class Mistyped(nn.Linear):
+    fault_sites = ("latnt",)
+
+
+class Total(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum()
+
+
+def test_layers_that_depend_on_the_batch_are_skipped() -> None:
+    sites = find_sites(BySize(), torch.randn(3, 4))
+    assert [site.name for site in sites.reached] == ["always"]
+    assert sites.skipped == {
+        "even": "it runs for batches of some sizes only",
+        "twice": "it runs 2 times in a forward pass",
+    }
+
+
+def test_a_declared_site_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(FaultError, match="names 'latnt', which it does not have"):
+        find_sites(nn.Sequential(Mistyped(3, 2)), torch.randn(2, 3))
+
+
+def test_limits_beyond_the_format_and_below_zero() -> None:
+    values = torch.tensor([float("inf"), -7.0], dtype=torch.float16)
+    assert clamp_to_range(values, 1e5).tolist() == [65504.0, -7.0]
+    for limit in (-1.0, float("nan")):
+        with pytest.raises(FaultError, match="at least 0"):
+            clamp_to_range(values, limit)
+
+
+def test_outputs_without_rows_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), Total())
+    flip = BitFlip(layer="1", neuron=(), bit=3)
+    with pytest.raises(FaultError, match="without a batch dimension"), inject(model, flip):
+        model(torch.randn(2, 3))
+    with pytest.raises(InjectionError, match="No fault struck"), inject(model, BitFlip(layer="0", neuron=(1,), bit=3)):
+        model(torch.randn(0, 3))
+
+
+def test_neurons_and_bits_come_in_pairs() -> None:
+    model = nn.Linear(3, 2)
+    wrapped = nn.Sequential(model)
+    with (
+        pytest.raises(FaultError, match=r"found \(2,\) and \(3,\)"),
+        inject_batch(wrapped, "0", torch.zeros(2, dtype=torch.long), torch.zeros(3, dtype=torch.long)),
+    ):
+        pytest.fail("the body must not run")
+
+
+def test_thousands_of_faults_are_checked_at_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 4000))
+    faults = [BitFlip(layer="0", neuron=(i,), bit=3) for i in range(4000)]
+    with pytest.raises(FaultError, match="give it once"), inject(model, [*faults, faults[7]]):
+        pytest.fail("the body must not run")
