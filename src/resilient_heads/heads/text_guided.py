@@ -81,8 +81,9 @@ class TextGuidedHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(classes, Tensor) and classes.ndim == 2:
-            classes = ClassEmbeddings(classes, tuple(f"class {i}" for i in range(len(classes))))
+        if isinstance(classes, Tensor):
+            rows = classes.shape[0] if classes.ndim else 0
+            classes = ClassEmbeddings(classes, tuple(f"class {i}" for i in range(rows)))
         if isinstance(classes, ClassEmbeddings):
             self.num_classes, self.embed_dim = classes.num_classes, classes.embed_dim
             self.class_names: tuple[str, ...] | None = classes.class_names
