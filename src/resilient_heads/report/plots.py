@@ -71,12 +71,14 @@ def plot_layers(
         axes.set_yscale("symlog", linthresh=1e-4)
     axes.set_xticks(range(len(places)), list(places), rotation=90, fontsize=7)
     axes.set_ylabel(_LABELS.get(metric, f"{metric} rate per fault"))
-    axes.set_title(", ".join(dict.fromkeys(result.config.protocol.name for result in results.values())))
+    axes.set_title(", ".join(dict.fromkeys(result.config.protocol.name for result in results.values())), loc="left")
     axes.margins(x=0.01)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(
+        frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(results), borderaxespad=0.2
+    )
     return axes
 
 
