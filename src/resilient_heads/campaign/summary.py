@@ -202,7 +202,7 @@ def figures(trials: Trials, weights: Floats, *, level: float) -> Figures:
     struck = np.unique(trials.image)
     sums = image_sums(trials.delta_loss, trials.image, struck)
     loss = bootstrap(lambda counts: sums.mean(counts, weights), len(struck), level=level)
-    if loss.low == loss.high:
+    if loss.low == loss.high and math.isfinite(loss.low):
         # All resamples agree, as when no trial changed a loss: other images may differ, nobody knows how far.
         loss = replace(loss, high=math.nan)
     return Figures(
