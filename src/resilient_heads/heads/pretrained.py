@@ -9,18 +9,17 @@ from typing import Any, Protocol
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
 from resilient_heads.errors import EmbeddingError, HubError, ModelError
-from resilient_heads.files import write_atomic
+from resilient_heads.files import file_sha256, write_atomic
 from resilient_heads.heads.locate import find_heads
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub import HubSettings, explained, fetch_snapshot
+from resilient_heads.text.hub import HubSettings, check_reachable, explaining, fetch_snapshot
 
 _CONFIG, _WEIGHTS, _TEXT, _CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
 _FORMAT = "resilient_heads.head/1"
@@ -55,7 +54,7 @@ def save_pretrained(
     folder, head = Path(folder), _head_of(model)
     if head.in_features is None:
         raise ModelError("The head's in_features are still open; wrap a model with it before saving.")
-    config = {
+    config: dict[str, Any] = {
         "format": _FORMAT,
         "in_features": head.in_features,
         "num_classes": head.num_classes,
@@ -68,9 +67,11 @@ def save_pretrained(
         "text": head.text is not None,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    (folder / _TEXT).unlink(missing_ok=True)  # of an earlier head in this folder
     if head.text is not None:
         head.text.save(folder / _TEXT)
     write_atomic(folder / _WEIGHTS, save_tensors(state, {"format": "pt"}))
+    config["sha256"] = {name: file_sha256(folder / name) for name in (_WEIGHTS, _TEXT) if (folder / name).is_file()}
     write_atomic(folder / _CARD, _card(head, campaign, licence).encode())
     write_atomic(folder / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     return folder
@@ -101,6 +102,9 @@ def from_pretrained(
             os.fspath(source), (_CONFIG, _WEIGHTS, _TEXT), revision=revision, offline=offline, settings=hub
         )
     config = _Config.read(folder / _CONFIG)
+    for name, expected_digest in config.sha256.items():
+        if not (folder / name).is_file() or file_sha256(folder / name) != expected_digest:
+            raise ModelError(f"{folder / name} is missing or damaged: its sha256 is not the one in {_CONFIG}.")
     try:
         text = ClassEmbeddings.load(folder / _TEXT) if config.text else None
         state = load_tensors((folder / _WEIGHTS).read_bytes())
@@ -163,13 +167,12 @@ def push_to_hub(
     folder = save_pretrained(model, folder, campaign=campaign, licence=licence)
     files = [name for name in (_CONFIG, _WEIGHTS, _TEXT, _CARD) if (folder / name).is_file()]
     api = HfApi(endpoint=settings.address, token=settings.token)
-    try:
+    check_reachable(settings.address)
+    with explaining(f"Publishing to {repo}", settings):
         api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Publish a text-guided head"
         )
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        raise explained(error, f"Publishing to {repo}", settings) from error
     return str(commit.oid)
 
 
@@ -186,6 +189,7 @@ class _Config:
     dtype: torch.dtype
     class_names: tuple[str, ...] | None
     text: bool
+    sha256: dict[str, str]
 
     @classmethod
     def read(cls, path: Path) -> "_Config":
@@ -202,6 +206,9 @@ class _Config:
             for name, flag in flags.items():
                 if type(flag) is not bool:
                     raise ValueError(f"{name} is {flag!r}")
+            files = {_WEIGHTS, _TEXT} if flags["text"] else {_WEIGHTS}
+            if set(record["sha256"]) != files:
+                raise ValueError(f"sha256 must name {sorted(files)}")
             names = record["class_names"]
             if names is not None and (len(names) != sizes["num_classes"] or not all(isinstance(n, str) for n in names)):
                 raise ValueError("class_names do not fit num_classes")
@@ -213,6 +220,7 @@ class _Config:
                 bias=flags["bias"],
                 conv=flags["conv"],
                 text=flags["text"],
+                sha256={name: str(digest) for name, digest in record["sha256"].items()},
                 dtype=_DTYPES[record["dtype"]],
                 class_names=None if names is None else tuple(names),
             )

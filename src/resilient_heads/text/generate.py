@@ -135,6 +135,9 @@ def _usable(answer: object) -> str:
     return line
 
 
+_LINE_START = b'{"class": "'
+
+
 class _Answers:
     """Finished answers, in memory and, line by line, in a file."""
 
@@ -152,11 +155,17 @@ class _Answers:
             try:
                 record = json.loads(line)
                 self.found[record["class"], record["question"]] = _usable(record["answer"])
-            except (ValueError, KeyError, TypeError, LanguageModelError) as error:
-                if number == len(lines):  # a run was stopped while it wrote this line
-                    path.write_bytes(content[: len(content) - len(line)])
-                    break
-                raise DescriptionError(f"Line {number} of {path} is no answer: {error!r}; remove it.") from error
+            except (ValueError, KeyError, TypeError, RecursionError, LanguageModelError) as error:
+                if number == len(lines) and line.startswith(_LINE_START[: len(line)]) and not line.endswith(b"}"):
+                    logger.warning("%s ends in half an answer, from a run that was stopped; it is asked again.", path)
+                    os.truncate(path, len(content) - len(line))
+                    return
+                raise DescriptionError(
+                    f"Line {number} of {path} is no answer: {error!r}; remove it, or name another file."
+                ) from error
+        if lines[-1].strip():  # whole, but for its end
+            with path.open("ab") as file:
+                file.write(b"\n")
 
     def add(self, name: str, prompt: str, answer: str) -> None:
         """Keep an answer for good."""

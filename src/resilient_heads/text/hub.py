@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -110,19 +111,12 @@ def fetch_file(
         return content
     if settings.is_offline:
         raise HubError(f"{repo}/{file} at {revision[:12]} is not in the cache, and offline mode forbids fetching it.")
-    _check_reachable(settings.address)
-    try:
+    check_reachable(settings.address)
+    with explaining(f"{repo}/{file} at {revision[:12]}", settings):
         # A request without retries first: the client would repeat a refusal for half a minute.
         url = hf_hub_url(repo, file, repo_type=repo_type, revision=revision, endpoint=settings.address)
         get_hf_file_metadata(url, timeout=_ANSWER_SECONDS, token=settings.token, endpoint=settings.address)
         content = _download(repo, file, revision, repo_type, settings)
-    except (HfHubHTTPError, OSError, HFValidationError, EntryNotFoundError) as error:
-        raise explained(error, f"{repo}/{file} at {revision[:12]}", settings) from error
-    except Exception as error:
-        # The HTTP library of the client changes between its releases, and its errors are no OSError.
-        if type(error).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
-            raise
-        raise explained(error, f"{repo}/{file} at {revision[:12]}", settings) from error
     if sha256 is not None and (digest := hashlib.sha256(content).hexdigest()) != sha256:
         raise HubError(
             f"{repo}/{file} at {revision[:12]} is not what was pinned: sha256 {digest[:12]}, expected {sha256[:12]}. "
@@ -149,8 +143,13 @@ def fetch_snapshot(
     settings = settings or HubSettings(offline=offline)
     local = settings.is_offline or offline
     if not local:
-        _check_reachable(settings.address)
-    try:
+        try:
+            check_reachable(settings.address)
+        except HubError:
+            if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
+                raise
+            local = True  # a commit never changes, so what is cached of it is as good as the Hub
+    with explaining(f"{repo} at {revision or 'its newest commit'}", settings):
         folder = Path(
             snapshot_download(
                 repo,
@@ -162,11 +161,23 @@ def fetch_snapshot(
                 local_files_only=local,
             )
         )
-    except (OSError, HFValidationError, EntryNotFoundError) as error:
-        raise explained(error, f"{repo} at {revision or 'its newest commit'}", settings) from error
     if revision != folder.name:
         logger.warning("Took %s at commit %s; pin it: revision=%r.", repo, folder.name, folder.name)
     return folder
+
+
+@contextlib.contextmanager
+def explaining(what: str, settings: HubSettings) -> Iterator[None]:
+    """Raise HubError for whatever the Hub's client raises inside the block."""
+    try:
+        yield
+    except (HfHubHTTPError, OSError, HFValidationError, EntryNotFoundError) as error:
+        raise explained(error, what, settings) from error
+    except Exception as error:
+        # The HTTP library of the client changes between its releases, and its errors are no OSError.
+        if type(error).__module__.split(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}:
+            raise
+        raise explained(error, what, settings) from error
 
 
 def explained(error: Exception, what: str, settings: HubSettings) -> HubError:
@@ -224,7 +235,7 @@ def _download(repo: str, file: str, revision: str, repo_type: RepoType, settings
                 shutil.rmtree(temporary)
 
 
-def _check_reachable(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raise at once where nothing listens: the client would retry for tens of seconds."""
     parts = urlsplit(address)
     if parts.scheme in getproxies() or "all" in getproxies():

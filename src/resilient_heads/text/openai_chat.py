@@ -65,11 +65,14 @@ class OpenAIChat:
                 max_tokens=self._max_tokens,
                 temperature=self._temperature,
             )
-            answer = completion.choices[0].message.content
+            choice = completion.choices[0]
+            answer, reason = choice.message.content, choice.finish_reason
         except self._package.OpenAIError as error:
             raise LanguageModelError(f"{self.id} did not answer: {error}") from error
         except (AttributeError, IndexError, TypeError, KeyError, ValueError) as error:
             raise LanguageModelError(f"The server's answer is no chat completion: {error!r}") from error
         if not isinstance(answer, str):
             raise LanguageModelError(f"{self.id} answered without text.")
+        if reason not in ("stop", None):
+            raise LanguageModelError(f"{self.id} broke its answer off ({reason}); allow more with max_tokens=.")
         return answer

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import EntryNotFoundError
 
 from resilient_heads.errors import EmbeddingError, HubError
 from resilient_heads.files import file_sha256, write_atomic
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub import HubSettings, explained
+from resilient_heads.text.hub import HubSettings, check_reachable, explaining
 from resilient_heads.text.manifest import HubEntry
 
 _MANIFEST = "manifest.json"
@@ -115,7 +114,8 @@ def publish(
         raise HubError("Publishing needs the network, and offline mode forbids it.")
     api = HfApi(endpoint=settings.address, token=settings.token)
     files = _files(folder)
-    try:
+    check_reachable(settings.address)
+    with explaining(f"Publishing to {repo}", settings):
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo,
@@ -124,8 +124,6 @@ def publish(
             allow_patterns=[*files, _MANIFEST, "README.md"],
             commit_message="Publish class embeddings",
         )
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        raise explained(error, f"Publishing to {repo}", settings) from error
     return tuple(
         HubEntry(
             name=str(record["name"]),

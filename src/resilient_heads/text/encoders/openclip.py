@@ -100,7 +100,9 @@ class OpenClipEncoder:
         self._tokenizer: Any = open_clip.get_tokenizer(tokenizer_source)
         self.revision = self.revision or _digest(self._tower)
         self.context_length = int(self._tower.context_length)
-        self._padding = int(self._tokens([""], self.context_length)[0, -1])
+        empty = self._tokens([""], self.context_length)[0]
+        self._padding = int(empty[-1])
+        self._unseen_end = int(int(empty.ne(self._padding).sum()) < 2)
         self._trims = _ignores_padding(self._tower)
         self.embed_dim = int(self._run([""]).shape[1])
 
@@ -116,10 +118,12 @@ class OpenClipEncoder:
         )
 
     def _lengths(self, sentences: list[str]) -> list[int]:
-        """Count tokens; with room for one more than fits, a sentence that would be cut shows."""
-        tokens = self._tokens(sentences, self.context_length + 1)
+        """Count tokens; with room for two more than fit, a sentence that would be cut shows."""
+        tokens = self._tokens(sentences, self.context_length + 2)
         used = tokens.ne(self._padding)
-        return [int(row.nonzero()[-1]) + 1 if bool(row.any()) else 1 for row in used]
+        # Where the end token is also the padding, it is not seen: then it is added, at the cost of crying wolf over a
+        # text that just fits.
+        return [(int(row.nonzero()[-1]) + 1 if bool(row.any()) else 0) + self._unseen_end for row in used]
 
     @torch.inference_mode()
     def _run(self, sentences: list[str]) -> Tensor:

@@ -1,0 +1,83 @@
+"""Files that a run finds are never harmed, and damage is always told."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import resilient_heads as rh
+from resilient_heads.errors import DescriptionError, HubError, LanguageModelError, ModelError
+from resilient_heads.heads.pretrained import push_to_hub
+from resilient_heads.text.generate import generate_descriptions
+from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.openai_chat import OpenAIChat
+from resilient_heads.text.publish import publish, write_folder
+
+
+def answer(prompt: str) -> str:
+    return f"This is an answer to the question {prompt}"
+
+
+def test_a_file_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    content = json.dumps({"cat": ["A cat has whiskers."]})
+    for text in (content, content[:-5], '{"class": "cat"}'):
+        path.write_text(text)
+        with pytest.raises(DescriptionError, match="is no answer"):
+            generate_descriptions(["cat"], answer, questions=["What is a {}?"], answers=path)
+        assert path.read_text() == text
+
+
+def test_half_an_answer_is_asked_again_and_a_whole_one_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "answers.jsonl"
+    first = generate_descriptions(["cat", "dog"], answer, questions=["What is a {}?"], answers=path)
+    whole = path.read_bytes()
+    for cut in (1, 2, 30):
+        path.write_bytes(whole[:-cut])
+        assert generate_descriptions(["cat", "dog"], answer, questions=["What is a {}?"], answers=path) == first
+        assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    assert "half an answer" in caplog.text
+
+
+def test_an_answer_that_was_broken_off_is_no_description(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    llm = OpenAIChat("toy", base_url="http://127.0.0.1:9/v1")
+    message = SimpleNamespace(content="A fox has a long bushy tail that is tipped with")
+    completion = SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason="length")])
+    create = SimpleNamespace(create=lambda **_: completion)
+    monkeypatch.setattr(llm, "_client", SimpleNamespace(chat=SimpleNamespace(completions=create)))
+    with pytest.raises(LanguageModelError, match=r"broke its answer off \(length\)"):
+        llm("How does a fox look?")
+
+
+def test_a_head_of_the_same_size_and_other_bits_is_refused(tmp_path: Path) -> None:
+    rh.save_pretrained(rh.TextGuidedHead(6, rh.load_embeddings("digits")), tmp_path)
+    for name in ("model.safetensors", "embeddings.safetensors"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(ModelError, match=f"{name} is missing or damaged"):
+            rh.from_pretrained(tmp_path)
+        (tmp_path / name).write_bytes(content)
+    assert isinstance(rh.from_pretrained(tmp_path), nn.Module)
+
+
+def test_text_of_an_earlier_head_does_not_stay(tmp_path: Path) -> None:
+    rh.save_pretrained(rh.TextGuidedHead(6, rh.load_embeddings("digits")), tmp_path)
+    rh.save_pretrained(rh.TextGuidedHead(6, (3, 4)), tmp_path)
+    assert not (tmp_path / "embeddings.safetensors").exists()
+    assert rh.from_pretrained(tmp_path).num_classes == 3
+
+
+def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resilient_heads.text.hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    hub = HubSettings(endpoint="http://127.0.0.1:9", token="none")
+    folder = write_folder({"two": rh.ClassEmbeddings(torch.eye(2), ("a", "b"))}, tmp_path / "out")
+    with pytest.raises(HubError, match="could not be reached"):
+        publish(folder, "o/n", hub=hub)
+    with pytest.raises(HubError, match="could not be reached"):
+        push_to_hub(rh.TextGuidedHead(6, (3, 4)), "o/n", tmp_path / "head", hub=hub)
