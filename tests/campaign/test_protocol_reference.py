@@ -63,26 +63,26 @@ def test_equals_a_plain_loop(net: nn.Sequential, data: tuple[Tensor, Tensor], po
     losses, mismatches, dues = [], 0, 0
     for i in range(200):
         first = i - i % 50
-        batch = images[torch.from_numpy(trials.image[0, first : first + 50])]
+        batch = images[torch.from_numpy(trials.image[first : first + 50])]
         with torch.inference_mode():
             site = net[: position + 1](batch).clone()
             golden = net[position + 1 :](site)[i % 50].double().numpy()
             neurons = site[i % 50].reshape(-1)
-            value = flip(float(neurons[trials.neuron[0, i]]), int(trials.bit[0, i]))
-            neurons[trials.neuron[0, i]] = detector(value, limit) if clamped else value
+            value = flip(float(neurons[trials.neuron[i]]), int(trials.bit[i]))
+            neurons[trials.neuron[i]] = detector(value, limit) if clamped else value
             faulty = net[position + 1 :](site)[i % 50].double().numpy()
-        label = int(labels[trials.image[0, i]])
+        label = int(labels[trials.image[i]])
         if not np.isfinite(faulty).all():
             dues += 1
-            assert trials.outcome[0, i] == 3
+            assert trials.outcome[i] == 3
             continue
         loss = abs(cross_entropy(faulty, label) - cross_entropy(golden, label))
-        assert trials.delta_loss[0, i] == pytest.approx(loss, rel=1e-9, abs=1e-12)
+        assert trials.delta_loss[i] == pytest.approx(loss, rel=1e-9, abs=1e-12)
         losses.append(loss)
         changed = int(faulty.argmax()) != int(golden.argmax())
         mismatches += changed
         expected = 0 if (faulty == golden).all() else 2 if changed else 1
-        assert trials.outcome[0, i] == expected
+        assert trials.outcome[i] == expected
     figures = result.by_layer()[0].figures
     assert figures.sdc.value == pytest.approx(mismatches / 200)
     assert figures.due.value == pytest.approx(dues / 200)

@@ -152,7 +152,8 @@ def _resampled_mean(
     rows = scope_rows(result.sites, scope)
     sites, trials = [result.sites[row] for row in rows], result.trials.rows(rows)
     values = trials.delta_loss if metric == "delta_loss" else trials.hits(metric).astype(np.float64)
-    sums = image_sums(values, trials.image, struck)
+    table = trials.image.reshape(len(sites), -1)
+    sums = image_sums(values.reshape(table.shape), table, struck)
     weights = exposure(sites) if weighting == "exposed" else np.full(len(sites), 1 / len(sites))
     return lambda counts: sums.mean(counts, weights)
 

@@ -33,7 +33,7 @@ from resilient_heads.files import write_atomic
 from resilient_heads.injection.sites import Site
 from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, weighted_rate
 
-_FORMAT = "resilient_heads.campaign/1"
+_FORMAT = "resilient_heads.campaign/2"
 _RECORD = "resilient_heads"
 
 
@@ -83,7 +83,7 @@ class CampaignResult:
         unstruck: Sites that the campaign was told to leave out.
         skipped: Sites that no fault could be put into, and why.
         golden: The fault-free model's predictions.
-        trials: ``(L, N)`` columns.
+        trials: A row each.
     """
 
     config: CampaignConfig
@@ -94,12 +94,12 @@ class CampaignResult:
     trials: Trials
 
     def __post_init__(self) -> None:
-        if self.trials.shape[0] != len(self.sites) or self.trials.outcome.max() > max(Outcome):
+        if len(np.unique(self.trials.site)) != len(self.sites) or self.trials.outcome.max() > max(Outcome):
             raise ResultError("The trials are incomplete: a trial has no outcome.")
 
     def __repr__(self) -> str:
-        layers, trials = self.trials.shape
-        return f"CampaignResult({self.config.model}, {self.config.protocol.name}, {layers} sites x {trials} trials)"
+        shape = f"{len(self.sites)} sites, {len(self.trials)} trials"
+        return f"CampaignResult({self.config.model}, {self.config.protocol.name}, {shape})"
 
     def summary(self, *, level: float = DEFAULT_LEVEL) -> Summary:
         """Return accuracy, margins, and the figures of the classifier and of the network.

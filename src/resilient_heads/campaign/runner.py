@@ -7,20 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from resilient_heads.campaign.config import CampaignConfig, Protocol, protocol_named
-from resilient_heads.campaign.data import Data, LabelledImages, collect
-from resilient_heads.campaign.golden import logits_of, profile_ranges, run_golden
-from resilient_heads.campaign.outcomes import judge
+from resilient_heads.campaign.data import Data, collect
+from resilient_heads.campaign.design import uniform
+from resilient_heads.campaign.execution import Execution
+from resilient_heads.campaign.golden import profile_ranges, run_golden
 from resilient_heads.campaign.results import CampaignResult
-from resilient_heads.campaign.trials import StruckSite, Trials
-from resilient_heads.errors import DataError, InjectionError
+from resilient_heads.campaign.trials import StruckSite
+from resilient_heads.errors import DataError
 from resilient_heads.evaluation import device_of, evaluating
-from resilient_heads.injection.injector import inject_batch
-from resilient_heads.injection.sampling import draw_faults, draw_images
 from resilient_heads.injection.sites import SiteMap, find_sites
 
 
@@ -89,8 +87,11 @@ def run_campaign(
             ranges = profile_ranges(model, calibration, tuple(s.site for s in struck))
             struck = [StruckSite(s.site, ranges.limits[s.site.name], s.is_last) for s in struck]
             calibration_sha256 = ranges.sha256
-        drawn = draw_images(seed, np.arange(injections_per_layer), golden.eligible)
-        trials = _run_trials(model, images, struck, drawn, seed=seed, batch_size=batch_size, progress=progress)
+        plan = uniform(struck, injections_per_layer, seed=seed)
+        execution = Execution(model, images, golden.eligible, plan, batch_size=batch_size)
+        with tqdm(total=plan.total, unit="trial", disable=not progress, desc="injecting", leave=False) as bar:
+            trials = execution.run(0, max(plan.counts), advance=bar.update)
+        execution.close()
     return CampaignResult(
         config=CampaignConfig(
             protocol=rules,
@@ -123,101 +124,6 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _run_trials(
-    model: nn.Module,
-    data: LabelledImages,
-    struck: list[StruckSite],
-    drawn: NDArray[np.int64],
-    *,
-    seed: int,
-    batch_size: int,
-    progress: bool,
-) -> Trials:
-    """Run all trials; one golden run of a batch serves every site, since trial i strikes the same image in each."""
-    trials = Trials.empty(len(struck), len(drawn))
-    device = device_of(model)
-    bar = tqdm(total=trials.outcome.size, unit="trial", disable=not progress, desc="injecting", leave=False)
-    with bar:
-        first: tuple[Tensor, Tensor] | None = None
-        for start in range(0, len(drawn), batch_size):
-            batch = slice(start, min(start + batch_size, len(drawn)))
-            numbers = np.arange(batch.start, batch.stop)
-            chosen = torch.from_numpy(drawn[batch])
-            inputs = data.images[chosen].to(device)
-            targets = data.labels[chosen].to(device)
-            golden = logits_of(model, inputs)
-            if first is None:
-                _require_same(golden, logits_of(model, inputs), "The model gives different logits on the same images")
-                first = (inputs, golden)
-                _require_separate_images(model, struck, inputs, golden)
-            for row, site in enumerate(struck):
-                _strike(model, site, row, trials, batch, numbers, inputs, targets, golden, drawn[batch], seed)
-                bar.update(len(numbers))
-        if first is not None:
-            _require_same(first[1], logits_of(model, first[0]), "The campaign changed the model's golden logits")
-    return trials
-
-
-def _strike(
-    model: nn.Module,
-    struck: StruckSite,
-    row: int,
-    trials: Trials,
-    batch: slice,
-    numbers: NDArray[np.int64],
-    inputs: Tensor,
-    targets: Tensor,
-    golden: Tensor,
-    drawn: NDArray[np.int64],
-    seed: int,
-) -> None:
-    """Run one batch of trials at one site and write down what came of each."""
-    site = struck.site
-    draws = draw_faults(seed, site.name, numbers, neurons=site.neurons, bits=site.bits)
-    neurons, bits = torch.from_numpy(draws.neurons), torch.from_numpy(draws.bits)
-    with inject_batch(model, site.name, neurons, bits, limit=struck.limit) as strike:
-        faulty = logits_of(model, inputs)
-    judgement = judge(golden, faulty, targets)
-    columns: dict[str, Tensor | NDArray[np.int64]] = {
-        "image": drawn,
-        "neuron": draws.neurons,
-        "bit": draws.bits,
-        "before": strike.before.double(),
-        "after": strike.after.double(),
-        "outcome": judgement.outcome,
-        "delta_loss": judgement.delta_loss,
-        "predicted": judgement.predicted,
-        "rank": judgement.rank,
-        "confidence_change": judgement.confidence_change,
-    }
-    for name, column in columns.items():
-        trials.columns[name][row, batch] = column.cpu().numpy() if isinstance(column, Tensor) else column
-
-
-def _require_separate_images(model: nn.Module, struck: list[StruckSite], inputs: Tensor, golden: Tensor) -> None:
-    """Raise InjectionError unless a fault in one image of a batch leaves the other images' logits alone."""
-    if len(inputs) == 1:
-        return
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for own in struck:
-
-        def disturb(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            changed = output.clone(memory_format=torch.preserve_format)
-            changed[0] = 1 - 2 * changed[0]
-            return changed
-
-        handle = modules[own.site.name].register_forward_hook(disturb)
-        try:
-            others = logits_of(model, inputs)[1:]
-        finally:
-            handle.remove()
-        if not torch.equal(others, golden[1:]):
-            raise InjectionError(
-                f"A fault of one image at {own.site.name!r} reaches other images of its batch, as through statistics "
-                "taken over the batch, so a trial would not be one flip. Pass batch_size=1."
-            )
-
-
 def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> tuple[list[StruckSite], list[StruckSite]]:
     """Return the sites to strike and those to leave out, in the order of execution."""
     last = {site.name for site in site_map.last}
@@ -240,15 +146,6 @@ def _count(name: str, value: int, *, least: int) -> int:
     if whole < least or isinstance(value, bool):
         raise DataError(f"{name} must be a whole number of at least {least}, found {value!r}.")
     return whole
-
-
-def _require_same(golden: Tensor, again: Tensor, what: str) -> None:
-    """Raise InjectionError unless two runs gave the same bits."""
-    if not torch.equal(golden, again):
-        raise InjectionError(
-            f"{what}, so 'masked' could not mean bit-identical. Remove what is random or stateful in evaluation "
-            "mode, or call torch.use_deterministic_algorithms(True)."
-        )
 
 
 def _environment(model: nn.Module) -> dict[str, str]:

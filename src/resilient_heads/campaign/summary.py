@@ -197,10 +197,17 @@ def summarize_bits(sites: Sequence[StruckSite], trials: Trials, *, level: float)
 def figures(trials: Trials, weights: Floats, *, level: float) -> Figures:
     """Return rates and mean delta loss of L layers with these weights, ``(L,)``, whose sum is 1."""
     rates = {
-        metric: weighted_rate(trials.hits(metric), weights, image=trials.image[0], level=level) for metric in RATES
+        metric: weighted_rate(
+            trials.hits(metric).reshape(len(weights), -1),
+            weights,
+            image=trials.image.reshape(len(weights), -1)[0],
+            level=level,
+        )
+        for metric in RATES
     }
     struck = np.unique(trials.image)
-    sums = image_sums(trials.delta_loss, trials.image, struck)
+    table = trials.image.reshape(len(weights), -1)
+    sums = image_sums(trials.delta_loss.reshape(table.shape), table, struck)
     loss = bootstrap(lambda counts: sums.mean(counts, weights), len(struck), level=level)
     if loss.low == loss.high and math.isfinite(loss.low):
         # All resamples agree, as when no trial changed a loss: other images may differ, nobody knows how far.

@@ -1,6 +1,6 @@
 """The record of all trials, a column each."""
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +9,29 @@ from numpy.typing import NDArray
 from resilient_heads.campaign.outcomes import Outcome
 from resilient_heads.injection.sites import Site
 
+COLUMNS: dict[str, type[np.generic]] = {
+    "site": np.int32,
+    "trial": np.int64,
+    "image": np.int64,
+    "neuron": np.int64,
+    "bit": np.uint8,
+    "before": np.float64,
+    "after": np.float64,
+    "outcome": np.uint8,
+    "delta_loss": np.float64,
+    "predicted": np.int64,
+    "rank": np.int64,
+    "confidence_change": np.float64,
+}
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Trials:
-    """L layers of N trials each; every column has the shape ``(L, N)``.
+    """N trials, a row each, in the order of site and trial; every column has the shape ``(N,)``.
 
     Attributes:
+        site: int32, position of the site in the campaign's list.
+        trial: int64, number of the trial within its site.
         image: int64, index of the struck image.
         neuron: int64, flat index into one sample's output.
         bit: uint8, position in the word.
@@ -27,6 +44,8 @@ class Trials:
         confidence_change: float64, relative change of the golden top-1 class's probability.
     """
 
+    site: NDArray[np.int32]
+    trial: NDArray[np.int64]
     image: NDArray[np.int64]
     neuron: NDArray[np.int64]
     bit: NDArray[np.uint8]
@@ -39,29 +58,34 @@ class Trials:
     confidence_change: NDArray[np.float64]
 
     @classmethod
-    def empty(cls, layers: int, trials: int) -> "Trials":
-        """Return a table to be filled; outcomes start at 255, which is none."""
-        columns = {name: np.zeros((layers, trials), dtype=dtype) for name, dtype in COLUMNS.items()}
-        columns["outcome"].fill(255)
-        return cls(**columns)
+    def gather(cls, parts: Sequence["Trials"]) -> "Trials":
+        """Return the trials of all parts in the order of site and trial."""
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+        order = np.lexsort((columns["trial"], columns["site"]))
+        return cls(**{name: column[order] for name, column in columns.items()})
 
     @property
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """The columns by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in COLUMNS}
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(L, N)."""
-        layers, trials = self.outcome.shape
-        return layers, trials
+    def __len__(self) -> int:
+        return len(self.outcome)
 
-    def rows(self, layers: list[int]) -> "Trials":
-        """Return the trials of some layers."""
-        return Trials(**{name: column[layers] for name, column in self.columns.items()})  # type: ignore[arg-type]
+    def where(self, chosen: NDArray[np.bool_]) -> "Trials":
+        """Return some of the trials, in their order."""
+        return Trials(**{name: column[chosen] for name, column in self.columns.items()})  # type: ignore[arg-type]
+
+    def rows(self, sites: Sequence[int]) -> "Trials":
+        """Return the trials of some sites, which are numbered from 0 in the result."""
+        position = np.full(max([*sites, int(self.site.max(initial=0))]) + 1, -1, dtype=np.int32)
+        position[list(sites)] = np.arange(len(sites))
+        chosen = self.where(position[self.site] >= 0)
+        columns = {**chosen.columns, "site": position[chosen.site]}
+        return Trials.gather([Trials(**columns)])  # type: ignore[arg-type]
 
     def hits(self, metric: str) -> NDArray[np.bool_]:
-        """Return which trials count for a rate, ``(L, N)``; see :data:`RATES`."""
+        """Return which trials count for a rate, ``(N,)``; see :data:`RATES`."""
         finite = self.outcome != Outcome.DUE
         hits: NDArray[np.bool_]
         if metric == "sdc_5":
@@ -72,19 +96,6 @@ class Trials:
             hits = self.outcome == Outcome[metric.upper()]
         return hits
 
-
-COLUMNS: dict[str, type[np.generic]] = {
-    "image": np.int64,
-    "neuron": np.int64,
-    "bit": np.uint8,
-    "before": np.float64,
-    "after": np.float64,
-    "outcome": np.uint8,
-    "delta_loss": np.float64,
-    "predicted": np.int64,
-    "rank": np.int64,
-    "confidence_change": np.float64,
-}
 
 RATES = {
     "masked": "logits bit-identical",
