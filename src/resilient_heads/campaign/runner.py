@@ -1,6 +1,7 @@
 """Run a campaign: many single flips at every site of a model."""
 
 import hashlib
+import logging
 import operator
 import platform
 from collections.abc import Sequence
@@ -13,13 +14,16 @@ from tqdm import tqdm
 from resilient_heads.campaign.config import CampaignConfig, Protocol, protocol_named
 from resilient_heads.campaign.data import Data, collect
 from resilient_heads.campaign.design import uniform
-from resilient_heads.campaign.execution import Execution
+from resilient_heads.campaign.execution import Engine, Execution
 from resilient_heads.campaign.golden import profile_ranges, run_golden
 from resilient_heads.campaign.results import CampaignResult
 from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import DataError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites import SiteMap, find_sites
+from resilient_heads.injection.taps import open_attention
+
+logger = logging.getLogger(__name__)
 
 
 def run_campaign(
@@ -32,6 +36,8 @@ def run_campaign(
     layers: Sequence[str] | None = None,
     calibration: Data | None = None,
     batch_size: int = 64,
+    engine: Engine = "rerun",
+    memory_limit: int | None = None,
     progress: bool = True,
 ) -> CampaignResult:
     """Strike every site of a model with single bit flips and record how each trial ends.
@@ -52,6 +58,10 @@ def run_campaign(
         calibration: Images, usually of the training set, that give the range detector its ranges; protocols without
             one do not use them.
         batch_size: Trials run at once.
+        engine: ``"rerun"`` runs only the operations that come after a site, and lets go of images that have become
+            golden; ``"full"`` runs the whole model for each batch and site. Both give the same bits; where a model
+            cannot be run in part, the full pass is taken and a log entry says so.
+        memory_limit: Bytes that golden activations may take on the model's device; None takes half of what is free.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -79,7 +89,7 @@ def run_campaign(
     images = collect(data)
     model_sha256 = fingerprint(model)
     calibration_sha256 = ""
-    with evaluating(model):
+    with evaluating(model), open_attention():
         golden = run_golden(model, images, batch_size=batch_size, min_top2diff=rules.min_top2diff)
         site_map = find_sites(model, images.images[:3].to(device_of(model)))
         struck, unstruck = _chosen(site_map, layers)
@@ -88,7 +98,17 @@ def run_campaign(
             struck = [StruckSite(s.site, ranges.limits[s.site.name], s.is_last) for s in struck]
             calibration_sha256 = ranges.sha256
         plan = uniform(struck, injections_per_layer, seed=seed)
-        execution = Execution(model, images, golden.eligible, plan, batch_size=batch_size)
+        execution = Execution(
+            model,
+            images,
+            golden.eligible,
+            plan,
+            batch_size=batch_size,
+            engine=engine,
+            memory_limit=memory_limit,
+        )
+        for name, reason in execution.full_passes.items() if engine == "rerun" else ():
+            logger.warning("Each batch of trials at %r takes a full pass of the model: %s.", name, reason)
         with tqdm(total=plan.total, unit="trial", disable=not progress, desc="injecting", leave=False) as bar:
             trials = execution.run(0, max(plan.counts), advance=bar.update)
         execution.close()
