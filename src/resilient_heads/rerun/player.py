@@ -106,7 +106,7 @@ class Player:
             golden: Content of :meth:`needs`.
             struck: A tensor on memory like that of the slice's source, faulty.
         """
-        images = torch.arange(self._whole.size, device=struck.device)
+        images = torch.arange(self._whole.size if piece.reaches_logits else 0, device=struck.device)
         state = _State(self._whole, images, {piece.source.view.buffer: struck})
         cuts = {cut.step: cut for cut in self.looks(piece)}
         heavy = {cut.step for cut in piece.cuts}

@@ -1,0 +1,251 @@
+"""Trials a second of a campaign, against other injection tools and the plain forward pass, in one process.
+
+    pip install -e ".[demo]" && pip install --no-deps pytorchfi==0.6.0 mrfi==2.1.0 pyyaml scipy
+    python benchmarks/campaign.py resnet18 resnet50 vit_b_16
+    python benchmarks/campaign.py resnet20 --weights resnet20.th
+
+Every tool strikes all Conv2d and Linear outputs equally often, each image of a batch in its own neuron, in its best
+batched use. A rate counts everything: golden passes, recording, judging, hooks. Peers repeat one kind of pass, so a few
+batches a layer give their rate; ours is that of a whole campaign. Ratios are the figure, seconds are this machine's.
+"""
+
+import argparse
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import resilient_heads as rh
+
+SIZES = {"resnet20": (32, 128), "resnet18": (224, 32), "resnet50": (224, 32), "vit_b_16": (224, 32)}
+"""Model to (pixels, batch)."""
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut that pads channels with zeros."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the block's change to its input."""
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.stride > 1:
+            channels = out.shape[1] // 4
+            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, channels, channels))
+        return torch.relu(out + x)
+
+
+class ResNet20(nn.Module):
+    """The CIFAR-10 ResNet with 20 layers (He et al., CVPR 2016)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = nn.Sequential(Block(16, 16, 1), Block(16, 16, 1), Block(16, 16, 1))
+        self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
+        self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        x = torch.relu(self.bn1(self.conv1(x)))
+        logits: Tensor = self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+        return logits
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Trials and the seconds that they took."""
+
+    trials: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Trials a second."""
+        return self.trials / self.seconds
+
+
+def build(name: str, weights: Path | None) -> nn.Module:
+    """Return a model in evaluation mode; without weights it is initialised at random."""
+    torch.manual_seed(0)
+    if name == "resnet20":
+        model: nn.Module = ResNet20()
+    else:
+        import torchvision
+
+        model = torchvision.models.get_model(name, weights=None)
+    if weights is not None:
+        state = torch.load(weights, weights_only=True, map_location="cpu")
+        state = state.get("state_dict", state)
+        model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    return model.eval()
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that ``run`` takes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def plain(model: nn.Module, images: Tensor, passes: int) -> Rate:
+    """A forward pass counts as many trials as it has images: what a tool without any overhead could do."""
+
+    def run() -> None:
+        for _ in range(passes):
+            model(images)
+
+    return Rate(len(images) * passes, timed(run, images.device))
+
+
+def ours(model: nn.Module, images: Tensor, labels: Tensor, batches: int) -> tuple[Rate, rh.CampaignResult]:
+    """A whole campaign."""
+    results = []
+
+    def run() -> None:
+        results.append(
+            rh.run_campaign(
+                model,
+                (images, labels),
+                protocol="raw",
+                injections_per_layer=batches * len(images),
+                batch_size=len(images),
+                progress=False,
+            )
+        )
+
+    seconds = timed(run, images.device)
+    return Rate(len(results[0].trials), seconds), results[0]
+
+
+def pytorchfi(model: nn.Module, images: Tensor, layers: int, batches: int) -> Rate:
+    """PyTorchFI's batched use: a declared value in one neuron of each image, all in one layer."""
+    from pytorchfi import core  # type: ignore[import-not-found, unused-ignore]
+
+    injector = core.fault_injection(
+        model,
+        len(images),
+        input_shape=list(images.shape[1:]),
+        layer_types=[nn.Conv2d, nn.Linear],
+        use_cuda=images.is_cuda,
+    )
+    found = injector.get_total_layers()
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(size: int) -> list[int]:
+        return torch.randint(size, (len(images),), generator=generator).tolist()
+
+    def run() -> None:
+        for layer in range(found):
+            shape = [int(size) for size in injector.get_layer_shape(layer)]
+            own = [draw(size) for size in shape[1:]]
+            own += [[None] * len(images)] * (3 - len(own))  # type: ignore[list-item]
+            for _ in range(batches):
+                faulty = injector.declare_neuron_fi(
+                    batch=list(range(len(images))),
+                    layer_num=[layer] * len(images),
+                    dim1=own[0],
+                    dim2=own[1],
+                    dim3=own[2],
+                    value=[0.5] * len(images),
+                )
+                faulty(images)
+
+    seconds = timed(run, images.device)
+    if found != layers:
+        print(f"    PyTorchFI reaches {found} of {layers} layers; its rate is that of the layers it reaches")
+    return Rate(found * batches * len(images), seconds)
+
+
+def mrfi(model: nn.Module, images: Tensor, layers: int, batches: int) -> Rate:
+    """MRFI's batched use: a random bit of one random output neuron of each image."""
+    from mrfi import MRFI, EasyConfig  # type: ignore[import-not-found, unused-ignore]
+
+    config = EasyConfig.load_string(
+        """
+faultinject:
+  - type: activation_out
+    enabled: False
+    selector:
+      method: RandomPositionByNumber
+      n: 1
+      per_instance: True
+    error_mode:
+      method: FloatRandomBitFlip
+      floattype: float32
+    module_type: [Conv2d, Linear]
+"""
+    )
+    faulty = MRFI(model, config)
+    switches = faulty.get_activation_configs(is_out=True)
+    found = len(switches)
+
+    def run() -> None:
+        for layer in range(found):
+            switches[layer].enabled = True
+            for _ in range(batches):
+                faulty(images)
+            switches[layer].enabled = False
+
+    seconds = timed(run, images.device)
+    if found != layers:
+        print(f"    MRFI reaches {found} of {layers} layers; its rate is that of the layers it reaches")
+    return Rate(found * batches * len(images), seconds)
+
+
+def main() -> None:
+    """Print a table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=SIZES, metavar="MODEL", help=", ".join(SIZES))
+    parser.add_argument("--weights", type=Path, help="a state dict for the model")
+    parser.add_argument("--batches", type=int, default=16, help="batches of trials a layer in our campaign")
+    parser.add_argument("--peer-batches", type=int, default=1, help="batches of trials a layer for each peer")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore")
+    device = torch.device(args.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.threads} threads"
+    for name in args.models:
+        pixels, batch = SIZES[name]
+        model = build(name, args.weights).to(device)
+        images = torch.randn(batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)).to(device)
+        with torch.no_grad():
+            labels = model(images).argmax(dim=1)
+            model(images)
+            rates = {"plain forward": plain(model, images, 3)}
+            rates["resilient_heads"], result = ours(model, images, labels, args.batches)
+            masked = float((result.trials.outcome == 0).mean())
+            print(f"{name}, {pixels} pixels, batch {batch}, {where}: {len(result.sites)} sites, {masked:.0%} masked")
+            layers = len(result.sites)
+            if importlib.util.find_spec("pytorchfi") is not None:
+                rates["PyTorchFI 0.6.0"] = pytorchfi(model, images, layers, args.peer_batches)
+            if importlib.util.find_spec("mrfi") is not None:
+                rates["MRFI 2.1.0"] = mrfi(model, images, layers, args.peer_batches)
+            again = plain(model, images, 3)
+            rates["plain forward"] = Rate(again.trials * 2, again.seconds + rates["plain forward"].seconds)
+        for tool, rate in rates.items():
+            ratio = rates["resilient_heads"].per_second / rate.per_second
+            print(f"    {tool:16} {rate.per_second:9.1f} trials/s   resilient_heads is {ratio:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""The fast engine against the plain loop, trial by trial and bit by bit."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
+
+import resilient_heads as rh
+from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.errors import InjectionError
+
+
+def _convnext() -> nn.Module:
+    block = models.convnext.CNBlockConfig
+    return models.ConvNeXt([block(8, 16, 2), block(16, None, 2)], num_classes=10)
+
+
+def _vit_of_transformers() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+        num_labels=10,
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+def _mobilenet() -> nn.Module:
+    setting = models.mobilenetv3.InvertedResidualConfig
+    blocks = [
+        setting(16, 3, 16, 16, True, "RE", 2, 1, 0.25),
+        setting(16, 3, 32, 24, False, "RE", 2, 1, 0.25),
+        setting(24, 5, 48, 24, True, "HS", 1, 1, 0.25),
+    ]
+    return models.MobileNetV3(blocks, 32, num_classes=10, dropout=0.2)
+
+
+def _vit() -> nn.Module:
+    model = models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10)
+    nn.init.normal_(model.heads.head.weight)  # it starts at zero, where all classes tie
+    return model
+
+
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
+    "resnet": lambda: models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10),
+    "bottleneck": lambda: models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes=10, width_per_group=8),
+    "vgg": lambda: nn.Sequential(models.vgg11_bn().features[:15], nn.Flatten(), nn.Linear(256 * 16, 10)),
+    "densenet": lambda: models.DenseNet(growth_rate=8, block_config=(2, 2), num_init_features=8, num_classes=10),
+    "mobilenet": _mobilenet,
+    "swin": lambda: SwinTransformer(
+        [4, 4], 8, [2, 1], [2, 2], [4, 4], num_classes=10, block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2
+    ),
+    "vit": _vit,
+    "convnext": _convnext,
+    "googlenet": lambda: models.GoogLeNet(num_classes=10, aux_logits=False, init_weights=False),
+    "transformers": _vit_of_transformers,
+    "text-guided": lambda: rh.wrap_model(
+        models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=10), embeddings="cifar10"
+    ),
+}
+
+
+def equal(model: nn.Module, images: Tensor, *, trials: int = 12, batch_size: int = 8, **choices: object) -> None:
+    """Run both engines; every column of every trial must have the same bits."""
+    model.eval()
+    with torch.no_grad():
+        output = model(images)
+    labels = getattr(output, "logits", output).argmax(dim=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    results = [
+        rh.run_campaign(
+            model,
+            (images, labels),
+            protocol="raw",
+            injections_per_layer=trials,
+            batch_size=batch_size,
+            engine=engine,
+            progress=False,
+            **choices,
+        )
+        for engine in ("rerun", "full")
+    ]
+    for name, column in results[0].trials.columns.items():
+        assert column.tobytes() == results[1].trials.columns[name].tobytes(), name
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_engine_equals_the_plain_loop(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    equal(ARCHITECTURES[name](), torch.randn(10, 3, 32, 32))
+    assert not [record for record in caplog.records if "full pass" in record.message]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_formats(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    equal(ARCHITECTURES["resnet"]().to(dtype), torch.randn(10, 3, 32, 32, dtype=dtype))
+
+
+def test_channels_last() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(10, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    equal(ARCHITECTURES["resnet"]().to(memory_format=torch.channels_last), images)
+
+
+def test_autocast() -> None:
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32))
+
+
+def test_several_golden_passes_when_memory_is_short() -> None:
+    torch.manual_seed(0)
+    model, images = ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32)
+    equal(model, images, memory_limit=2_000_000)
+    with pytest.raises(InjectionError, match="pass a smaller batch_size or a higher memory_limit"):
+        equal(model, images, memory_limit=1000)
+
+
+def test_a_batch_that_is_not_full_and_a_batch_of_one() -> None:
+    torch.manual_seed(0)
+    for batch_size in (1, 2, 5, 12, 50):
+        equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32), trials=6, batch_size=batch_size)
+
+
+class Looks(nn.Module):
+    """A model whose Python code looks at values."""
+
+    def __init__(self, look: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.look = look
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = self.look(x)
+        return self.third(torch.relu(self.second(x)))
+
+
+LOOKS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "a branch": (lambda x: x * 2 if float(x.sum()) > 1e9 else x, "looks at values in Python"),
+    "numpy": (lambda x: torch.from_numpy(x.numpy() * np.float32(2)), "a rerun differs from a full pass"),
+    "a shape": (lambda x: x + x[x > 0.5].sum() * 0, "shape of a result depends on values"),
+}
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+def test_what_cannot_be_run_in_part_is_run_in_full_and_said_so(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    look, reason = LOOKS[kind]
+    with caplog.at_level(logging.WARNING):
+        equal(Looks(look), torch.randn(12, 6))
+    told = [record.message for record in caplog.records if "full pass" in record.message]
+    assert len(told) == 1
+    assert "'first'" in told[0]
+    assert reason in told[0]
+
+
+def test_rows_that_become_golden_are_let_go() -> None:
+    """Everything before a ReLU that never fires is masked, and nothing is run for it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[0].bias.fill_(-1e3)
+        model[2].bias.copy_(torch.tensor([3.0, 2.0, 1.0, 0.0]))
+    images = torch.rand(12, 6)
+    labels = torch.zeros(12, dtype=torch.long)
+    result = rh.run_campaign(model, (images, labels), protocol="raw", injections_per_layer=200, progress=False)
+    first = result.trials.where(result.trials.site == 0)
+    unmasked = first.outcome != Outcome.MASKED
+    assert (first.bit[unmasked] == 31).all()
+    assert unmasked.any()
+    equal(model, images, trials=100)
+
+
+class Net(nn.Module):
+    """A small network put together from a list of parts."""
+
+    def __init__(self, parts: list[str], inplace: bool, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.parts = parts
+        self.inplace = inplace
+        self.shared = nn.Conv2d(4, 4, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in parts)
+        self.norm = nn.BatchNorm2d(4)
+        self.merge = nn.Conv2d(8, 4, 1)
+        self.relu = nn.ReLU(inplace=inplace)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part, conv in zip(self.parts, self.convs, strict=True):
+            if part == "plain":
+                x = self.relu(conv(x))
+            elif part == "residual":
+                y = self.norm(conv(x))
+                y += x
+                x = self.relu(y)
+            elif part == "concat":
+                x = self.relu(self.merge(torch.cat([x, conv(x)], dim=1)))
+            elif part == "shared":
+                x = self.shared(self.relu(self.shared(x)))
+            elif part == "preactivated":
+                x = conv(F.relu(x, inplace=self.inplace)) + x
+            elif part == "view":
+                y = conv(x)
+                half = y[:, :2]
+                half.mul_(0.5)
+                x = y + x.flip(-1)
+            elif part == "gate":
+                x = x * torch.sigmoid(conv(x).mean((2, 3), keepdim=True))
+        return self.fc(x.mean((2, 3)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    parts=st.lists(
+        st.sampled_from(["plain", "residual", "concat", "shared", "preactivated", "view", "gate"]),
+        min_size=1,
+        max_size=4,
+    ),
+    inplace=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_networks_put_together_at_random(parts: list[str], inplace: bool, seed: int) -> None:
+    model = Net(parts, inplace, seed)
+    equal(model, torch.randn(9, 4, 5, 5), trials=8, batch_size=8)
