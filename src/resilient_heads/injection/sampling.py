@@ -1,6 +1,7 @@
-"""Which image, neuron and bit a trial hits: a pure function of (seed, layer, trial)."""
+"""Which image, neurons and bits a trial hits: a pure function of (seed, stream, trial)."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +11,17 @@ from resilient_heads.errors import FaultError
 from resilient_heads.injection.philox import Words, philox4x32, uniform
 
 Indices = NDArray[np.int64]
+Masks = NDArray[np.uint64]
 
 _IMAGE_STREAM = "\0image"
 _CANDIDATES = 16
+_BLOCKS = 2**16
+_ERRORS_A_CHUNK = 2**14
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
-    """Where each of N trials strikes.
+class SingleFlips:
+    """Where each of N single flips strikes.
 
     Attributes:
         neurons: ``(N,)``, flat index into one sample's output.
@@ -28,7 +32,7 @@ class Draws:
     bits: Indices
 
 
-def draw_faults(seed: int, layer: str, trials: Indices, *, neurons: int, bits: int) -> Draws:
+def draw_faults(seed: int, layer: str, trials: Indices, *, neurons: int, bits: int) -> SingleFlips:
     """Draw a neuron and a bit for each trial, uniformly.
 
     Args:
@@ -39,7 +43,7 @@ def draw_faults(seed: int, layer: str, trials: Indices, *, neurons: int, bits: i
         bits: Bits of a word.
     """
     w0, w1, w2, _ = _words(seed, layer, trials, block=0)
-    return Draws(
+    return SingleFlips(
         neurons=(uniform(w0, w1) * neurons).astype(np.int64),
         bits=(w2 * np.uint64(bits) >> np.uint64(32)).astype(np.int64),
     )
@@ -78,18 +82,167 @@ def draw_images(seed: int, trials: Indices, eligible: NDArray[np.bool_]) -> Indi
     return chosen
 
 
-def _words(seed: int, stream: str, trials: Indices, *, block: int) -> tuple[Words, Words, Words, Words]:
-    """Return four words for each trial of a named stream."""
+def draw_elements(seed: int, stream: str, trials: Indices, *, population: int, count: int, adjacent: bool) -> Indices:
+    """Draw ``count`` different elements for each trial, every set of that size alike.
+
+    The i-th element takes its random words from block i of the trial; a single element is that of :func:`draw_faults`.
+
+    Args:
+        seed: ``0 <= seed < 2**64``.
+        stream: Name of what is struck.
+        trials: ``(N,)``, numbers of the trials.
+        population: How many elements there are.
+        count: How many are drawn, without replacement.
+        adjacent: Draw a run of neighbours instead, every run alike.
+
+    Returns:
+        ``(N, count)``.
+
+    Raises:
+        FaultError: More are asked for than there are.
+
+    Source: R. W. Floyd's algorithm (Bentley and Floyd, *A sample of brilliance*, CACM 1987).
+    """
+    if count > population:
+        raise FaultError(f"{count} different elements were asked for, but {stream!r} has {population}.")
+    if adjacent:
+        w0, w1, _, _ = _words(seed, stream, trials, block=0)
+        start = (uniform(w0, w1) * (population - count + 1)).astype(np.int64)
+        return start[:, None] + np.arange(count)
+    chosen = np.empty((len(trials), count), dtype=np.int64)
+    for i in range(count):
+        last = population - count + i
+        w0, w1, _, _ = _words(seed, stream, trials, block=i)
+        candidate = (uniform(w0, w1) * (last + 1)).astype(np.int64)
+        taken = (chosen[:, :i] == candidate[:, None]).any(axis=1)
+        chosen[:, i] = np.where(taken, last, candidate)
+    return chosen
+
+
+def draw_bits(
+    seed: int, stream: str, trials: Indices, *, elements: int, width: int, count: int, adjacent: bool
+) -> Masks:
+    """Draw ``count`` different bits of a word for each element of each trial.
+
+    Args:
+        seed: ``0 <= seed < 2**64``.
+        stream: Name of what is struck.
+        trials: ``(N,)``, numbers of the trials.
+        elements: K, elements of a trial.
+        width: Bits of a word, at most 64.
+        count: How many are drawn, without replacement.
+        adjacent: Draw a run of neighbours instead.
+
+    Returns:
+        ``(N, K)``, words in which the drawn bits are set.
+
+    Raises:
+        FaultError: More bits are asked for than a word has.
+    """
+    if count > width:
+        raise FaultError(f"{count} different bits were asked for, but a word has {width}.")
+    masks = np.zeros((len(trials), elements), dtype=np.uint64)
+    extra = count - 1 if not adjacent else 0
+    for i in range(elements):
+        first = _words(seed, stream, trials, block=i)[2]
+        if adjacent:
+            run = np.uint64((1 << count) - 1)
+            masks[:, i] = run << _share(first, width - count + 1)
+            continue
+        masks[:, i] = np.uint64(1) << _share(first, width - extra)
+        for j in range(extra):
+            place = i * extra + j
+            word = _words(seed, stream, trials, block=elements + place // 4)[place % 4]
+            last = np.uint64(width - extra + j)
+            candidate = np.uint64(1) << _share(word, int(last) + 1)
+            taken = (masks[:, i] & candidate) != 0
+            masks[:, i] |= np.where(taken, np.uint64(1) << last, candidate)
+    return masks
+
+
+def draw_words(seed: int, stream: str, trials: Indices, *, elements: int) -> Masks:
+    """Return 64 random bits for each element of each trial, ``(N, K)``."""
+    drawn = [_words(seed, stream, trials, block=i) for i in range(elements)]
+    return np.stack([words[2] << np.uint64(32) | words[3] for words in drawn], axis=1)
+
+
+def draw_shares(seed: int, stream: str, trials: Indices, *, elements: int) -> NDArray[np.float64]:
+    """Return a number in ``[0, 1)`` for each element of each trial, ``(N, K)``."""
+    drawn = [_words(seed, stream, trials, block=i) for i in range(elements)]
+    return np.stack([uniform(words[2], words[3]) for words in drawn], axis=1)
+
+
+def draw_errors(seed: int, stream: str, trials: Indices, *, places: int, rate: float) -> Indices:
+    """Let each place fail by itself with the same probability.
+
+    The gaps between failures are geometric, which is the same distribution, and costs one random number for each
+    failure instead of one for each place. No count is rounded: a rate of 1e-9 over 1,000 places fails once in a
+    million trials.
+
+    Args:
+        seed: ``0 <= seed < 2**64``.
+        stream: Name of what is struck.
+        trials: ``(N,)``, numbers of the trials.
+        places: How many places can fail.
+        rate: Probability of each, in [0, 1].
+
+    Returns:
+        ``(N, K)``, ascending, K the largest count of any trial; -1 fills up the others.
+    """
+    if rate == 0 or not places or not len(trials):
+        return np.empty((len(trials), 0), dtype=np.int64)
+    # A trial has a limited number of random words, so large populations are cut into pieces with their own.
+    size = min(places, math.ceil(_ERRORS_A_CHUNK / rate))
+    parts = []
+    for start in range(0, places, size):
+        part = _chunk_of_errors(seed, f"{stream}\0errors{start}", trials, min(size, places - start), rate)
+        parts.append(np.where(part >= 0, part + start, -1))
+    together = np.concatenate(parts, axis=1)
+    counts = (together >= 0).sum(axis=1)
+    packed = np.full((len(trials), int(counts.max())), -1, dtype=np.int64)
+    rows, columns = np.nonzero(together >= 0)
+    packed[rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)] = together[rows, columns]
+    return packed
+
+
+def _chunk_of_errors(seed: int, stream: str, trials: Indices, places: int, rate: float) -> Indices:
+    """Return the failures among so many places that a trial's random words suffice; -1 where there are no more."""
+    expected = places * rate
+    step = int(expected + 8 * math.sqrt(expected) + 8) // 2 + 1
+    found = np.empty((len(trials), 0), dtype=np.int64)
+    last = np.full((len(trials), 1), -1, dtype=np.int64)
+    block = 0
+    while bool((last < places).any()):
+        w0, w1, w2, w3 = _words(seed, stream, trials, block=np.arange(block, block + step))
+        shares = np.stack([uniform(w0, w1), uniform(w2, w3)], axis=2).reshape(len(trials), -1)
+        with np.errstate(divide="ignore"):  # a rate of 1: log(0), and every gap is 0
+            gaps = np.minimum(np.log1p(-shares) / np.log1p(-rate), places).astype(np.int64)
+        here = last + np.cumsum(gaps + 1, axis=1)
+        found, last, block = np.concatenate([found, here], axis=1), here[:, -1:], block + step
+    return np.where(found < places, found, -1)
+
+
+def _share(word: Words, count: int) -> Words:
+    """Turn a 32-bit word into a number in ``[0, count)``."""
+    return word * np.uint64(count) >> np.uint64(32)
+
+
+def _words(
+    seed: int, stream: str, trials: Indices, *, block: int | NDArray[np.int64]
+) -> tuple[Words, Words, Words, Words]:
+    """Return four words for each trial of a named stream: ``(N,)``, or ``(N, B)`` for B blocks."""
     if not 0 <= seed < 2**64:
         raise FaultError(f"The seed must lie in [0, 2**64), found {seed}.")
-    if not 0 <= block < 2**16:
-        raise FaultError(f"A trial has 65,536 blocks of random words, found block {block}.")
+    if not 0 <= np.min(block) <= np.max(block) < _BLOCKS:
+        raise FaultError(f"A trial has {_BLOCKS:,} blocks of random words, found block {np.max(block)}.")
     name = hashlib.sha256(stream.encode()).digest()
-    index = trials.astype(np.uint64)
+    index, blocks = trials.astype(np.uint64), np.asarray(block).astype(np.uint64)
+    if blocks.ndim:
+        index, blocks = np.broadcast_arrays(index[:, None], blocks)
     low = np.uint64(0xFFFFFFFF)
     counter = (
         index & low,
-        (index >> np.uint64(32)) | np.uint64(block << 16),
+        (index >> np.uint64(32)) | (blocks << np.uint64(16)),
         np.full_like(index, int.from_bytes(name[:4], "little")),
         np.full_like(index, int.from_bytes(name[4:8], "little")),
     )
