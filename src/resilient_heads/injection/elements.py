@@ -73,9 +73,13 @@ class ErrorRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Every:
-    """All elements of a sample, or of a parameter."""
+    """All elements of a sample, or of a parameter.
 
-    fixed = True
+    Attributes:
+        fixed: Draw what an effect leaves to chance once for all samples instead of anew for each.
+    """
+
+    fixed: bool = False
 
 
 Elements = At | Drawn | ErrorRate | Every

@@ -81,12 +81,12 @@ def rounded(values: Tensor, form: NumberFormat) -> Tensor:
 def _chosen(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str, nn.Module]:
     """Return the layers that are meant."""
     modules = {name: module for name, module in model.named_modules() if name}
+    found: dict[str, nn.Module] = {}
     if layers is None:
         kinds = nn.Linear | nn.modules.conv._ConvNd
         found = {name: module for name, module in modules.items() if isinstance(module, kinds)}
     else:
         patterns = (layers,) if isinstance(layers, str) else tuple(layers)
-        found = {}
         for pattern in patterns:
             matching = {name: module for name, module in modules.items() if fnmatchcase(name, pattern)}
             if not matching:
