@@ -189,7 +189,7 @@ def _verify(
     due = difference[place]
     exact = held[place] == stored_words(after)
     wanted = int(torch.count_nonzero(due))
-    if isinstance(model.effect, Flip):
+    if isinstance(model.effect, Flip) and not model.shared:
         wanted = len(due)
         if model.format is None:
             flip = torch.from_numpy(draws.flip[draws.neurons >= 0]).to(due.device)

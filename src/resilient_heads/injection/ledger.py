@@ -23,7 +23,8 @@ class InjectionReport:
     Attributes:
         struck: Values that a fault was written to.
         without_effect: How many of them had the faulty value already, as a bit that is stuck where it was, or a zero
-            that becomes zero. A flip is never among them: one without effect raises.
+            that becomes zero, or a zero whose block's exponent changes. The flip of a value's own bit is never among
+            them: one without effect raises.
     """
 
     struck: int = 0
@@ -72,7 +73,8 @@ class Ledger:
         """
         flips = isinstance(fault.effect, Flip)
         masks = flip.view(np.uint64) if flips and fault.format is None else None
-        self.entries.append(_Entry(given, places, _words(before), _words(after), masks, flips, read))
+        must_change = flips and not fault.shared  # a zero stays a zero under any exponent
+        self.entries.append(_Entry(given, places, _words(before), _words(after), masks, must_change, read))
 
     def check(self, report: InjectionReport) -> int:
         """Read everything back, count, and return how many values differ from what was there before all faults.
