@@ -12,7 +12,7 @@ from resilient_heads.campaign.golden import profile_ranges
 from resilient_heads.campaign.outcomes import Outcome
 from resilient_heads.campaign.runner import fingerprint
 from resilient_heads.errors import DataError, FaultError, InjectionError
-from resilient_heads.injection import injector
+from resilient_heads.injection import models
 from resilient_heads.injection.sites import find_sites
 
 Data = tuple[Tensor, Tensor]
@@ -157,7 +157,7 @@ def test_a_fault_in_the_cosine_is_scaled_one_in_the_logits_is_not(labelled: Data
 def test_planted_injector_that_does_nothing_is_caught(
     small_net: nn.Module, labelled: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(injector, "flip_bits", lambda x, bits: x.clone())
+    monkeypatch.setattr(models, "apply_masks", lambda held, keep, flip: held.clone())
     with pytest.raises(InjectionError, match="changed 0 elements where"):
         campaign(small_net, labelled)
     assert hooks(small_net) == 0

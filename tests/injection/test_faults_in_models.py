@@ -336,6 +336,15 @@ def test_samples_differ_unless_the_fault_is_fixed() -> None:
         assert len(set((found == 0).nonzero()[:, 1].tolist())) == places
 
 
+def test_a_random_bit_of_a_named_element_can_be_permanent() -> None:
+    model, x = nn.Sequential(nn.Identity()), torch.zeros(40, 2)
+    for fixed in (False, True):
+        with rh.inject(model, rh.Fault(layer="0", elements=rh.At(indices=(1,), fixed=fixed), seed=3)):
+            found = words(model(x))
+        assert found[:, 0].count_nonzero() == 0
+        assert (len(found[:, 1].unique()) == 1) == fixed
+
+
 def test_error_rate_over_a_whole_model(net: Net) -> None:
     net.tied = nn.Linear(8, 4)
     net.tied.weight = net.fc.weight

@@ -18,7 +18,7 @@ from resilient_heads.injection.modules import module_named
 from resilient_heads.injection.nested import locate, replaced
 from resilient_heads.injection.outputs import never, plain_tensor
 from resilient_heads.injection.ranges import RangeDetector, apply_range
-from resilient_heads.injection.strike import unraveled
+from resilient_heads.injection.strike import unraveled, write
 
 
 @dataclass(slots=True)
@@ -163,13 +163,13 @@ def _struck(
     index = unraveled(np.maximum(draws.neurons, 0), np.arange(len(golden)), shape, golden.device)
     struck = torch.from_numpy(hit).to(golden.device)
     place = tuple(one[struck] for one in index)
-    before = golden.detach()[index]
+    before = stored_words(golden.detach())[index].view(golden.dtype)
     after = model.corrupt(before, draws, surroundings=around)
     faulty = golden.clone(memory_format=torch.preserve_format)
-    faulty[place] = after[struck]
+    write(faulty, place, after[struck])
     _verify(golden.detach(), faulty.detach(), place, after[struck], draws, model, layer)
     if limit is not None:
-        faulty[place] = apply_range(after[struck], limit, detector)
+        write(faulty, place, apply_range(after[struck], limit, detector))
     strike.note(before, after)
     return faulty
 

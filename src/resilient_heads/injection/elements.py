@@ -14,9 +14,11 @@ class At:
     Attributes:
         indices: An index, ``(3,)`` or ``(channel, row, column)``, or several of them. For inputs and outputs an index
             lies within one sample, without the batch dimension.
+        fixed: Draw what an effect leaves to chance once for all samples instead of anew for each.
     """
 
     indices: tuple[int, ...] | tuple[tuple[int, ...], ...]
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         found = tuple(self.indices) if isinstance(self.indices, Iterable) else (self.indices,)

@@ -61,7 +61,7 @@ class Fault:
     @property
     def model(self) -> FaultModel:
         """The fault without its place; named elements stand for drawn ones."""
-        elements = Every() if isinstance(self.elements, At) else self.elements
+        elements = Every(fixed=self.elements.fixed) if isinstance(self.elements, At) else self.elements
         return FaultModel(elements=elements, effect=self.effect, format=self.format, shared=self.shared)
 
     @property

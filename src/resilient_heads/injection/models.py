@@ -80,6 +80,7 @@ class FaultModel:
 
     def draw_at(self, seed: int, stream: str, trials: Indices, chosen: Indices, *, neurons: int, bits: int) -> Draws:
         """Draw what happens to named elements: ``chosen (K,)``, flat indices, or groups for shared words."""
+        trials = np.zeros_like(trials) if self.elements.fixed else trials
         each = np.tile(chosen, (len(trials), 1))
         if self.format is None:
             return self.strike(seed, stream, trials, each, bits=bits)

@@ -122,7 +122,8 @@ def _on_output(watch: _Watch, report: InjectionReport) -> Any:
 
 def _on_inputs(watch: _Watch, report: InjectionReport) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        names = list(inspect.signature(module.forward).parameters)
+        by_name = any(isinstance(key, str) for _, fault, _ in watch.faults for key in _keys(fault)[:1])
+        names = list(inspect.signature(module.forward).parameters) if by_name else []
         given: dict[Key, object] = dict(enumerate(args))
         given.update(kwargs.items())
         struck = _struck(given, watch, report, "input", names=names)
@@ -130,6 +131,12 @@ def _on_inputs(watch: _Watch, report: InjectionReport) -> Any:
         return tuple(struck[i] for i in range(len(args))), {name: struck[name] for name in kwargs}
 
     return hook
+
+
+def _keys(fault: Fault) -> tuple[Key, ...]:
+    """Return the path to a fault's tensor."""
+    assert isinstance(fault.tensor, Activation)
+    return fault.tensor.keys or ()
 
 
 def _struck(value: Any, watch: _Watch, report: InjectionReport, kind: str, names: Sequence[str] = ()) -> Any:

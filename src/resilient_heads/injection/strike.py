@@ -64,13 +64,20 @@ def strike(
         draws.flip[hit],
         lambda: stored_words(target.detach())[place].view(dtype),
     )
-    words = target.dtype != dtype
-    target[place] = stored_words(wanted) if words else wanted
+    write(target, place, wanted)
+    return lambda: write(target, place, before)
 
-    def undo() -> None:
-        target[place] = stored_words(before) if words else before
 
-    return undo
+def write(target: Tensor, place: tuple[Tensor, ...], values: Tensor) -> None:
+    """Put values into a tensor, or into the words of one.
+
+    As values, so that autograd sees the write; as words where the target holds words, and for floats of a byte, which
+    not every device can index.
+    """
+    if target.dtype.itemsize == 1 or target.dtype != values.dtype:
+        stored_words(target)[place] = stored_words(values)
+    else:
+        target[place] = values
 
 
 def unraveled(flat: Indices, rows: Indices, shape: torch.Size, device: torch.device) -> tuple[Tensor, ...]:

@@ -128,6 +128,8 @@ def _tensors(layer: str, module: nn.Module, name: str, *, expand: bool) -> list[
         )
     if is_lazy(tensor):
         raise FaultError(f"{name!r} of {layer!r} has no size yet; run the model once.")
+    if tensor.is_meta:
+        raise FaultError(f"{name!r} of {layer!r} is on the meta device: it has no memory that a fault could strike.")
     word_of(tensor.dtype)
     return [(name, tensor)]
 
@@ -142,11 +144,18 @@ def _refuse_frozen_graphs() -> None:
     """Refuse if Inductor holds a frozen graph: parameters are constants in it, so a fault would never be read."""
     if "torch._inductor.freezing" not in sys.modules:
         return
+    if _frozen_graph_alive():
+        gc.collect()  # one that nobody can call any more does not count
+    if _frozen_graph_alive():
+        raise InjectionError(
+            "A graph compiled with freezing is alive; its parameters are constants, so faults in weights would not "
+            "reach it. Call torch.compiler.reset(), and inject into the model that is not compiled."
+        )
+
+
+def _frozen_graph_alive() -> bool:
+    """Whether a graph with parameters as constants can still be called; which model it is of cannot be known."""
     from torch._inductor.output_code import CompiledFxGraph
 
-    for kept in gc.get_objects():
-        if type(kept) is CompiledFxGraph and getattr(kept, "frozen_param_names", None):
-            raise InjectionError(
-                "A graph compiled with freezing is alive; its parameters are constants, so faults in weights would "
-                "not reach it. Call torch.compiler.reset(), and inject into the model that is not compiled."
-            )
+    graphs = (kept for kept in gc.get_objects() if type(kept) is CompiledFxGraph)
+    return any(getattr(graph, "frozen_param_names", None) for graph in graphs)
