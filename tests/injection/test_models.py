@@ -159,7 +159,7 @@ def test_bursts_are_runs_and_uniform() -> None:
     assert (whole.flip == -1).all()
 
 
-@pytest.mark.parametrize(("places", "rate"), [(10, 0.001), (1000, 1e-5), (64, 0.02), (300, 0.5), (2000, 0.01)])
+@pytest.mark.parametrize(("places", "rate"), [(10, 0.001), (1000, 1e-5), (64, 0.02), (80, 0.5), (2000, 0.002)])
 def test_errors_are_independent_and_of_the_right_rate(places: int, rate: float) -> None:
     count = 20_000
     found = draw_errors(11, "fc", trials(count), places=places, rate=rate)
@@ -347,6 +347,40 @@ def test_float8_detectors(dtype: torch.dtype) -> None:
     values = torch.tensor([3.0, -3.0, 1.0, math.nan]).to(dtype)
     assert apply_range(values, 2.0).float().tolist() == [2.0, -2.0, 1.0, 2.0]
     assert apply_range(values, 2.0, "zero").float().tolist() == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_draws_of_another_dtype_are_refused() -> None:
+    """As under autocast, when a campaign took the output for float32."""
+    draws = FaultModel(effect=rh.Flip(bits=(3, 20))).draw(0, "x", trials(1), neurons=1, bits=32)
+    with pytest.raises(FaultError, match="Bit 20 does not exist in a word of 16 bits"):
+        FaultModel().corrupt(torch.ones(1, 1, dtype=torch.bfloat16), draws)
+
+
+def test_more_elements_than_a_trial_has_blocks() -> None:
+    model = FaultModel(elements=rh.Every(), effect=rh.RandomValue(low=0.0, high=1.0))
+    shares = model.draw(0, "x", trials(2), neurons=150_000, bits=32).shares
+    assert len(np.unique(shares)) == 300_000
+    assert abs(chi_square(np.bincount((shares * 50).astype(np.int64).reshape(-1), minlength=50))) < 4
+    few = model.draw(0, "x", trials(2), neurons=1000, bits=32).shares
+    assert np.array_equal(few, shares[:, :1000])
+
+
+def test_three_bits_against_plain_floyd() -> None:
+    """The i-th neuron takes its first bit from block i, the others from the blocks behind."""
+    from resilient_heads.injection.sampling import _words
+
+    draws = FaultModel(elements=rh.Drawn(count=4), effect=rh.Flip(count=3)).draw(
+        9, "x", trials(50), neurons=20, bits=16
+    )
+    for trial in range(50):
+        blocks = [[int(w[0]) for w in _words(9, "x", np.array([trial]), block=b)] for b in range(6)]
+        for i in range(4):
+            chosen = {blocks[i][2] * 14 >> 32}
+            for j in range(2):
+                place = i * 2 + j
+                candidate = blocks[4 + place // 4][place % 4] * (15 + j) >> 32
+                chosen.add(14 + j if candidate in chosen else candidate)
+            assert draws.flip[trial, i] == sum(1 << bit for bit in chosen)
 
 
 HALF: NumberFormat = rh.FloatingPoint(exponent_bits=5, mantissa_bits=10)

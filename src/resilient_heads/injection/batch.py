@@ -12,7 +12,6 @@ from resilient_heads.errors import FaultError, InjectionError
 from resilient_heads.injection.bits import stored_words
 from resilient_heads.injection.draws import Draws
 from resilient_heads.injection.effects import Flip
-from resilient_heads.injection.formats import format_of
 from resilient_heads.injection.models import FaultModel
 from resilient_heads.injection.modules import module_named
 from resilient_heads.injection.nested import locate, replaced
@@ -155,8 +154,6 @@ def _struck(
     hit = draws.neurons >= 0
     if hit.any() and int(draws.neurons.max()) >= count:
         raise FaultError(f"{layer!r} has {count} neurons; found the index {int(draws.neurons.max())}.")
-    if model.format is None and isinstance(model.effect, Flip):
-        format_of(golden.dtype).check(int(draws.bits.max(initial=0)))
     around = None
     if model.needs_surroundings:
         around = model.surroundings(golden.reshape(len(golden), -1), draws)

@@ -12,6 +12,7 @@ from resilient_heads.injection.draws import Draws, Surroundings
 from resilient_heads.injection.effects import BitEffect, Effect, Flip, LayerMaximum, RandomValue, RandomWord, StuckAt
 from resilient_heads.injection.elements import Drawn, ErrorRate, Every
 from resilient_heads.injection.emulated.base import NumberFormat
+from resilient_heads.injection.formats import word_of
 from resilient_heads.injection.ranges import RangeDetector, apply_range
 from resilient_heads.injection.sampling import (
     Indices,
@@ -156,6 +157,7 @@ class FaultModel:
         if self.needs_surroundings and surroundings is None:
             raise FaultError("This fault model needs surroundings=; get them from FaultModel.surroundings().")
         values = values.detach()
+        self._check_width(draws, values)
         keep, flip, shares = (
             torch.from_numpy(drawn).to(values.device) for drawn in (draws.keep, draws.flip, draws.shares)
         )
@@ -177,6 +179,17 @@ class FaultModel:
         # As words, so that the bits of a NaN that is not struck stay.
         struck = torch.from_numpy(draws.neurons).to(values.device) >= 0
         return torch.where(struck, stored_words(after.contiguous()), stored_words(values)).view(values.dtype)
+
+    def _check_width(self, draws: Draws, values: Tensor) -> None:
+        """Raise FaultError if a bit was drawn that the word does not have, as when the dtype is another one."""
+        width = word_of(values.dtype)[1]
+        if self.format is not None:
+            width = self.format.shared_bits if self.shared else self.format.bits
+        touched = draws.flip.view(np.uint64) | ~draws.keep.view(np.uint64)
+        struck = touched[draws.neurons >= 0]
+        if isinstance(self.effect, RandomWord):  # which clears what lies above the word, too
+            struck = draws.flip.view(np.uint64)[draws.neurons >= 0]
+        named_mask((max(int(struck.max(initial=0)).bit_length() - 1, 0),), width)
 
     def _replaced(self, values: Tensor, shares: Tensor, around: Surroundings) -> Tensor:
         """Return the values that an effect on values puts in their place."""

@@ -86,6 +86,7 @@ def draw_elements(seed: int, stream: str, trials: Indices, *, population: int, c
     """Draw ``count`` different elements for each trial, every set of that size alike.
 
     The i-th element takes its random words from block i of the trial; a single element is that of :func:`draw_faults`.
+    The time grows with the square of ``count``.
 
     Args:
         seed: ``0 <= seed < 2**64``.
@@ -141,35 +142,33 @@ def draw_bits(
     """
     if count > width:
         raise FaultError(f"{count} different bits were asked for, but a word has {width}.")
-    masks = np.zeros((len(trials), elements), dtype=np.uint64)
-    extra = count - 1 if not adjacent else 0
-    for i in range(elements):
-        first = _words(seed, stream, trials, block=i)[2]
-        if adjacent:
-            run = np.uint64((1 << count) - 1)
-            masks[:, i] = run << _share(first, width - count + 1)
-            continue
-        masks[:, i] = np.uint64(1) << _share(first, width - extra)
-        for j in range(extra):
-            place = i * extra + j
-            word = _words(seed, stream, trials, block=elements + place // 4)[place % 4]
-            last = np.uint64(width - extra + j)
-            candidate = np.uint64(1) << _share(word, int(last) + 1)
-            taken = (masks[:, i] & candidate) != 0
-            masks[:, i] |= np.where(taken, np.uint64(1) << last, candidate)
+    each = np.arange(elements)
+    first = _paged(seed, stream, trials, each)[2]
+    if adjacent:
+        run = np.uint64((1 << count) - 1)
+        return run << _share(first, width - count + 1)
+    extra = count - 1
+    masks = np.uint64(1) << _share(first, width - extra)
+    for j in range(extra):
+        place = each * extra + j
+        words = np.stack(_paged(seed, stream, trials, elements + place // 4))
+        candidate = np.uint64(1) << _share(words[place % 4, :, each].T, width - extra + j + 1)
+        taken = (masks & candidate) != 0
+        masks |= np.where(taken, np.uint64(1 << (width - extra + j)), candidate)
     return masks
 
 
 def draw_words(seed: int, stream: str, trials: Indices, *, elements: int) -> Masks:
     """Return 64 random bits for each element of each trial, ``(N, K)``."""
-    drawn = [_words(seed, stream, trials, block=i) for i in range(elements)]
-    return np.stack([words[2] << np.uint64(32) | words[3] for words in drawn], axis=1)
+    _, _, high, low = _paged(seed, stream, trials, np.arange(elements))
+    words: Masks = high << np.uint64(32) | low
+    return words
 
 
 def draw_shares(seed: int, stream: str, trials: Indices, *, elements: int) -> NDArray[np.float64]:
     """Return a number in ``[0, 1)`` for each element of each trial, ``(N, K)``."""
-    drawn = [_words(seed, stream, trials, block=i) for i in range(elements)]
-    return np.stack([uniform(words[2], words[3]) for words in drawn], axis=1)
+    _, _, high, low = _paged(seed, stream, trials, np.arange(elements))
+    return uniform(high, low)
 
 
 def draw_errors(seed: int, stream: str, trials: Indices, *, places: int, rate: float) -> Indices:
@@ -225,6 +224,21 @@ def _chunk_of_errors(seed: int, stream: str, trials: Indices, places: int, rate:
 def _share(word: Words, count: int) -> Words:
     """Turn a 32-bit word into a number in ``[0, count)``."""
     return word * np.uint64(count) >> np.uint64(32)
+
+
+def _paged(seed: int, stream: str, trials: Indices, blocks: NDArray[np.int64]) -> tuple[Words, Words, Words, Words]:
+    """Return four words ``(N, B)`` for any number of blocks: beyond a trial's own, from streams of other names."""
+    pages = [
+        _words(
+            seed, f"{stream}\0page{page}" if page else stream, trials, block=blocks[blocks // _BLOCKS == page] % _BLOCKS
+        )
+        for page in np.unique(blocks // _BLOCKS)
+    ]
+    if not pages:
+        nothing = np.zeros((len(trials), 0), dtype=np.uint64)
+        return nothing, nothing, nothing, nothing
+    w0, w1, w2, w3 = (np.concatenate(words, axis=1) for words in zip(*pages, strict=True))
+    return w0, w1, w2, w3
 
 
 def _words(
