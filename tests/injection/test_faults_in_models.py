@@ -426,6 +426,9 @@ def test_a_flip_that_changes_nothing_raises() -> None:
     twice = rh.Fault(layer="0", effect=rh.Flip(bits=(3,)), elements=rh.Every())
     with pytest.raises(InjectionError, match="another fault undoes it"), rh.inject(model, [twice, twice]):
         model(x)
+    beside = rh.Fault(layer="0", effect=rh.Flip(bits=(5,)), elements=rh.Every())  # the value does change, not as asked
+    with pytest.raises(InjectionError, match="another fault undoes it"), rh.inject(model, [twice, twice, beside]):
+        model(x)
     overwritten = [twice, rh.Fault(layer="0", effect=rh.StuckAt(value=0, bits=(3,)), elements=rh.Every())]
     with pytest.raises(InjectionError, match="another fault undoes it"), rh.inject(model, overwritten):
         model(x.fill_(1.0))

@@ -313,6 +313,18 @@ def test_shared_words_are_struck_in_all_their_values() -> None:
     assert len(seen) == 3
 
 
+def test_an_error_rate_over_shared_words() -> None:
+    form = rh.BlockFloat(exponent_bits=5, mantissa_bits=8, block_size=2)
+    model = FaultModel(elements=rh.ErrorRate(rate=0.05), format=form, shared=True)
+    rows = torch.randn(300, 6)
+    draws = model.draw(4, "x", trials(300), neurons=6, bits=32)
+    struck = [sorted(n for n in line if n >= 0) for line in draws.neurons.tolist()]
+    assert {tuple(line) for line in struck} >= {(), (0, 1), (2, 3), (4, 5), (0, 1, 2, 3)}
+    assert all(line in ([], [0, 1], [2, 3], [4, 5]) or len(line) in (4, 6) for line in struck)
+    changed = words(corrupted(model, rows, draws)) != words(rows)
+    assert all(set(row.nonzero().flatten().tolist()) <= set(line) for row, line in zip(changed, struck, strict=True))
+
+
 def test_draws_of_a_format_follow_its_width() -> None:
     draws = FaultModel(format=rh.FixedPoint(integer_bits=2, fraction_bits=3)).draw(
         0, "x", trials(3000), neurons=10, bits=32

@@ -85,6 +85,17 @@ def test_weights_of_a_compiled_model(backend: str, quiet_compiler: None) -> None
     assert torch.equal(compiled(x), golden)
 
 
+def test_torchscript_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for scripted in (torch.jit.script(mlp()), torch.jit.trace(mlp(), torch.ones(2, 5))):
+            with pytest.raises(FaultError, match="is TorchScript"), rh.inject(scripted, OUTPUT):
+                pytest.fail("the body must not run")
+            zero = torch.zeros(1, dtype=torch.long)
+            with pytest.raises(FaultError, match="is TorchScript"), inject_batch(scripted, "2", zero, zero):
+                pytest.fail("the body must not run")
+
+
 # --- frozen graphs --------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from resilient_heads.injection.bits import stored_words
 from resilient_heads.injection.draws import Draws
 from resilient_heads.injection.effects import Flip
 from resilient_heads.injection.models import FaultModel
-from resilient_heads.injection.modules import module_named
+from resilient_heads.injection.modules import module_named, refuse_scripts
 from resilient_heads.injection.nested import locate, replaced
 from resilient_heads.injection.outputs import never, plain_tensor
 from resilient_heads.injection.ranges import RangeDetector, apply_range
@@ -74,6 +74,7 @@ def inject_trials(
 
     Source: range detector after Mahmoud et al., *GoldenEye*, DSN 2022.
     """
+    refuse_scripts(model)
     module, chosen = module_named(model, layer), fault_model or FaultModel()
     strike, fired = Strike(), 0
     apply_range(torch.zeros(1), limit, detector)  # a wrong limit is told before anything runs

@@ -1,5 +1,6 @@
 """Find a model's modules by the names that faults give."""
 
+import torch
 from torch import nn
 
 from resilient_heads.errors import FaultError
@@ -12,6 +13,15 @@ def module_named(model: nn.Module, layer: str) -> nn.Module:
     if not layer or layer not in modules:
         raise FaultError(f"{type(model).__name__} has no layer named {layer!r}; its layers are: {_leaves(modules)}.")
     return modules[layer]
+
+
+def refuse_scripts(model: nn.Module) -> None:
+    """Refuse TorchScript, which runs without the hooks of its inner modules."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise FaultError(
+            f"{type(model).__name__} is TorchScript, which runs past the hooks that faults in outputs and inputs need. "
+            "Inject into the model before it is scripted or traced."
+        )
 
 
 def leaves_matching(model: nn.Module, fault: Fault) -> list[str]:

@@ -15,7 +15,7 @@ from resilient_heads.injection.bits import stored_words
 from resilient_heads.injection.faults import AnyFault, Fault
 from resilient_heads.injection.formats import format_of
 from resilient_heads.injection.ledger import InjectionReport, Ledger
-from resilient_heads.injection.modules import leaves_matching, module_named
+from resilient_heads.injection.modules import leaves_matching, module_named, refuse_scripts
 from resilient_heads.injection.nested import locate, replaced
 from resilient_heads.injection.places import Activation, Input, Key
 from resilient_heads.injection.strike import strike
@@ -61,6 +61,8 @@ def inject_activations(
         FaultError: An unknown layer; during a pass, an element or bit that does not exist.
         InjectionError: During a pass, a fault that did not take effect; at the end, a layer that never ran.
     """
+    if faults:
+        refuse_scripts(model)
     watches: dict[tuple[nn.Module, bool], _Watch] = {}  # one module may be known by several names
     for fault, given in faults:
         for layer in leaves_matching(model, fault):
