@@ -54,6 +54,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     monkeypatch.setattr("resilient_heads.heads.text_guided.OpenClipEncoder", Encoder)
     return {
         "rh": rh,
+        "model": model,
         "torchvision": torchvision,
         "train": train,
         "images": images,
@@ -65,7 +66,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     }
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/measuring.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/faults.md", "docs/measuring.md"])
 def test_code_runs(page: str, namespace: dict[str, object]) -> None:
     code = blocks(ROOT / page)
     assert "rh." in code

@@ -27,9 +27,32 @@ if TYPE_CHECKING:
     from resilient_heads.heads.wrap import is_wrapped as is_wrapped
     from resilient_heads.heads.wrap import unwrap_model as unwrap_model
     from resilient_heads.heads.wrap import wrap_model as wrap_model
+    from resilient_heads.injection.effects import Flip as Flip
+    from resilient_heads.injection.effects import LayerMaximum as LayerMaximum
+    from resilient_heads.injection.effects import Negate as Negate
+    from resilient_heads.injection.effects import RandomValue as RandomValue
+    from resilient_heads.injection.effects import RandomWord as RandomWord
+    from resilient_heads.injection.effects import SetValue as SetValue
+    from resilient_heads.injection.effects import StuckAt as StuckAt
+    from resilient_heads.injection.elements import At as At
+    from resilient_heads.injection.elements import Drawn as Drawn
+    from resilient_heads.injection.elements import ErrorRate as ErrorRate
+    from resilient_heads.injection.elements import Every as Every
+    from resilient_heads.injection.emulate import emulate as emulate
+    from resilient_heads.injection.emulated.floating import FloatingPoint as FloatingPoint
+    from resilient_heads.injection.emulated.integer import AffineInteger as AffineInteger
+    from resilient_heads.injection.emulated.integer import FixedPoint as FixedPoint
+    from resilient_heads.injection.emulated.shared import AdaptivFloat as AdaptivFloat
+    from resilient_heads.injection.emulated.shared import BlockFloat as BlockFloat
     from resilient_heads.injection.faults import BitFlip as BitFlip
+    from resilient_heads.injection.faults import Fault as Fault
     from resilient_heads.injection.faults import WeightBitFlip as WeightBitFlip
     from resilient_heads.injection.injector import inject as inject
+    from resilient_heads.injection.ledger import InjectionReport as InjectionReport
+    from resilient_heads.injection.models import FaultModel as FaultModel
+    from resilient_heads.injection.places import Input as Input
+    from resilient_heads.injection.places import Output as Output
+    from resilient_heads.injection.places import Stored as Stored
     from resilient_heads.injection.sites import find_sites as find_sites
     from resilient_heads.report.plots import plot_layers as plot_layers
     from resilient_heads.report.tables import comparison_table as comparison_table
@@ -46,24 +69,47 @@ if TYPE_CHECKING:
     from resilient_heads.text.prebuilt import load_embeddings as load_embeddings
 
 _HOME = {
+    "AdaptivFloat": "injection.emulated.shared",
+    "AffineInteger": "injection.emulated.integer",
+    "At": "injection.elements",
     "BitFlip": "injection.faults",
+    "BlockFloat": "injection.emulated.shared",
     "CampaignResult": "campaign.results",
     "ClassDescriptions": "text.descriptions",
     "ClassEmbeddings": "text.embeddings",
     "Comparison": "campaign.compare",
+    "Drawn": "injection.elements",
+    "ErrorRate": "injection.elements",
+    "Every": "injection.elements",
+    "Fault": "injection.faults",
+    "FaultModel": "injection.models",
+    "FixedPoint": "injection.emulated.integer",
+    "Flip": "injection.effects",
+    "FloatingPoint": "injection.emulated.floating",
     "GOLDENEYE": "campaign.config",
+    "InjectionReport": "injection.ledger",
+    "Input": "injection.places",
+    "LayerMaximum": "injection.effects",
+    "Negate": "injection.effects",
     "OpenClipEncoder": "text.encoders.openclip",
+    "Output": "injection.places",
     "PrecomputedEncoder": "text.encoders.precomputed",
     "Protocol": "campaign.config",
     "RAW": "campaign.config",
+    "RandomValue": "injection.effects",
+    "RandomWord": "injection.effects",
     "ResilientHeadsError": "errors",
     "SentenceTransformerEncoder": "text.encoders.sentence",
+    "SetValue": "injection.effects",
+    "Stored": "injection.places",
+    "StuckAt": "injection.effects",
     "TextGuidedHead": "heads.text_guided",
     "TransformersEncoder": "text.encoders.huggingface",
     "WeightBitFlip": "injection.faults",
     "compare": "campaign.compare",
     "comparison_table": "report.tables",
     "embed_classes": "text.pooling",
+    "emulate": "injection.emulate",
     "find_sites": "injection.sites",
     "from_pretrained": "heads.pretrained",
     "fuse": "heads.wrap",
@@ -84,22 +130,45 @@ _HOME = {
 __all__ = [
     "GOLDENEYE",
     "RAW",
+    "AdaptivFloat",
+    "AffineInteger",
+    "At",
     "BitFlip",
+    "BlockFloat",
     "CampaignResult",
     "ClassDescriptions",
     "ClassEmbeddings",
     "Comparison",
+    "Drawn",
+    "ErrorRate",
+    "Every",
+    "Fault",
+    "FaultModel",
+    "FixedPoint",
+    "Flip",
+    "FloatingPoint",
+    "InjectionReport",
+    "Input",
+    "LayerMaximum",
+    "Negate",
     "OpenClipEncoder",
+    "Output",
     "PrecomputedEncoder",
     "Protocol",
+    "RandomValue",
+    "RandomWord",
     "ResilientHeadsError",
     "SentenceTransformerEncoder",
+    "SetValue",
+    "Stored",
+    "StuckAt",
     "TextGuidedHead",
     "TransformersEncoder",
     "WeightBitFlip",
     "compare",
     "comparison_table",
     "embed_classes",
+    "emulate",
     "find_sites",
     "from_pretrained",
     "fuse",

@@ -13,7 +13,7 @@ from resilient_heads.campaign.golden import profile_ranges
 from resilient_heads.campaign.outcomes import Outcome
 from resilient_heads.campaign.runner import fingerprint
 from resilient_heads.errors import DataError, FaultError, InjectionError
-from resilient_heads.injection import strike
+from resilient_heads.injection import models
 from resilient_heads.injection.sites import find_sites
 
 Data = tuple[Tensor, Tensor]
@@ -158,8 +158,8 @@ def test_a_fault_in_the_cosine_is_scaled_one_in_the_logits_is_not(labelled: Data
 def test_planted_injector_that_does_nothing_is_caught(
     small_net: nn.Module, labelled: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(strike, "flip_bits", lambda x, bits: x.clone())
-    with pytest.raises(InjectionError, match="did not change exactly the drawn bits"):
+    monkeypatch.setattr(models, "apply_masks", lambda held, keep, flip: held.clone())
+    with pytest.raises(InjectionError, match="did not change exactly what was drawn"):
         campaign(small_net, labelled)
     assert hooks(small_net) == 0
 

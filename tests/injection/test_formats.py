@@ -6,13 +6,18 @@ import torch
 from resilient_heads.errors import FaultError
 from resilient_heads.injection.formats import format_of
 
-# sign, exponent and mantissa widths, from IEEE 754-2019 table 3.5 and the definition of bfloat16.
+# sign, exponent and mantissa widths, from IEEE 754-2019 table 3.5, the definition of bfloat16, and OCP OFP8 1.0.
 FIELDS = {
     torch.float16: (1, 5, 10),
     torch.bfloat16: (1, 8, 7),
     torch.float32: (1, 8, 23),
     torch.float64: (1, 11, 52),
+    torch.float8_e4m3fn: (1, 4, 3),
+    torch.float8_e5m2: (1, 5, 2),
+    torch.float8_e4m3fnuz: (1, 4, 3),
+    torch.float8_e5m2fnuz: (1, 5, 2),
 }
+IEEE = [dtype for dtype in FIELDS if "fn" not in str(dtype)]
 
 
 @pytest.mark.parametrize("dtype", FIELDS, ids=str)
@@ -24,7 +29,7 @@ def test_fields_follow_the_standard(dtype: torch.dtype) -> None:
     assert roles == ["mantissa"] * mantissa + ["exponent"] * exponent + ["sign"]
 
 
-@pytest.mark.parametrize("dtype", FIELDS, ids=str)
+@pytest.mark.parametrize("dtype", IEEE, ids=str)
 def test_fields_agree_with_what_torch_says_of_the_dtype(dtype: torch.dtype) -> None:
     form, info = format_of(dtype), torch.finfo(dtype)
     assert form.dtype == dtype
@@ -46,7 +51,7 @@ def test_a_bit_outside_of_the_word_is_refused(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.int8, torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str
+    "dtype", [torch.int8, torch.int32, torch.int64, torch.bool, torch.complex64, torch.float8_e8m0fnu], ids=str
 )
 def test_an_unsupported_dtype_lists_the_supported_ones(dtype: torch.dtype) -> None:
     with pytest.raises(FaultError, match=rf"Cannot flip bits of {dtype}") as caught:

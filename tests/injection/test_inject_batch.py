@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection import injector
-from resilient_heads.injection.bits import flip_bits, words
+from resilient_heads.injection import models
+from resilient_heads.injection.bits import apply_masks, flip_bits, words
 from resilient_heads.injection.faults import BitFlip
 from resilient_heads.injection.injector import clamp_to_range, inject, inject_batch
 
@@ -181,13 +181,13 @@ def test_values_in_range_keep_every_bit() -> None:
     assert same_words(clamp_to_range(values, 1.0), values)
 
 
-def two_bits(x: Tensor, bits: Tensor | int) -> Tensor:
-    return flip_bits(flip_bits(x, bits), 3)
+def two_bits(held: Tensor, keep: Tensor, flip: Tensor) -> Tensor:
+    return apply_masks(held, keep, flip ^ 8)
 
 
-def one_row_spared(x: Tensor, bits: Tensor | int) -> Tensor:
-    flipped = flip_bits(x, bits)
-    flipped[-1] = x[-1]
+def one_row_spared(held: Tensor, keep: Tensor, flip: Tensor) -> Tensor:
+    flipped = apply_masks(held, keep, flip)
+    flipped[-1] = held[-1]
     return flipped
 
 
@@ -209,9 +209,9 @@ def too_much_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "identity": lambda patch: patch.setattr(injector, "flip_bits", lambda x, bits: x.clone()),
-    "two bits": lambda patch: patch.setattr(injector, "flip_bits", two_bits),
-    "one row spared": lambda patch: patch.setattr(injector, "flip_bits", one_row_spared),
+    "identity": lambda patch: patch.setattr(models, "apply_masks", lambda held, keep, flip: held.clone()),
+    "two bits": lambda patch: patch.setattr(models, "apply_masks", two_bits),
+    "one row spared": lambda patch: patch.setattr(models, "apply_masks", one_row_spared),
     "stale copy": nothing_written,
     "one element more": too_much_written,
 }
@@ -224,7 +224,7 @@ def test_a_planted_injector_bug_is_caught(planted: str, limit: float | None, mon
     neurons, bits = [5, 10, 20, 143], [30, 1, 31, 22]
     with monkeypatch.context() as patch, torch.inference_mode():
         PLANTED[planted](patch)
-        with pytest.raises(InjectionError, match=r"changed \d+ elements where 4 single-bit flips were due"):
+        with pytest.raises(InjectionError, match=r"changed \d+ elements where 4 faults were due"):
             strike_with(model, x, "0", neurons, bits, limit=limit)
     assert hooks(model) == 0
     strike_with(model, x, "0", neurons, bits, limit=limit)
@@ -283,7 +283,7 @@ def test_an_output_without_neurons() -> None:
         ("nope", [0, 1], [3, 4], "has no layer named 'nope'; its layers are: layer"),
         ("", [0, 1], [3, 4], "has no layer named ''"),
         ("layer", [0, 4], [3, 4], "'layer' has 4 neurons; found the index 4"),
-        ("layer", [-1, 1], [3, 4], "'layer' has 4 neurons"),
+        ("layer", [-1, 1], [3, 4], "'layer' has neurons from 0 on; found the index -1"),
         ("layer", [0, 1], [3, 32], "Bit 32 does not exist"),
         ("layer", [0, 1], [-1, 4], "Bit -1 does not exist"),
     ],

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection import injector
-from resilient_heads.injection.bits import flip_bits, words
+from resilient_heads.injection import models
+from resilient_heads.injection.bits import apply_masks, flip_bits, words
 from resilient_heads.injection.faults import BitFlip, WeightBitFlip
 from resilient_heads.injection.injector import inject
 
@@ -290,16 +290,16 @@ def test_a_channels_last_weight_is_struck_in_place() -> None:
     assert_untouched(model, before)
 
 
-def identity(x: Tensor, bits: Tensor | int) -> Tensor:
-    return x.clone()
+def identity(held: Tensor, keep: Tensor, flip: Tensor) -> Tensor:
+    return held.clone()
 
 
-def two_bits(x: Tensor, bits: Tensor | int) -> Tensor:
-    return flip_bits(flip_bits(x, bits), 3)
+def two_bits(held: Tensor, keep: Tensor, flip: Tensor) -> Tensor:
+    return apply_masks(held, keep, flip ^ 8)
 
 
-def wrong_bit(x: Tensor, bits: Tensor | int) -> Tensor:
-    return flip_bits(x, 4)
+def wrong_bit(held: Tensor, keep: Tensor, flip: Tensor) -> Tensor:
+    return apply_masks(held, keep, torch.full_like(flip, 16))
 
 
 def nothing_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,9 +308,9 @@ def nothing_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "identity": lambda patch: patch.setattr(injector, "flip_bits", identity),
-    "two bits": lambda patch: patch.setattr(injector, "flip_bits", two_bits),
-    "wrong bit": lambda patch: patch.setattr(injector, "flip_bits", wrong_bit),
+    "identity": lambda patch: patch.setattr(models, "apply_masks", identity),
+    "two bits": lambda patch: patch.setattr(models, "apply_masks", two_bits),
+    "wrong bit": lambda patch: patch.setattr(models, "apply_masks", wrong_bit),
     "stale copy": nothing_written,
 }
 
@@ -353,7 +353,7 @@ def test_a_second_bit_is_caught_among_several_faults(
     faults = [replace(fault, bit=bit) for bit in (30, 31, 0)]
     with inject(model, faults):
         model(x)
-    monkeypatch.setattr(injector, "flip_bits", two_bits)
+    monkeypatch.setattr(models, "apply_masks", two_bits)
     with pytest.raises(InjectionError), inject(model, faults):
         model(x)
     assert_untouched(model, before)
@@ -364,11 +364,11 @@ def test_a_bug_that_spares_the_first_flips_leaves_nothing_behind(monkeypatch: py
     before = state_words(model)
     calls = []
 
-    def breaks_later(x: Tensor, bits: Tensor | int) -> Tensor:
-        calls.append(bits)
-        return flip_bits(x, bits) if len(calls) < 3 else identity(x, bits)
+    def breaks_later(held: Tensor, keep: Tensor, flip: Tensor) -> Tensor:
+        calls.append(flip)
+        return apply_masks(held, keep, flip) if len(calls) < 3 else identity(held, keep, flip)
 
-    monkeypatch.setattr(injector, "flip_bits", breaks_later)
+    monkeypatch.setattr(models, "apply_masks", breaks_later)
     faults = [WeightBitFlip(layer="4", index=(0, i), bit=30) for i in range(4)]
     with pytest.raises(InjectionError), inject(model, faults):
         pytest.fail("the body must not run")
@@ -526,7 +526,11 @@ class Returns(nn.Module):
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [((torch.ones(2, 3),), "is a tuple"), (None, "is a NoneType"), (torch.ones(2, 3).long(), "torch.int64")],
+    [
+        (("a", 1), "is a tuple without tensors"),
+        (None, "is a NoneType without tensors"),
+        (torch.ones(2, 3).long(), "torch.int64"),
+    ],
 )
 def test_an_output_that_is_no_floating_tensor(output: object, message: str) -> None:
     model = nn.Sequential(Returns(output))

@@ -4,7 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from resilient_heads.campaign.trials import StruckSite
-from resilient_heads.injection.sampling import Draws, Indices, draw_faults
+from resilient_heads.injection.draws import Draws
+from resilient_heads.injection.models import FaultModel
+from resilient_heads.injection.sampling import Indices
+
+_SINGLE_FLIP = FaultModel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,11 +19,13 @@ class Plan:
         sites: The L sites.
         counts: Trials at each site, ``L`` numbers; trial i of a site has the number i.
         seed: Of all draws.
+        fault: What a trial does.
     """
 
     sites: tuple[StruckSite, ...]
     counts: tuple[int, ...]
     seed: int
+    fault: FaultModel = _SINGLE_FLIP
 
     @property
     def total(self) -> int:
@@ -29,7 +35,7 @@ class Plan:
     def draw(self, row: int, numbers: Indices) -> Draws:
         """Return where the trials of these numbers strike at the site ``row``."""
         site = self.sites[row].site
-        return draw_faults(self.seed, site.name, numbers, neurons=site.neurons, bits=site.bits)
+        return self.fault.draw(self.seed, site.name, numbers, neurons=site.neurons, bits=site.bits)
 
 
 def uniform(sites: Sequence[StruckSite], trials: int, *, seed: int) -> Plan:

@@ -16,9 +16,9 @@ from resilient_heads.campaign.reruns import Golden, Reruns
 from resilient_heads.campaign.trials import COLUMNS, Trials
 from resilient_heads.errors import InjectionError
 from resilient_heads.evaluation import device_of
+from resilient_heads.injection.hits import Hit, hit_
 from resilient_heads.injection.sampling import draw_images
 from resilient_heads.injection.sites import watch_sites
-from resilient_heads.injection.strike import Struck, strike_
 
 Engine = Literal["rerun", "full"]
 """``"rerun"`` runs only what comes after a site; ``"full"`` runs the whole model for every batch and site."""
@@ -130,14 +130,14 @@ class Execution:
         found = self._reruns.tensor(site.name, golden) if self._engine == "rerun" else None
         if found is not None:
             tensor, root = found
-            struck = strike_(tensor, site, draws, limit=limit)
+            struck = hit_(tensor, site, draws, model=self._plan.fault, limit=limit)
             faulty = self._reruns.rerun(site.name, golden, root)
         else:
-            seen: list[Struck] = []
+            seen: list[Hit] = []
 
             def strike(_name: str, tensor: Tensor) -> Tensor:
                 changed = tensor.clone(memory_format=torch.preserve_format)
-                seen.append(strike_(changed, site, draws, limit=limit))
+                seen.append(hit_(changed, site, draws, model=self._plan.fault, limit=limit))
                 return changed
 
             with watch_sites(self._model, [site], strike):
@@ -150,8 +150,8 @@ class Execution:
             "site": np.full(len(numbers), row),
             "trial": numbers,
             "image": drawn,
-            "neuron": draws.neurons,
-            "bit": draws.bits,
+            "neuron": _first(draws.neurons),
+            "bit": _first(draws.bits),
             "before": struck.before.double(),
             "after": struck.after.double(),
             "outcome": judgement.outcome,
@@ -164,6 +164,11 @@ class Execution:
             name: column.cpu().numpy() if isinstance(column, Tensor) else column for name, column in columns.items()
         }
         return Trials(**{name: plain[name].astype(kind) for name, kind in COLUMNS.items()})
+
+
+def _first(column: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the first of K elements of each trial, -1 where there is none."""
+    return column[:, 0] if column.shape[1] else np.full(len(column), -1)
 
 
 def _require_same(golden: Tensor, again: Tensor, what: str) -> None:

@@ -33,10 +33,10 @@ class Trials:
         site: int32, position of the site in the campaign's list.
         trial: int64, number of the trial within its site.
         image: int64, index of the struck image.
-        neuron: int64, flat index into one sample's output.
-        bit: uint8, position in the word.
+        neuron: int64, flat index into what an image has of the site's tensor; the first one of several, -1 for none.
+        bit: uint8, position in the word; the lowest one of several, 255 for a fault that is not about bits.
         before: float64, fault-free value of the neuron.
-        after: float64, its value with the bit flipped, before any range detector.
+        after: float64, its value under the fault, before any range detector.
         outcome: uint8, :class:`~resilient_heads.campaign.outcomes.Outcome`.
         delta_loss: float64, in nats.
         predicted: int64, faulty top-1 class.

@@ -3,12 +3,31 @@
 import torch
 from torch import Tensor
 
-from resilient_heads.injection.formats import format_of
+from resilient_heads.injection.formats import format_of, word_of
 
 
 def words(x: Tensor) -> Tensor:
     """Return the integer words behind a floating tensor: a view of the same memory, same shape and strides."""
     return x.view(format_of(x.dtype).word)
+
+
+def stored_words(x: Tensor) -> Tensor:
+    """Return the integer words behind a floating or integer tensor: a view of the same memory."""
+    return x.view(word_of(x.dtype)[0])
+
+
+def apply_masks(held: Tensor, keep: Tensor, flip: Tensor) -> Tensor:
+    """Return ``(held AND keep) XOR flip``: every fault of single bits is of this form.
+
+    Args:
+        held: Integer words, any shape.
+        keep: int64, broadcast against ``held``; bits that are 0 here are cleared first. Its lowest bits count.
+        flip: int64, broadcast against ``held``; bits that are 1 here are then flipped.
+
+    >>> apply_masks(torch.tensor([0b1100]), torch.tensor(0b0111), torch.tensor(0b0001)).item()
+    5
+    """
+    return torch.bitwise_xor(torch.bitwise_and(held, keep.to(held.dtype)), flip.to(held.dtype))
 
 
 def bit_masks(bits: Tensor, dtype: torch.dtype) -> Tensor:

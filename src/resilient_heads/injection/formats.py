@@ -12,7 +12,7 @@ BitRole = Literal["mantissa", "exponent", "sign"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatFormat:
-    """An IEEE-754 style binary format; bit 0 is the lowest mantissa bit.
+    """A binary format with sign, exponent and mantissa; bit 0 is the lowest mantissa bit.
 
     Attributes:
         dtype: The torch dtype.
@@ -57,8 +57,14 @@ _FORMATS = {
         FloatFormat(dtype=torch.bfloat16, word=torch.int16, bits=16, mantissa_bits=7),
         FloatFormat(dtype=torch.float32, word=torch.int32, bits=32, mantissa_bits=23),
         FloatFormat(dtype=torch.float64, word=torch.int64, bits=64, mantissa_bits=52),
+        FloatFormat(dtype=torch.float8_e4m3fn, word=torch.int8, bits=8, mantissa_bits=3),
+        FloatFormat(dtype=torch.float8_e5m2, word=torch.int8, bits=8, mantissa_bits=2),
+        FloatFormat(dtype=torch.float8_e4m3fnuz, word=torch.int8, bits=8, mantissa_bits=3),
+        FloatFormat(dtype=torch.float8_e5m2fnuz, word=torch.int8, bits=8, mantissa_bits=2),
     )
 }
+
+_INTEGERS = {torch.int8: 8, torch.uint8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64}
 
 
 def format_of(dtype: torch.dtype) -> FloatFormat:
@@ -67,10 +73,23 @@ def format_of(dtype: torch.dtype) -> FloatFormat:
     Raises:
         FaultError: Faults in this dtype are not supported.
 
-    Source: IEEE 754-2019 for float16, float32 and float64; bfloat16 is float32 without its 16 lowest bits.
+    Source: IEEE 754-2019 for float16, float32 and float64; bfloat16 is float32 without its 16 lowest bits; *OCP 8-bit
+    Floating Point Specification* 1.0 for float8_e4m3fn and float8_e5m2.
     """
     try:
         return _FORMATS[dtype]
     except KeyError:
         known = ", ".join(str(known) for known in _FORMATS)
         raise FaultError(f"Cannot flip bits of {dtype}; supported are {known}.") from None
+
+
+def word_of(dtype: torch.dtype) -> tuple[torch.dtype, int]:
+    """Return the integer dtype as which a tensor's bits are handled, and its width: floats and integers alike.
+
+    Raises:
+        FaultError: Faults in this dtype are not supported.
+    """
+    if dtype in _INTEGERS:
+        return dtype, _INTEGERS[dtype]
+    form = format_of(dtype)
+    return form.word, form.bits

@@ -1,0 +1,91 @@
+"""Put drawn faults into every image of a batch, in a site's tensor that has been computed."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.injection.bits import stored_words
+from resilient_heads.injection.draws import Draws
+from resilient_heads.injection.effects import BitEffect
+from resilient_heads.injection.models import FaultModel
+from resilient_heads.injection.ranges import RangeDetector, apply_range
+from resilient_heads.injection.sites import Site
+from resilient_heads.injection.strike import write
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hit:
+    """What faults did to the first element that each of N trials strikes.
+
+    Attributes:
+        before: ``(N,)``, fault-free values.
+        after: ``(N,)``, values under the fault, before any range detector.
+    """
+
+    before: Tensor
+    after: Tensor
+
+
+def hit_(
+    tensor: Tensor,
+    site: Site,
+    draws: Draws,
+    *,
+    model: FaultModel,
+    limit: float | None = None,
+    detector: RangeDetector = "clamp",
+) -> Hit:
+    """Strike every image of a batch, each with its own trial, in place.
+
+    Args:
+        tensor: The site's tensor for N images.
+        site: The site.
+        draws: Of N trials.
+        model: What drew them.
+        limit: Range of the site for the detector; None leaves struck values alone.
+        detector: What becomes of values beyond the range.
+
+    Raises:
+        InjectionError: What the tensor holds afterwards is not what was drawn.
+        FaultError: An element that does not exist.
+    """
+    device, trials = tensor.device, len(draws.neurons)
+    rows = torch.arange(trials, device=device)[:, None].expand(draws.neurons.shape)
+    neurons = torch.from_numpy(draws.neurons).to(device)
+    if draws.neurons.size and int(draws.neurons.max()) >= site.neurons:
+        raise FaultError(f"{site.name!r} has {site.neurons} neurons; found the index {int(draws.neurons.max())}.")
+    struck = neurons >= 0
+    index = site.index(rows, neurons.clamp(min=0), trials)
+    around = None
+    if model.needs_surroundings:
+        parts, dim = site.rows.apart(tensor)
+        around = model.surroundings(parts.movedim(dim, 0).reshape(trials, -1), draws)
+    before = stored_words(tensor)[index].view(tensor.dtype)
+    after = model.corrupt(before, draws, surroundings=around)
+    place = tuple(one[struck] for one in index)
+    write(tensor, place, after[struck])
+    _verify(stored_words(tensor)[place], before, after, struck, draws, model, site.name)
+    if limit is not None:
+        write(tensor, place, apply_range(after[struck], limit, detector))
+    if not draws.neurons.shape[1]:
+        nothing = torch.full((trials,), torch.nan, device=device)
+        return Hit(nothing, nothing)
+    return Hit(before[:, 0], after[:, 0])
+
+
+def _verify(
+    held: Tensor, before: Tensor, after: Tensor, struck: Tensor, draws: Draws, model: FaultModel, name: str
+) -> None:
+    """Check what is in memory: the intended values, and for bits of the tensor's own words exactly the drawn ones."""
+    right = torch.equal(held, stored_words(after.contiguous())[struck])
+    if isinstance(model.effect, BitEffect) and model.format is None:
+        keep, flip = (torch.from_numpy(mask).to(held.device)[struck] for mask in (draws.keep, draws.flip))
+        words = stored_words(before.contiguous())[struck].to(torch.int64)
+        right &= torch.equal(held, ((words & keep) ^ flip).to(held.dtype))
+    if not right:
+        raise InjectionError(
+            f"An injection into {name!r} did not change exactly what was drawn; the trial would have measured "
+            "something else."
+        )
