@@ -39,7 +39,7 @@ _ADVICE = {
 }
 _CAUSES = {"model", "model_sha256", "data_sha256", "torch", "device", "cpu", "threads", "batch_size"}
 _CONSEQUENCES = {
-    "golden_sha256": _CAUSES,
+    "golden_sha256": _CAUSES | {"protocol"},
     "sites": _CAUSES | {"calibration_sha256", "protocol"},
     "unstruck": _CAUSES | {"sites"},
     "skipped": _CAUSES,
