@@ -40,7 +40,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
             optimizer.zero_grad()
 
     result = campaign(model, loader, calibration=loader, injections_per_layer=3, progress=False)
-    result.save("campaign.safetensors")
+    result.save("campaign.parquet")
     monkeypatch.setattr(rh, "run_campaign", few, raising=False)
     generator = torch.Generator().manual_seed(0)
 

@@ -66,7 +66,8 @@ def preprocessing_from(
     if any(size is not None and size < 1 for size in (resize, crop)):
         raise DataError("--resize and --crop are numbers of pixels, at least 1.")
     transforms = require("torchvision.transforms", extra="vision", purpose="folders of images")
-    steps = [transforms.Resize(resize)] * (resize is not None) + [transforms.CenterCrop(crop)] * (crop is not None)
+    steps = [] if resize is None else [transforms.Resize(resize)]
+    steps += [] if crop is None else [transforms.CenterCrop(crop)]
     steps.append(transforms.ToTensor())
     if mean is not None and std is not None:
         steps.append(transforms.Normalize(list(mean), list(std)))
