@@ -1,6 +1,8 @@
 """A small model, its images and a campaign on them, for processes that are started and killed."""
 
 import os
+import signal
+import stat
 import time
 from pathlib import Path
 
@@ -60,10 +62,28 @@ def arguments(folder: Path) -> list[str]:
     return [*words.split(), "--chunk-size", "8", "--quiet", "--output", str(folder)]
 
 
+def kill_at_sync(number: int) -> None:
+    """Let the process be killed when it syncs for the n-th time, with half of what it wrote on the disk."""
+    sync, seen = os.fsync, 0
+
+    def fsync(handle: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == number:
+            if stat.S_ISREG(os.fstat(handle).st_mode):
+                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(handle)
+
+    os.fsync = fsync
+
+
 def in_a_process(words: list[str], environment: dict[str, str]) -> None:
     """Run a command line and end with its exit code: the whole life of a process."""
     torch.set_num_threads(1)
     os.environ.update(environment)
+    if "KILL_AT_SYNC" in environment:
+        kill_at_sync(int(environment["KILL_AT_SYNC"]))
     os._exit(cli.main(words))
 
 

@@ -154,6 +154,24 @@ def test_torchvision_reads_pictures_its_own_way(tmp_path: Path, pictures: Path) 
     assert not named.model.training
 
 
+def test_published_weights_are_read_without_running_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torchvision.models.squeezenet1_1().state_dict()
+    asked: dict = {}
+
+    def download(url: str, **options: object) -> dict:
+        asked.update(options, url=url)
+        return weights
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    model = named_model("torchvision:squeezenet1_1", pretrained=True).model
+    assert asked["weights_only"] is True
+    assert asked["check_hash"] is True
+    assert torch.equal(model.classifier[1].weight, weights["classifier.1.weight"])
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: 1 / 0)
+    with pytest.raises(ModelError, match="cannot be had; pass --checkpoint: ZeroDivisionError"):
+        named_model("torchvision:squeezenet1_1", pretrained=True)
+
+
 def test_the_checkpoint_of_a_wrapped_model(tmp_path: Path) -> None:
     words = arguments(tmp_path / "c")
     wrapped = rh.wrap_model(Net(), embeddings=rh.ClassEmbeddings(torch.randn(4, 6), tuple("abcd")))

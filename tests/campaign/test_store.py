@@ -222,6 +222,15 @@ def test_other_kinds_of_machine_are_refused(folder: Path, monkeypatch: pytest.Mo
         campaign(folder)
 
 
+def test_a_model_that_computes_something_else_is_refused(folder: Path) -> None:
+    """The same weights and images, as another rank or another machine has them, but another golden run."""
+    model = net()
+    forward = model.forward
+    model.forward = lambda x: forward(x) * 1.0001  # type: ignore[method-assign]
+    with pytest.raises(ResultError, match=r"golden_sha256 is .* now \(the model computes something else"):
+        campaign(folder, model=model)
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, fsync, written = tmp_path / "campaign", os.fsync, 0
 

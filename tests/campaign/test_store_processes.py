@@ -38,35 +38,62 @@ def whole(processes: ForkServerContext, tmp_path_factory: pytest.TempPathFactory
     return folder
 
 
+def run(processes: ForkServerContext, folder: Path, environment: dict[str, str]) -> multiprocessing.process.BaseProcess:
+    process = processes.Process(target=in_a_process, args=(arguments(folder), environment))
+    process.start()
+    return process
+
+
+def finished(folder: Path) -> int:
+    """How many chunks are there."""
+    return len(list(folder.glob("trials/chunk-*")))
+
+
+def require_only_whole_files(folder: Path, whole: Path) -> None:
+    """Whatever is there by its own name is what an uninterrupted process writes."""
+    there = {name: content for name, content in files(folder).items() if not Path(name).name.startswith(".")}
+    assert there == {name: content for name, content in files(whole).items() if name in there}
+
+
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(
     processes: ForkServerContext, whole: Path, tmp_path: Path
 ) -> None:
-    """Kill it until it is done: sometimes while it starts, sometimes while it runs or writes a chunk."""
+    """Kill it again and again, soon after it has written one more chunk, or before it could."""
+    folder, moments, kills = tmp_path / "campaign", random.Random(7), 0
+    for attempt in range(6):
+        process, before = run(processes, folder, {"NET_SLEEP_MS": "2"}), finished(folder)
+        while process.is_alive() and finished(folder) == before and attempt != 2:
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.05)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -9
+        require_only_whole_files(folder, whole)
+    assert kills >= 4
+    process = run(processes, folder, {})
+    process.join()
+    assert process.exitcode == 0
+    assert files(folder) == files(whole)
+
+
+def test_killed_while_it_writes_it_ends_in_the_same_bytes(
+    processes: ForkServerContext, whole: Path, tmp_path: Path
+) -> None:
+    """Each file is synced, then its folder: the record, the golden run, chunks; killed at each of these moments."""
     folder = tmp_path / "campaign"
-    moments, kills, states = random.Random(7), 0, set()
-    while True:
-        process = processes.Process(target=in_a_process, args=(arguments(folder), {"NET_SLEEP_MS": "2"}))
-        process.start()
-        if kills >= 9:
-            process.join()
-        else:
-            waited = folder / f"trials/chunk-{len(list(folder.glob('trials/[!.]*'))):06d}.parquet"
-            deadline = time.monotonic() + 5
-            if kills % 3:  # otherwise it may be killed before it has written anything
-                while process.is_alive() and not waited.exists() and time.monotonic() < deadline:
-                    time.sleep(0.001)
-            time.sleep(moments.random() * 0.05)
-            process.kill()
-            process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -9, process.exitcode
-        kills += 1
-        states.add(len(list(folder.glob("trials/[!.]*"))))
-        kept = {name: content for name, content in files(folder).items() if "/." not in f"/{name}"}
-        assert kept == {name: content for name, content in files(whole).items() if name in kept}
-    assert kills >= 5
-    assert len(states) >= 3
+    for number in (1, 2, 1, 2, 3, 4, 5):
+        process = run(processes, folder, {"KILL_AT_SYNC": str(number)})
+        process.join()
+        assert process.exitcode == -9
+        require_only_whole_files(folder, whole)
+    process = run(processes, folder, {"KILL_AT_SYNC": str(2 * (12 - finished(folder)) + 1)})
+    process.join()
+    assert process.exitcode == -9
+    assert finished(folder) == 12
+    assert not (folder / "result.parquet").exists()
+    process = run(processes, folder, {})
+    process.join()
+    assert process.exitcode == 0
     assert files(folder) == files(whole)
 
 

@@ -70,7 +70,7 @@ def encode(columns: Mapping[str, Array | Named], metadata: Mapping[str, str]) ->
     ) as writer:
         writer.write_table(table, row_group_size=_ROW_GROUP)
         writer.add_key_value_metadata(dict(metadata))
-    return memoryview(sink.getvalue())
+    return memoryview(sink.getvalue()).cast("B")  # unsigned, so that it equals the same bytes
 
 
 def decode(content: bytes) -> tuple[dict[str, Array | Named], dict[str, str]]:

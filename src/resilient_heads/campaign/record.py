@@ -125,8 +125,11 @@ def parse(text: str | bytes) -> dict[str, Any]:
         raise ResultError("no record of a campaign") from error
     if found != FORMAT:
         raise ResultError(f"its format is {found!r}; expected {FORMAT!r}")
-    if not isinstance(content.get("golden_sha256"), str):
-        raise ResultError("the campaign's record is damaged: it names no golden run")
+    config = content.get("config")
+    if not isinstance(content.get("golden_sha256"), str) or not isinstance(config, dict):
+        raise ResultError("the campaign's record is damaged: it has no config or names no golden run")
+    if not isinstance(config.get("environment"), dict):
+        raise ResultError("the campaign's record is damaged: it has no environment")
     return dict(content)
 
 
@@ -145,8 +148,8 @@ def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _comparable(content: dict[str, Any]) -> dict[str, Any]:
     """Return a record without the entries of the environment that cannot change a result."""
-    config = dict(content.get("config", {}))
-    config["environment"] = {name: config.get("environment", {}).get(name) for name in _DECISIVE}
+    config = dict(content["config"])
+    config["environment"] = {name: config["environment"].get(name) for name in _DECISIVE}
     return {**content, "config": config}
 
 

@@ -76,6 +76,7 @@ def replay(
         DataError: The model or the data are not the campaign's.
         InjectionError: The trial ends differently here, as on other hardware or with another version of PyTorch.
     """
+    trial = int(trial)
     record, trials = _source(source, trial)
     row = _row(record, site)
     found = np.flatnonzero((trials.site == row) & (trials.trial == trial)) if trials is not None else np.empty(0)

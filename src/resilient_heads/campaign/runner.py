@@ -87,6 +87,8 @@ def run_campaign(
         raise DataError(f"chunk_size must be a multiple of batch_size, {batch_size}; found {chunk_size}.")
     seed = _count("seed", seed, least=0)
     shard = Shard() if shard is None else shard
+    if not isinstance(shard, Shard):
+        raise DataError(f"shard must be a Shard, such as Shard(rank=0, world_size=4); found {shard!r}.")
     if output is None and not shard.is_whole:
         raise DataError("A shard is kept in a folder for the others to be merged with: pass output=folder.")
     if rules.range_detector is not None and calibration is None:
