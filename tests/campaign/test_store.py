@@ -192,11 +192,11 @@ def test_another_campaign_is_refused_by_name(folder: Path) -> None:
     cases: list[tuple[dict, str]] = [
         ({"model": moved}, r"model_sha256 is \w{12}\.\.\. there and \w{12}\.\.\. now \(load the same weights\)"),
         ({"data": (images * 1.001, labels)}, "pass the same images and labels"),
-        ({"seed": 5}, r"seed is 0 there and 5 now \(pass seed=0\)"),
+        ({"seed": 5}, r"seed is 0 there and 5 now \(pass seed=0, or --seed 0\)"),
         ({"protocol": rh.Protocol(name="raw", min_top2diff=0.01)}, "pass the same protocol"),
-        ({"injections_per_layer": 91}, r"pass injections_per_layer=90"),
-        ({"chunk_size": 12}, r"pass chunk_size=8"),
-        ({"batch_size": 2}, r"pass batch_size=4"),
+        ({"injections_per_layer": 91}, "pass injections_per_layer=90, or --injections 90"),
+        ({"chunk_size": 12}, "pass chunk_size=8, or --chunk-size 8"),
+        ({"batch_size": 2}, "pass batch_size=4, or --batch-size 4"),
         ({"layers": ["fc"]}, "pass the same layers"),
         ({"protocol": "goldeneye", "calibration": images}, "pass the same protocol"),
     ]
@@ -399,6 +399,17 @@ def test_other_tools_open_it(whole: Path, read: Callable) -> None:
         if name != "outcome":
             np.testing.assert_array_equal(one[name].to_numpy(), column)
             np.testing.assert_array_equal(many[name].to_numpy(), column)
+
+
+def test_files_of_several_row_groups(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow.parquet import read_metadata
+
+    result = rh.CampaignResult.load(whole)
+    monkeypatch.setattr("resilient_heads.campaign.parquet._ROW_GROUP", 16)
+    path = result.save(tmp_path / "r.parquet")
+    assert read_metadata(path).num_row_groups == 12
+    for name, column in rh.CampaignResult.load(path).trials.columns.items():
+        assert column.tobytes() == result.trials.columns[name].tobytes(), name
 
 
 def test_without_pyarrow_the_install_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,10 @@ _DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
 """Entries of the environment that may change the last bit of a result, so that one campaign has one of each."""
 
 _ADVICE = {
+    "seed": "pass seed={then}, or --seed {then}",
+    "injections_per_layer": "pass injections_per_layer={then}, or --injections {then}",
+    "batch_size": "pass batch_size={then}, or --batch-size {then}",
+    "chunk_size": "pass chunk_size={then}, or --chunk-size {then}",
     "model": "pass the same model",
     "model_sha256": "load the same weights",
     "data_sha256": "pass the same images and labels, in the same order",

@@ -32,7 +32,6 @@ from resilient_heads.files import leftovers, locked, write_atomic
 
 RECORD, GOLDEN, TRIALS, RESULT = "campaign.json", "golden.parquet", "trials", "result.parquet"
 _CAMPAIGN = "resilient_heads.campaign"
-_CHUNK = "resilient_heads.chunk"
 
 
 class CampaignFolder:
@@ -149,9 +148,7 @@ class CampaignFolder:
         except ResultError as error:
             raise DamagedChunkError(f"{path} is damaged ({error})") from error
         sites, numbers = self._expected(chunk)
-        if metadata.get(_CHUNK) != str(chunk) or not (
-            np.array_equal(trials.site, sites) and np.array_equal(trials.trial, numbers)
-        ):
+        if not (np.array_equal(trials.site, sites) and np.array_equal(trials.trial, numbers)):
             raise DamagedChunkError(f"{path} does not hold the trials of chunk {chunk}")
         return trials
 
@@ -177,7 +174,7 @@ class CampaignFolder:
         Raises:
             StoreError: They cannot be written; what was written before is unharmed.
         """
-        content = encode_trials(trials, self.record.layers, {_CAMPAIGN: self._identity, _CHUNK: str(chunk)})
+        content = encode_trials(trials, self.record.layers, {_CAMPAIGN: self._identity})
         self._write(self.file(chunk), content)
 
     def write_result(self, content: bytes | memoryview) -> Path:
