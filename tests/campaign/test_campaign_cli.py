@@ -81,7 +81,7 @@ def test_mistakes_are_told_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, folder = arguments(tmp_path / "c"), tmp_path / "c"
-    assert "No site matches 'layer4.*'; the model's sites are: conv, fc" in fails(
+    assert "No fault site is named 'layer4.*'; the model's sites are: conv, fc" in fails(
         [*words, "--layers", "fc", "layer4.*"], capsys
     )
     assert "measure the ranges" in fails([*words, "--protocol", "goldeneye"], capsys)

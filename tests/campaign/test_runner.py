@@ -13,7 +13,7 @@ from resilient_heads.campaign.environment import fingerprint
 from resilient_heads.campaign.golden import profile_ranges
 from resilient_heads.campaign.outcomes import Outcome
 from resilient_heads.errors import DataError, FaultError, InjectionError
-from resilient_heads.injection import injector
+from resilient_heads.injection import strike
 from resilient_heads.injection.sites import find_sites
 
 Data = tuple[Tensor, Tensor]
@@ -158,8 +158,8 @@ def test_a_fault_in_the_cosine_is_scaled_one_in_the_logits_is_not(labelled: Data
 def test_planted_injector_that_does_nothing_is_caught(
     small_net: nn.Module, labelled: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(injector, "flip_bits", lambda x, bits: x.clone())
-    with pytest.raises(InjectionError, match="changed 0 elements where"):
+    monkeypatch.setattr(strike, "flip_bits", lambda x, bits: x.clone())
+    with pytest.raises(InjectionError, match="did not change exactly the drawn bits"):
         campaign(small_net, labelled)
     assert hooks(small_net) == 0
 
@@ -193,7 +193,7 @@ class Stateful(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         self.runs += 1
-        return super().forward(x) * (1 if self.runs < 8 else 2)
+        return super().forward(x) * (1 if self.runs < 14 else 2)
 
 
 @pytest.mark.parametrize(("kind", "message"), [(Random, "different logits"), (Stateful, "changed the model")])

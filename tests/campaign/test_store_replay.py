@@ -26,9 +26,7 @@ def test_every_trial_gives_the_logits_of_the_campaign(protocol: str, monkeypatch
 
     monkeypatch.setattr(execution, "judge", overhear)
     result = campaign(None, protocol=protocol, calibration=labelled()[0])
-    order = [
-        (site, trial) for first in range(0, 90, 4) for site in range(2) for trial in range(first, min(first + 4, 90))
-    ]
+    order = [(site, trial) for first in range(0, 90, 4) for site in range(2) for trial in range(first, first + 4)]
     logits = dict(zip(order, heard, strict=True))
     trials, model, data = result.trials, net(), labelled()
     for index in [*range(0, 180, 7), 88, 89, 178, 179]:

@@ -103,10 +103,8 @@ def test_any_number_of_samples_will_do(rows: int) -> None:
 
 
 SKIPPED = {
-    "it never ran": lambda self, x: x,
-    "used functionally": lambda self, x: F.linear(x, self.second.weight, self.second.bias),
-    "it runs 2 times": lambda self, x: self.second(self.second(x)),
-    "it runs 3 times": lambda self, x: self.second(self.second(self.second(x))),
+    "it never ran, and nothing multiplies with its weight": lambda self, x: x,
+    "how often it runs depends on the size of the batch": lambda self, x: self.second(x) if len(x) == 2 else x,
     "no batch dimension": lambda self, x: x + self.second(x.mean(dim=0)),
     # As many rows as the first of the two batches has, or the second.
     "batch dimension": lambda self, x: self.second(x.sum().expand(2, 4)),
@@ -148,31 +146,94 @@ def test_an_empty_output_is_no_site() -> None:
     assert find_sites(model, torch.randn(4, 4)).skipped == {"second": "its output is empty"}
 
 
-def test_a_batch_folded_into_rows_is_no_batch_dimension() -> None:
-    model = TwoLinear(lambda self, x: self.second(torch.cat([x, x])))
-    assert "no batch dimension" in find_sites(model, torch.randn(4, 4)).skipped["second"]
+FOLDED = {
+    "windows of an image lie together": (lambda x: x.repeat_interleave(2, dim=0), False),
+    "images take turns": (lambda x: torch.cat([x, x * 2]), True),
+}
 
 
-def test_attention_uses_its_projection_functionally() -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
-            self.fc = nn.Linear(4, 2)
+@pytest.mark.parametrize("kind", FOLDED)
+def test_images_folded_into_rows(kind: str) -> None:
+    fold, interleaved = FOLDED[kind]
+    model = TwoLinear(lambda self, x: (self.second(fold(x)), x)[1])
+    site = find_sites(model, torch.randn(4, 4)).named("second")
+    assert (site.dim, site.fold, site.interleaved, site.shape) == (0, 2, interleaved, (2, 4))
+    index = site.index(torch.arange(3), torch.tensor([0, 5, 7]), 3)
+    expected = [[0, 4, 5], [0, 1, 3]] if interleaved else [[0, 3, 5], [0, 1, 3]]
+    assert [part.tolist() for part in index] == expected
 
-        def forward(self, x: Tensor) -> Tensor:
+
+def test_images_whose_rows_are_shuffled_are_no_site() -> None:
+    order = torch.tensor([0, 3, 1, 2, 5, 4])
+    model = TwoLinear(lambda self, x: (self.second(torch.cat([x, x])[order[order < 2 * len(x)]]), x)[1])
+    assert "which part of its output" in find_sites(model, torch.randn(4, 4)).skipped["second"]
+
+
+def test_images_in_another_dimension() -> None:
+    model = TwoLinear(lambda self, x: (self.second(x.expand(5, *x.shape)), x)[1])
+    site = find_sites(model, torch.randn(4, 4)).named("second")
+    assert (site.dim, site.fold, site.shape) == (1, 1, (5, 4))
+    assert [part.tolist() for part in site.index(torch.tensor([2]), torch.tensor([7]), 3)] == [[1], [2], [3]]
+
+
+def test_a_weight_that_is_used_without_running_its_module() -> None:
+    model = TwoLinear(lambda self, x: F.linear(x, self.second.weight, self.second.bias))
+    sites = find_sites(model, torch.randn(4, 4))
+    assert [(site.name, site.source, site.shape) for site in sites.reached] == [
+        ("first", "output", (4,)),
+        ("second", "weight", (4,)),
+    ]
+    assert sites.skipped == {}
+
+
+class Attention(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.attention.batch_first:
             return self.fc(self.attention(x, x, x, need_weights=False)[0])
-
-    sites = find_sites(Attention(), torch.randn(2, 5, 4))
-    assert [(site.name, site.shape) for site in sites.reached] == [("fc", (5, 2))]
-    assert "functionally" in sites.skipped["attention.out_proj"]
+        x = x.transpose(0, 1)
+        return self.fc(self.attention(x, x, x, need_weights=False)[0]).transpose(0, 1)
 
 
-def test_a_module_under_two_names_runs_twice() -> None:
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_projections_of_an_attention_are_reached(batch_first: bool) -> None:
+    model = Attention(batch_first).eval()
+    sites = find_sites(model, torch.randn(2, 5, 4))
+    assert [site.name for site in sites.reached] == ["attention", "attention.out_proj", "fc"]
+    projection = sites.named("attention")
+    assert (projection.source, projection.neurons, projection.is_layer) == ("weight", 5 * 3 * 4, True)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_module_that_runs_twice_has_two_sites() -> None:
     shared = nn.Linear(4, 4)
     sites = find_sites(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 2)), torch.randn(2, 4))
-    assert [site.name for site in sites.reached] == ["3"]
-    assert "runs 2 times" in sites.skipped["0"]
+    assert [(site.name, site.module, site.call) for site in sites.reached] == [
+        ("0", "0", 0),
+        ("0@2", "0", 1),
+        ("3", "3", 0),
+    ]
+
+
+def test_further_modules_on_request() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.LayerNorm(4), nn.Linear(4, 2))
+    images = torch.randn(2, 4)
+    assert [site.name for site in find_sites(model, images, modules=[nn.ReLU]).reached] == ["0", "1", "3"]
+    assert [site.name for site in find_sites(model, images, modules=["[12]"]).reached] == ["0", "1", "2", "3"]
+    with pytest.raises(FaultError, match="has no module 'block"):
+        find_sites(model, images, modules=["block*"])
+
+
+def test_patterns_of_names() -> None:
+    sites = find_sites(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(2, 4))
+    assert [site.name for site in sites.matching(["*"])] == ["0", "1"]
+    assert [site.name for site in sites.matching(["1"])] == ["1"]
+    with pytest.raises(FaultError, match=r"No fault site is named 'fc\*'; .*: 0, 1"):
+        sites.matching(["fc*"])
 
 
 def test_declared_sites_form_a_group() -> None:
@@ -217,9 +278,6 @@ def test_an_unknown_name_lists_the_valid_ones() -> None:
 def test_a_model_without_any_site() -> None:
     with pytest.raises(FaultError, match="Sequential has no fault site: it has no Conv2d and no Linear"):
         find_sites(nn.Sequential(nn.ReLU()), torch.randn(2, 4))
-    shared = nn.Linear(4, 4)
-    with pytest.raises(FaultError, match="no fault site: 0: it runs 2 times"):
-        find_sites(nn.Sequential(shared, shared), torch.randn(2, 4))
 
 
 @pytest.mark.parametrize("training", [True, False])

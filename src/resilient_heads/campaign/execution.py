@@ -1,6 +1,7 @@
-"""Run the trials of a plan, chunk by chunk: the plain way, one full pass of the model for each batch and site."""
+"""Run the trials of a plan, batch by batch."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,17 +12,23 @@ from resilient_heads.campaign.data import LabelledImages
 from resilient_heads.campaign.design import Plan
 from resilient_heads.campaign.golden import logits_of
 from resilient_heads.campaign.outcomes import judge
+from resilient_heads.campaign.reruns import Golden, Reruns
 from resilient_heads.campaign.trials import COLUMNS, Trials
 from resilient_heads.errors import InjectionError
 from resilient_heads.evaluation import device_of
-from resilient_heads.injection.injector import inject_batch
 from resilient_heads.injection.sampling import draw_images
+from resilient_heads.injection.sites import watch_sites
+from resilient_heads.injection.strike import Struck, strike_
+
+Engine = Literal["rerun", "full"]
+"""``"rerun"`` runs only what comes after a site; ``"full"`` runs the whole model for every batch and site."""
 
 
 class Execution:
     """Runs trials; it may be asked for any numbers in any order and gives the same rows each time.
 
-    Use it within :func:`~resilient_heads.evaluation.evaluating`.
+    Trial i strikes the same image at every site, so one golden pass of a batch serves all of them. Use it within
+    :func:`~resilient_heads.evaluation.evaluating`.
 
     Args:
         model: The model.
@@ -29,17 +36,42 @@ class Execution:
         eligible: ``(I,)``, which images may be struck.
         plan: What to strike.
         batch_size: Trials run at once.
+        engine: How.
+        memory_limit: Bytes of golden content; None takes half of what is free.
     """
 
     def __init__(
-        self, model: nn.Module, data: LabelledImages, eligible: NDArray[np.bool_], plan: Plan, *, batch_size: int
+        self,
+        model: nn.Module,
+        data: LabelledImages,
+        eligible: NDArray[np.bool_],
+        plan: Plan,
+        *,
+        batch_size: int,
+        engine: Engine = "rerun",
+        memory_limit: int | None = None,
     ) -> None:
         self._model = model
         self._data = data
         self._eligible = eligible
         self._plan = plan
-        self._batch_size = batch_size
-        self._first: tuple[Tensor, Tensor] | None = None
+        self._batch_size = min(batch_size, max(plan.counts))
+        self._engine = engine
+        numbers = np.arange(self._batch_size)
+        self._first, _, _ = self._batch(numbers)
+        sites = [struck.site for struck in plan.sites]
+        self._reruns = Reruns(model, sites, self._first, memory_limit=memory_limit)
+        self._golden = logits_of(model, self._first)
+        _require_same(self._reruns.logits, self._golden, "The model gives different logits on the same images")
+        if self._batch_size > 1:
+            self._reruns.check()
+
+    @property
+    def full_passes(self) -> dict[str, str]:
+        """Sites that need a full pass for each batch, and why."""
+        if self._engine == "full":
+            return {struck.site.name: "asked for" for struck in self._plan.sites}
+        return dict(self._reruns.blocked)
 
     def run(self, start: int, stop: int, *, advance: Callable[[int], object] = lambda trials: None) -> Trials:
         """Run trials ``start`` to ``stop`` of every site that has them.
@@ -50,24 +82,22 @@ class Execution:
             advance: Called with a number of trials whenever so many are done.
 
         Raises:
-            InjectionError: The model is not deterministic, lets a fault of one image reach another, or a flip did not
-                take place.
+            InjectionError: A flip did not take place.
         """
+        rows = {struck.site.name: row for row, struck in enumerate(self._plan.sites)}
         parts = []
         for first in range(start, stop, self._batch_size):
-            numbers = np.arange(first, min(first + self._batch_size, stop))
-            drawn = draw_images(self._plan.seed, numbers, self._eligible)
-            chosen = torch.from_numpy(drawn)
-            device = device_of(self._model)
-            inputs, targets = self._data.images[chosen].to(device), self._data.labels[chosen].to(device)
-            golden = logits_of(self._model, inputs)
-            if self._first is None:
-                self._check(inputs, golden)
-            for row, count in enumerate(self._plan.counts):
-                own = numbers[numbers < count]
-                if len(own):
-                    parts.append(self._strike(row, own, drawn, inputs, targets, golden))
-                    advance(len(own))
+            # Always a whole batch: kernels may give other bits for another size.
+            numbers = np.arange(first, first + self._batch_size)
+            inputs, targets, drawn = self._batch(numbers)
+            for group in self._reruns.groups:
+                golden = self._reruns.golden(inputs, group)
+                for name in group:
+                    last = min(stop, self._plan.counts[rows[name]])
+                    if first < last:
+                        struck = self._strike(rows[name], numbers, drawn, inputs, targets, golden)
+                        parts.append(struck.where(struck.trial < last))
+                        advance(len(parts[-1]))
         return Trials.gather(parts)
 
     def close(self) -> None:
@@ -76,16 +106,14 @@ class Execution:
         Raises:
             InjectionError: It does not.
         """
-        if self._first is not None:
-            inputs, golden = self._first
-            _require_same(golden, logits_of(self._model, inputs), "The campaign changed the model's golden logits")
+        again = logits_of(self._model, self._first)
+        _require_same(self._golden, again, "The campaign changed the model's golden logits")
 
-    def _check(self, inputs: Tensor, golden: Tensor) -> None:
-        """Check on the first batch that the model repeats itself and keeps images apart."""
-        again = logits_of(self._model, inputs)
-        _require_same(golden, again, "The model gives different logits on the same images")
-        _require_separate_images(self._model, self._plan, inputs, golden)
-        self._first = (inputs, golden)
+    def _batch(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """Return images and labels of some trials, and which images they are."""
+        drawn = draw_images(self._plan.seed, numbers, self._eligible)
+        chosen, device = torch.from_numpy(drawn), device_of(self._model)
+        return self._data.images[chosen].to(device), self._data.labels[chosen].to(device), drawn
 
     def _strike(
         self,
@@ -94,23 +122,38 @@ class Execution:
         drawn: NDArray[np.int64],
         inputs: Tensor,
         targets: Tensor,
-        golden: Tensor,
+        golden: Golden,
     ) -> Trials:
         """Run one batch of trials at one site and write down what came of each."""
-        struck, rows = self._plan.sites[row], len(numbers)
-        draws = self._plan.draw(row, numbers)
-        neurons, bits = torch.from_numpy(draws.neurons), torch.from_numpy(draws.bits)
-        with inject_batch(self._model, struck.site.name, neurons, bits, limit=struck.limit) as strike:
-            faulty = logits_of(self._model, inputs[:rows])
-        judgement = judge(golden[:rows], faulty, targets[:rows])
+        site, limit = self._plan.sites[row].site, self._plan.sites[row].limit
+        draws = self._plan.draw(row, np.minimum(numbers, self._plan.counts[row] - 1))
+        found = self._reruns.tensor(site.name, golden) if self._engine == "rerun" else None
+        if found is not None:
+            tensor, root = found
+            struck = strike_(tensor, site, draws, limit=limit)
+            faulty = self._reruns.rerun(site.name, golden, root)
+        else:
+            seen: list[Struck] = []
+
+            def strike(_name: str, tensor: Tensor) -> Tensor:
+                changed = tensor.clone(memory_format=torch.preserve_format)
+                seen.append(strike_(changed, site, draws, limit=limit))
+                return changed
+
+            with watch_sites(self._model, [site], strike):
+                faulty = logits_of(self._model, inputs)
+            if len(seen) != 1:
+                raise InjectionError(f"No fault struck {site.name!r}: it came by {len(seen)} times in a pass.")
+            struck = seen[0]
+        judgement = judge(golden.logits, faulty, targets)
         columns: dict[str, Tensor | NDArray[np.generic]] = {
-            "site": np.full(rows, row),
+            "site": np.full(len(numbers), row),
             "trial": numbers,
-            "image": drawn[:rows],
+            "image": drawn,
             "neuron": draws.neurons,
             "bit": draws.bits,
-            "before": strike.before.double(),
-            "after": strike.after.double(),
+            "before": struck.before.double(),
+            "after": struck.after.double(),
             "outcome": judgement.outcome,
             "delta_loss": judgement.delta_loss,
             "predicted": judgement.predicted,
@@ -121,30 +164,6 @@ class Execution:
             name: column.cpu().numpy() if isinstance(column, Tensor) else column for name, column in columns.items()
         }
         return Trials(**{name: plain[name].astype(kind) for name, kind in COLUMNS.items()})
-
-
-def _require_separate_images(model: nn.Module, plan: Plan, inputs: Tensor, golden: Tensor) -> None:
-    """Raise InjectionError unless a fault in one image of a batch leaves the other images' logits alone."""
-    if len(inputs) == 1:
-        return
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for own in plan.sites:
-
-        def disturb(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-            changed = output.clone(memory_format=torch.preserve_format)
-            changed[0] = 1 - 2 * changed[0]
-            return changed
-
-        handle = modules[own.site.name].register_forward_hook(disturb)
-        try:
-            others = logits_of(model, inputs)[1:]
-        finally:
-            handle.remove()
-        if not torch.equal(others, golden[1:]):
-            raise InjectionError(
-                f"A fault of one image at {own.site.name!r} reaches other images of its batch, as through statistics "
-                "taken over the batch, so a trial would not be one flip. Pass batch_size=1."
-            )
 
 
 def _require_same(golden: Tensor, again: Tensor, what: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from resilient_heads.campaign.data import Data, LabelledImages, collect_images
 from resilient_heads.errors import DataError, InjectionError, ResilientHeadsError
 from resilient_heads.evaluation import device_of
-from resilient_heads.injection.sites import Site
+from resilient_heads.injection.sites import Site, watch_sites
 from resilient_heads.metrics.functional import cross_entropy, top2diff
 
 
@@ -121,21 +121,14 @@ def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ran
     device = device_of(model)
     digest = hashlib.sha256()
     largest = {site.name: torch.zeros((), device=device, dtype=torch.float64) for site in sites}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    handles = []
-    for site in sites:
 
-        def note(_module: nn.Module, _inputs: object, output: Tensor, name: str = site.name) -> None:
-            largest[name] = torch.maximum(largest[name], output.detach().abs().amax().double())
+    def note(name: str, output: Tensor) -> None:
+        largest[name] = torch.maximum(largest[name], output.detach().abs().amax().double())
 
-        handles.append(modules[site.name].register_forward_hook(note))
-    try:
-        for images in collect_images(data, what="calibration"):
-            digest.update(images.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for images in collect_images(data, what="calibration"):
+        digest.update(images.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        with watch_sites(model, sites, note):
             logits_of(model, images.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
     limits = {name: float(value) for name, value in largest.items()}
     for name, value in limits.items():
         if not np.isfinite(value):

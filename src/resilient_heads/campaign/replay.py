@@ -17,8 +17,10 @@ from resilient_heads.campaign.store import RESULT, CampaignFolder
 from resilient_heads.campaign.trials import Trials
 from resilient_heads.errors import DataError, InjectionError, ResultError
 from resilient_heads.evaluation import device_of, evaluating
-from resilient_heads.injection.injector import inject_batch
 from resilient_heads.injection.sampling import draw_images
+from resilient_heads.injection.sites import watch_sites
+from resilient_heads.injection.strike import Struck, strike_
+from resilient_heads.injection.taps import open_attention
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -93,20 +95,27 @@ def replay(
                 f"The campaign's {what} has the sha256 {then[:12]}..., this one {now[:12]}...; pass the one that the "
                 "campaign ran on."
             )
-    plan, size = record.plan, record.config.batch_size
-    first = trial // size * size
-    numbers = np.arange(first, min(first + size, max(plan.counts)))
-    own = numbers[numbers < plan.counts[row]]
+    plan, struck = record.plan, record.sites[row]
+    size = min(record.config.batch_size, max(plan.counts))
+    numbers = np.arange(trial // size * size, (trial // size + 1) * size)  # the batch that the campaign ran
     drawn = torch.from_numpy(draw_images(plan.seed, numbers, record.golden.eligible))
-    draws, struck, position = plan.draw(row, own), record.sites[row], trial - first
+    draws, position = plan.draw(row, np.minimum(numbers, plan.counts[row] - 1)), trial % size
     device = device_of(model)
-    with evaluating(model):
+    done: list[Struck] = []
+
+    def strike(_name: str, tensor: Tensor) -> Tensor:
+        changed = tensor.clone(memory_format=torch.preserve_format)
+        done.append(strike_(changed, struck.site, draws, limit=struck.limit))
+        return changed
+
+    with evaluating(model), open_attention():
         inputs = images.images[drawn].to(device)
-        golden = logits_of(model, inputs)[: len(own)]
-        neurons, bits = torch.from_numpy(draws.neurons), torch.from_numpy(draws.bits)
-        with inject_batch(model, struck.site.name, neurons, bits, limit=struck.limit) as strike:
-            faulty = logits_of(model, inputs[: len(own)])
-    judged = judge(golden, faulty, images.labels[drawn][: len(own)].to(device))
+        golden = logits_of(model, inputs)
+        with watch_sites(model, [struck.site], strike):
+            faulty = logits_of(model, inputs)
+    if len(done) != 1:
+        raise InjectionError(f"No fault struck {struck.site.name!r}: it came by {len(done)} times in a pass.")
+    judged = judge(golden, faulty, images.labels[drawn].to(device))
     repeated = ReplayedTrial(
         layer=struck.site.name,
         trial=trial,
@@ -114,8 +123,8 @@ def replay(
         label=int(images.labels[drawn[position]]),
         neuron=int(draws.neurons[position]),
         bit=int(draws.bits[position]),
-        before=float(strike.before[position]),
-        after=float(strike.after[position]),
+        before=float(done[0].before[position]),
+        after=float(done[0].after[position]),
         limit=struck.limit,
         outcome=Outcome(int(judged.outcome[position])),
         delta_loss=float(judged.delta_loss[position]),

@@ -1,6 +1,7 @@
 """Run a campaign: many single flips at every site of a model."""
 
 import contextlib
+import logging
 import operator
 import os
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from resilient_heads.campaign.config import CampaignConfig, Protocol, protocol_named
 from resilient_heads.campaign.data import Data, collect
 from resilient_heads.campaign.environment import environment_of, fingerprint
-from resilient_heads.campaign.execution import Execution
+from resilient_heads.campaign.execution import Engine, Execution
 from resilient_heads.campaign.golden import profile_ranges, run_golden
 from resilient_heads.campaign.record import CampaignRecord
 from resilient_heads.campaign.results import CampaignResult
@@ -21,6 +22,9 @@ from resilient_heads.campaign.trials import StruckSite, Trials
 from resilient_heads.errors import DataError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites import SiteMap, find_sites
+from resilient_heads.injection.taps import open_attention
+
+logger = logging.getLogger(__name__)
 
 
 def run_campaign(
@@ -36,6 +40,8 @@ def run_campaign(
     chunk_size: int | None = None,
     output: str | os.PathLike[str] | None = None,
     shard: Shard | None = None,
+    engine: Engine = "rerun",
+    memory_limit: int | None = None,
     progress: bool = True,
 ) -> CampaignResult:
     """Strike every site of a model with single bit flips and record how each trial ends.
@@ -52,7 +58,7 @@ def run_campaign(
         protocol: ``"goldeneye"`` (range detector at the struck site), ``"raw"``, or a :class:`Protocol`.
         injections_per_layer: Trials at each site.
         seed: Of all draws.
-        layers: Names of sites to strike; None takes all that the model has.
+        layers: Names of sites to strike, or patterns such as ``"layer4.*"``; None takes all that the model has.
         calibration: Images, usually of the training set, that give the range detector its ranges; protocols without
             one do not use them.
         batch_size: Trials run at once.
@@ -62,6 +68,10 @@ def run_campaign(
             where a killed one stopped; at the end there is ``result.parquet``. Needs the extra ``results``.
         shard: Run a part of the chunks only, beside other processes with the same ``output``: pass
             ``Shard.from_environment()`` under torchrun, and call :func:`merge_campaign` when all are done.
+        engine: ``"rerun"`` runs only the operations that come after a site, and lets go of images that have become
+            golden; ``"full"`` runs the whole model for each batch and site. Both give the same bits; where a model
+            cannot be run in part, the full pass is taken and a log entry says so.
+        memory_limit: Bytes that golden activations may take on the model's device; None takes half of what is free.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -99,7 +109,7 @@ def run_campaign(
     images = collect(data)
     model_sha256 = fingerprint(model)
     calibration_sha256 = ""
-    with evaluating(model):
+    with evaluating(model), open_attention():
         golden = run_golden(model, images, batch_size=batch_size, min_top2diff=rules.min_top2diff)
         site_map = find_sites(model, images.images[:3].to(device_of(model)))
         struck, unstruck = _chosen(site_map, layers)
@@ -125,7 +135,17 @@ def run_campaign(
             skipped=site_map.skipped,
             golden=golden,
         )
-        execution = Execution(model, images, golden.eligible, record.plan, batch_size=batch_size)
+        execution = Execution(
+            model,
+            images,
+            golden.eligible,
+            record.plan,
+            batch_size=batch_size,
+            engine=engine,
+            memory_limit=memory_limit,
+        )
+        for name, reason in execution.full_passes.items() if engine == "rerun" else ():
+            logger.warning("Each batch of trials at %r takes a full pass of the model: %s.", name, reason)
         with contextlib.ExitStack() as stack:
             folder = None
             if output is not None:
@@ -175,7 +195,7 @@ def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> tuple[list[Struc
     if layers is not None:
         if isinstance(layers, str) or not layers:
             raise DataError(f"layers must be a non-empty sequence of names, found {layers!r}.")
-        names = {site_map.named(layer).name for layer in layers}
+        names = {site.name for site in site_map.matching(layers)}
     else:
         names = {site.name for site in site_map.reached}
     all_sites = [StruckSite(site, None, site.name in last) for site in site_map.reached]

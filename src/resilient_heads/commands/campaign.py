@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from resilient_heads.campaign.config import PROTOCOLS
-from resilient_heads.commands.model_and_data import add_options, load_images, load_model, matching_layers
+from resilient_heads.commands.model_and_data import add_options, load_images, load_model
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
         protocol=arguments.protocol,
         injections_per_layer=arguments.injections,
         seed=arguments.seed,
-        layers=matching_layers(model, data[0], arguments.layers) if arguments.layers else None,
+        layers=arguments.layers,
         calibration=calibration,
         batch_size=arguments.batch_size,
         chunk_size=arguments.chunk_size,

@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resilient_heads.errors import FaultError
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -62,28 +60,6 @@ def load_images(path: Path, preprocessing: "Preprocessing", arguments: argparse.
     from resilient_heads.inputs.images import read_images
 
     return read_images(path, preprocessing, limit=arguments.images)
-
-
-def matching_layers(model: "nn.Module", images: "Tensor", patterns: list[str]) -> list[str]:
-    """Return the names of the sites that match one of the patterns.
-
-    Raises:
-        FaultError: A pattern matches none.
-    """
-    from fnmatch import fnmatchcase
-
-    from resilient_heads.campaign.golden import logits_of
-    from resilient_heads.evaluation import device_of, evaluating
-    from resilient_heads.injection.sites import find_sites
-
-    sample = images[:3].to(device_of(model))
-    with evaluating(model):
-        logits_of(model, sample)  # tells what does not fit before the sites are looked for
-    names = [site.name for site in find_sites(model, sample).reached]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise FaultError(f"No site matches {pattern!r}; the model's sites are: {', '.join(names)}.")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _wrap(model: "nn.Module", embeddings: str) -> None:

@@ -1,0 +1,100 @@
+"""Reach the tensors of a running model: outputs of modules, and products with weights that no module runs for."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Source = Literal["output", "weight"]
+
+Note = Callable[[str, Source, Any], Any]
+"""Given a module's name, how its tensor came about, and the tensor; returns one to go on with, or None."""
+
+_PRODUCTS = frozenset({"aten::addmm", "aten::mm", "aten::linear", "aten::convolution", "aten::bmm", "aten::baddbmm"})
+
+
+def weight_of(module: nn.Module) -> Tensor | None:
+    """Return the weight of a layer whose products faults strike, or None for other modules."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        weight: Tensor = module.weight
+        return weight
+    if isinstance(module, nn.MultiheadAttention):
+        return module.in_proj_weight
+    return None
+
+
+@contextmanager
+def open_attention() -> Iterator[None]:
+    """Let attention run as separate operations inside the block: its fused operator hides the projections."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def watch_outputs(modules: Mapping[str, nn.Module], note: Note) -> Iterator[None]:
+    """Call ``note`` for every output of some modules inside the block."""
+    handles = []
+    try:
+        for name, module in modules.items():
+
+            def leave(_module: nn.Module, _inputs: object, output: Any, name: str = name) -> Any:
+                return note(name, "output", output)
+
+            handles.append(module.register_forward_hook(leave))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class WatchProducts(TorchDispatchMode):
+    """Calls ``note`` for every product with the weights of some modules inside the block.
+
+    Args:
+        modules: Modules that the model never runs, whose weights it uses all the same.
+        note: What to do with each product.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], note: Note) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        weights = {name: weight_of(module) for name, module in modules.items()}
+        self._names = {address(weight): name for name, weight in weights.items() if weight is not None}
+        self._note = note
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation, and look at its result if it is such a product."""
+        result = func(*args, **(kwargs or {}))
+        name = product_with(func, args, self._names)
+        if name is None:
+            return result
+        other = self._note(name, "weight", result)
+        return result if other is None else other
+
+
+def product_with(func: Any, args: tuple[Any, ...], names: Mapping[int, str]) -> str | None:
+    """Return the module whose weight an operation multiplies with, or None.
+
+    Args:
+        func: The operator.
+        args: Its arguments.
+        names: Address of a weight, see :func:`address`, to a module's name.
+    """
+    if func._schema.name not in _PRODUCTS:
+        return None
+    found = (names.get(address(value)) for value in args if isinstance(value, Tensor))
+    return next((name for name in found if name is not None), None)
+
+
+def address(tensor: Tensor) -> int:
+    """Return what tells one tensor's memory from another's; views of one tensor share it."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return tensor.untyped_storage()._cdata if plain else -id(tensor)

@@ -1,0 +1,212 @@
+"""Run the operations after a struck tensor again, and let go of rows that have become golden."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from resilient_heads.rerun.batches import Batch
+from resilient_heads.rerun.execute import run_step
+from resilient_heads.rerun.rows import words
+from resilient_heads.rerun.slices import Cut, Slice
+from resilient_heads.rerun.tape import Moment, View
+
+_MOST_LOOKS = 6
+"""Cuts at which rows are compared; nearly all rows that ever become golden do so soon after the fault."""
+_FIRST_RUNS = 2
+"""Runs in which every cut is looked at; afterwards those alone that have paid."""
+_LOOK_COST = 0.3
+"""What a look costs, in heavy operations."""
+
+
+@dataclass(slots=True)
+class Yield:
+    """What looking at a cut has given so far.
+
+    Attributes:
+        seen: Rows that came there.
+        golden: Those of them that had become golden.
+        runs: How often it was looked at.
+    """
+
+    seen: int = 0
+    golden: int = 0
+    runs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """The end of a rerun.
+
+    Attributes:
+        images: ``(n,)``, positions in the batch of the rows that did not become golden on the way.
+        logits: ``(n, C)``, theirs.
+    """
+
+    images: Tensor
+    logits: Tensor
+
+
+@dataclass(slots=True)
+class _State:
+    """Where a rerun stands.
+
+    Attributes:
+        batch: The pass of the present size.
+        images: ``(n,)``, positions in the whole batch of the rows still followed; further rows are padding.
+        roots: Memory of the buffers that depend on the struck tensor.
+        picked: Golden content of the images that are followed.
+    """
+
+    batch: Batch
+    images: Tensor
+    roots: dict[int, Tensor]
+    picked: dict[Moment, Tensor] = field(default_factory=dict)
+
+    @property
+    def padded(self) -> Tensor:
+        """Positions in the whole batch for every row, padding included."""
+        missing = self.batch.size - len(self.images)
+        return torch.cat([self.images, self.images[:1].expand(missing)])
+
+
+class Player:
+    """Plays slices of one pass.
+
+    Args:
+        whole: The pass over a whole batch.
+        smaller: Gives the pass over fewer images, or None where there is none.
+        sizes: Numbers of images to which a batch may be reduced.
+    """
+
+    def __init__(self, whole: Batch, smaller: Callable[[int], Batch | None], sizes: tuple[int, ...]) -> None:
+        self._whole = whole
+        self._smaller = smaller
+        self._sizes = sizes
+        self._yields: dict[tuple[int, int, int], Yield] = {}
+
+    def looks(self, piece: Slice) -> tuple[Cut, ...]:
+        """Return the cuts at which rows can be compared with golden ones."""
+        return tuple(
+            cut
+            for cut in piece.cuts[:_MOST_LOOKS]
+            if all(self._whole.rows.get(buffer) is not None for buffer, _ in cut.live)
+        )
+
+    def needs(self, piece: Slice) -> frozenset[Moment]:
+        """Return the golden content that :meth:`play` reads."""
+        return piece.needs | {moment for cut in self.looks(piece) for moment in cut.live}
+
+    def play(self, piece: Slice, golden: Mapping[Moment, Tensor], struck: Tensor) -> Played:
+        """Run what comes after a struck tensor.
+
+        Args:
+            piece: The slice.
+            golden: Content of :meth:`needs`.
+            struck: A tensor on memory like that of the slice's source, faulty.
+        """
+        images = torch.arange(self._whole.size, device=struck.device)
+        state = _State(self._whole, images, {piece.source.view.buffer: struck})
+        cuts = {cut.step: cut for cut in self.looks(piece)}
+        heavy = {cut.step for cut in piece.cuts}
+        heavy_left = len(heavy)
+        for number, frees in zip(piece.steps, piece.frees, strict=True):
+            if number in cuts:
+                state = self._look(piece, cuts[number], heavy_left, state, golden)
+                if not len(state.images):
+                    break
+            heavy_left -= number in heavy
+            self._execute(number, state, golden)
+            for buffer in frees:
+                state.roots.pop(buffer, None)
+        logits = state.batch.tape.logits
+        assert logits is not None
+        if not len(state.images):
+            return Played(state.images, torch.empty((0, *logits.size[1:]), dtype=logits.dtype, device=struck.device))
+        return Played(state.images, logits.on(state.roots[logits.buffer])[: len(state.images)])
+
+    def _look(self, piece: Slice, cut: Cut, heavy_left: int, state: _State, golden: Mapping[Moment, Tensor]) -> _State:
+        """Compare rows with golden ones where that has paid so far; go on with fewer rows if that saves work."""
+        source = piece.source
+        found = self._yields.setdefault((source.position, source.view.buffer, cut.step), Yield())
+        if found.runs >= _FIRST_RUNS and found.golden * heavy_left < _LOOK_COST * found.seen:
+            return state
+        pairs = []
+        for buffer, version in cut.live:
+            where = self._whole.rows[buffer]
+            assert where is not None
+            now, dim = where.apart(words(state.batch.tape.roots[buffer].on(state.roots[buffer])))
+            before, _ = where.apart(words(self._whole.tape.roots[buffer].on(golden[buffer, version])))
+            pairs.append((now.movedim(dim, 0), before.movedim(dim, 0)))
+        differ = [
+            row
+            for row, image in enumerate(state.images.tolist())
+            if any(not torch.equal(now[row], before[image]) for now, before in pairs)
+        ]
+        found.runs += 1
+        found.seen += len(state.images)
+        found.golden += len(state.images) - len(differ)
+        if not differ:
+            state.images = state.images[:0]
+            return state
+        return self._compact(piece, cut, state, differ)
+
+    def _compact(self, piece: Slice, cut: Cut, state: _State, differ: list[int]) -> _State:
+        """Return a state of fewer rows; the same one where no smaller size fits."""
+        size = min((s for s in self._sizes if s >= len(differ)), default=state.batch.size)
+        smaller = self._smaller(size) if size < state.batch.size else None
+        if smaller is None or not self._fits(smaller, [step for step in piece.steps if step >= cut.step]):
+            return state
+        rows = torch.tensor(differ, device=state.images.device)
+        fewer = _State(smaller, state.images[rows], {})
+        padded = torch.cat([rows, rows[:1].expand(size - len(rows))])
+        for buffer, _ in cut.live:
+            where = smaller.rows[buffer]
+            assert where is not None
+            now = state.batch.tape.roots[buffer].on(state.roots[buffer])
+            fewer.roots[buffer] = where.pick(now, padded, smaller.shaped(buffer, now.device))
+        return fewer
+
+    def _fits(self, smaller: Batch, later: list[int]) -> bool:
+        """Whether every buffer of some operations can be had for fewer images."""
+        steps = self._whole.tape.steps
+        return all(buffer in smaller.rows for step in later for buffer in steps[step].reads | steps[step].creates)
+
+    def _execute(self, number: int, state: _State, golden: Mapping[Moment, Tensor]) -> None:
+        """Run one operation on the rows that are followed."""
+        if state.batch is self._whole:
+            run_step(self._whole.tape.steps[number], state.roots, lambda view: view.on(golden[view.moment]))
+        elif number in state.batch.inexact:
+            self._execute_whole(number, state, golden)
+        else:
+            step = state.batch.tape.steps[number]
+            run_step(step, state.roots, lambda view: self._golden_rows(view, state, golden))
+
+    def _golden_rows(self, view: View, state: _State, golden: Mapping[Moment, Tensor]) -> Tensor:
+        """Return golden content for the rows that are followed."""
+        where = state.batch.rows[view.buffer]
+        if where is None:
+            return view.on(golden[view.moment])
+        if view.moment not in state.picked:
+            whole = self._whole.tape.roots[view.buffer].on(golden[view.moment])
+            into = state.batch.shaped(view.buffer, whole.device)
+            state.picked[view.moment] = where.pick(whole, state.padded, into)
+        return view.on(state.picked[view.moment])
+
+    def _execute_whole(self, number: int, state: _State, golden: Mapping[Moment, Tensor]) -> None:
+        """Run one operation at the size of the whole batch, each row at its own place."""
+        step = self._whole.tape.steps[number]
+        roots = {}
+        for buffer in step.reads & state.roots.keys():
+            where = state.batch.rows[buffer]
+            now = state.batch.tape.roots[buffer].on(state.roots[buffer])
+            into = self._whole.shaped(buffer, now.device).zero_()
+            roots[buffer] = now if where is None else where.spread(now, state.images, into)
+        run_step(step, roots, lambda view: view.on(golden[view.moment]))
+        for buffer in step.creates | step.writes:
+            where = state.batch.rows[buffer]
+            result = self._whole.tape.roots[buffer].on(roots[buffer])
+            if where is not None:
+                result = where.pick(result, state.padded, state.batch.shaped(buffer, result.device))
+            state.roots[buffer] = result
