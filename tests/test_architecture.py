@@ -19,10 +19,12 @@ MAY_IMPORT = {
     "evaluation": set(),
     "assets": set(),
     "text": GROUND | {"text"},
-    "injection": {"errors", "evaluation", "injection"},
+    "rerun": {"rerun"},
+    "injection": {"errors", "evaluation", "rerun", "injection"},
     "metrics": {"errors", "metrics"},
     "heads": GROUND | {"text", "heads"},
-    "campaign": GROUND | {"injection", "metrics", "campaign"},
+    "campaign": GROUND | {"rerun", "injection", "metrics", "campaign"},
+    "inputs": {"errors", "extras", "inputs"},
     "report": GROUND | {"campaign", "metrics", "report"},
 }
 TOP = {"cli", "commands", "demo", "__main__", "__init__"}
@@ -103,7 +105,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_import_stays_light() -> None:
-    heavy = {"open_clip", "timm", "matplotlib", "pandas", "torchvision", "sklearn", "sentence_transformers"}
+    heavy = {"open_clip", "timm", "matplotlib", "pandas", "pyarrow", "torchvision", "sklearn", "sentence_transformers"}
     assert not loaded_by("import resilient_heads") & (heavy | {"torch", "numpy"})
     every_name = "; ".join(f"resilient_heads.{name}" for name in rh.__all__)
     assert not loaded_by(f"import resilient_heads; {every_name}") & heavy

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -28,7 +29,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_writes_results_table_and_plot(output: Path) -> None:
     names = {path.name for path in output.iterdir()}
-    campaigns = {f"{model}-{protocol}.safetensors" for model in demo.NAMES for protocol in ("goldeneye", "raw")}
+    campaigns = {f"{model}-{protocol}.parquet" for model in demo.NAMES for protocol in ("goldeneye", "raw")}
     assert names == campaigns | {"table.md", "layers.png"}
     assert (output / "layers.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -36,7 +37,7 @@ def test_it_writes_results_table_and_plot(output: Path) -> None:
 def test_the_table_says_what_the_results_say(output: Path) -> None:
     table = (output / "table.md").read_text()
     for protocol in ("goldeneye", "raw"):
-        result = rh.CampaignResult.load(output / f"text-guided-{protocol}.safetensors")
+        result = rh.CampaignResult.load(output / f"text-guided-{protocol}.parquet")
         assert result.config.injections_per_layer == 12
         sdc = result.scope("network").per_layer.sdc
         row = next(
@@ -96,9 +97,8 @@ def test_the_command_runs_as_a_module() -> None:
 
 def test_no_campaign_is_one_of_nothing(output: Path) -> None:
     """What is on disk names its protocol, seed and environment."""
-    content = (output / "baseline-raw.safetensors").read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["resilient_heads"])
+    metadata = parquet.read_metadata(output / "baseline-raw.parquet").metadata
+    record = json.loads(metadata[b"resilient_heads.record"])
     assert record["config"]["protocol"]["name"] == "raw"
     assert record["config"]["environment"]["torch"] == torch.__version__
     assert len(record["sites"]) == 21

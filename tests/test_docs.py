@@ -40,7 +40,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
             optimizer.zero_grad()
 
     result = campaign(model, loader, calibration=loader, injections_per_layer=3, progress=False)
-    result.save("campaign.safetensors")
+    result.save("campaign.parquet")
     monkeypatch.setattr(rh, "run_campaign", few, raising=False)
     generator = torch.Generator().manual_seed(0)
 
@@ -66,7 +66,10 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     }
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/faults.md", "docs/measuring.md"])
+PAGES = ["README.md", "docs/index.md", "docs/faults.md", "docs/measuring.md", "docs/campaigns.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_code_runs(page: str, namespace: dict[str, object]) -> None:
     code = blocks(ROOT / page)
     assert "rh." in code

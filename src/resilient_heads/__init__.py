@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from resilient_heads.campaign.config import GOLDENEYE as GOLDENEYE
     from resilient_heads.campaign.config import RAW as RAW
     from resilient_heads.campaign.config import Protocol as Protocol
+    from resilient_heads.campaign.merge import merge_campaign as merge_campaign
+    from resilient_heads.campaign.replay import replay as replay
     from resilient_heads.campaign.results import CampaignResult as CampaignResult
     from resilient_heads.campaign.runner import run_campaign as run_campaign
+    from resilient_heads.campaign.shards import Shard as Shard
     from resilient_heads.errors import ResilientHeadsError as ResilientHeadsError
     from resilient_heads.heads.pretrained import from_pretrained as from_pretrained
     from resilient_heads.heads.pretrained import push_to_hub as push_to_hub
@@ -101,6 +104,7 @@ _HOME = {
     "ResilientHeadsError": "errors",
     "SentenceTransformerEncoder": "text.encoders.sentence",
     "SetValue": "injection.effects",
+    "Shard": "campaign.shards",
     "Stored": "injection.places",
     "StuckAt": "injection.effects",
     "TextGuidedHead": "heads.text_guided",
@@ -119,8 +123,10 @@ _HOME = {
     "layer_table": "report.tables",
     "load_descriptions": "text.bundled",
     "load_embeddings": "text.prebuilt",
+    "merge_campaign": "campaign.merge",
     "plot_layers": "report.plots",
     "push_to_hub": "heads.pretrained",
+    "replay": "campaign.replay",
     "run_campaign": "campaign.runner",
     "save_pretrained": "heads.pretrained",
     "unwrap_model": "heads.wrap",
@@ -160,6 +166,7 @@ __all__ = [
     "ResilientHeadsError",
     "SentenceTransformerEncoder",
     "SetValue",
+    "Shard",
     "Stored",
     "StuckAt",
     "TextGuidedHead",
@@ -178,8 +185,10 @@ __all__ = [
     "layer_table",
     "load_descriptions",
     "load_embeddings",
+    "merge_campaign",
     "plot_layers",
     "push_to_hub",
+    "replay",
     "run_campaign",
     "save_pretrained",
     "unwrap_model",

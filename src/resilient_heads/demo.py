@@ -23,6 +23,7 @@ from resilient_heads.errors import DataError
 from resilient_heads.extras import require
 from resilient_heads.files import write_atomic
 from resilient_heads.heads.cost import count_flops, count_parameters
+from resilient_heads.inputs.devices import usable_device
 from resilient_heads.report.tables import notes
 
 EPOCHS = 5
@@ -126,7 +127,7 @@ def run_demo(options: DemoOptions) -> str:
         DataError: The device cannot be used.
         MissingExtraError: The extra ``demo`` is not installed.
     """
-    _check_device(options.device)
+    usable_device(options.device)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,7 +141,7 @@ def run_demo(options: DemoOptions) -> str:
     for protocol in options.protocols:
         both = {name: strike(model, protocol, train_set, test_set, options) for name, model in models.items()}
         for name, result in both.items():
-            result.save(options.output / f"{name}-{protocol}.safetensors")
+            result.save(options.output / f"{name}-{protocol}.parquet")
         comparisons.append(rh.compare(both["baseline"], both["text-guided"]))
         results[protocol] = both
 
@@ -191,11 +192,3 @@ def _picture(results: dict[str, dict[str, CampaignResult]]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
-
-
-def _check_device(device: str) -> None:
-    """Raise DataError unless a tensor can be put on the device."""
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        raise DataError(f"The device {device!r} cannot be used: {str(error).splitlines()[0]}") from error

@@ -12,6 +12,8 @@
         ├── FaultError (ValueError)           a fault that cannot be placed: unknown layer, bit out of range
         ├── DataError (ValueError)            images or labels that a campaign cannot use
         ├── ResultError (ValueError)          results that cannot be read, or cannot be compared
+        │   └── DamagedChunkError             a file of trials that is truncated; running it again mends it
+        ├── StoreError (OSError)              a campaign's folder that cannot be written, or is in use
         ├── InjectionError (RuntimeError)     a fault that did not take effect, or a run that cannot be trusted
         └── MissingExtraError (ImportError)   an optional package is not installed
 
@@ -19,6 +21,8 @@ Each is also the builtin exception that a caller would expect, so ``except Value
 """
 
 __all__ = [
+    "DamagedChunkError",
+    "DamagedChunkWarning",
     "DataError",
     "DescriptionError",
     "DuplicateClassWarning",
@@ -32,6 +36,7 @@ __all__ = [
     "ModelError",
     "ResilientHeadsError",
     "ResultError",
+    "StoreError",
 ]
 
 
@@ -71,6 +76,14 @@ class ResultError(ResilientHeadsError, ValueError):
     """Campaign results cannot be read, or two of them cannot be compared."""
 
 
+class DamagedChunkError(ResultError):
+    """A file of trials in a campaign's folder is truncated or damaged; the campaign's command mends it."""
+
+
+class StoreError(ResilientHeadsError, OSError):
+    """A campaign's folder cannot be written (the disk is full, no permission), or another process is at work in it."""
+
+
 class InjectionError(ResilientHeadsError, RuntimeError):
     """A fault did not take effect as asked, so its trial would have measured nothing."""
 
@@ -81,6 +94,10 @@ class MissingExtraError(ResilientHeadsError, ImportError):
 
 class DuplicateClassWarning(UserWarning):
     """Two classes share a name, so their text embeddings and their logits tie."""
+
+
+class DamagedChunkWarning(UserWarning):
+    """A file of trials in a campaign's folder is damaged, so its trials are run again."""
 
 
 class LongTextWarning(UserWarning):

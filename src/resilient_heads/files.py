@@ -1,14 +1,18 @@
 """Files that are either written whole or not at all."""
 
 import contextlib
+import glob
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
+def write_atomic(path: str | os.PathLike[str], content: bytes | memoryview) -> Path:
     """Write ``content`` beside ``path`` and move it into place, so that no reader ever sees half a file.
+
+    A process that is killed meanwhile leaves a file behind that :func:`leftovers` names.
 
     Returns:
         The path written. Missing parent folders are made.
@@ -30,7 +34,71 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> Path:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    _sync_folder(path.parent)
     return path
+
+
+def leftovers(path: str | os.PathLike[str]) -> list[Path]:
+    """Return what :func:`write_atomic` left beside ``path`` if it was killed; nobody may be writing there now."""
+    path = Path(path)
+    return sorted(found for found in path.parent.glob(f".{glob.escape(path.name)}.*") if found.is_file())
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
+    """Keep other processes out of the block that lock the same path; the end of a process, however it ends, unlocks.
+
+    The file ``path`` is there inside the block only. Where the system has no such locks, nobody is kept out.
+
+    Args:
+        path: A file for the lock alone, in an existing folder.
+        wait: Wait for the other process.
+
+    Raises:
+        BlockingIOError: Another process is in its block, and ``wait`` is False.
+        OSError: The file cannot be made.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(handle)
+            raise
+        except OSError:  # a file system without locks
+            break
+        if _still_there(path, handle):
+            break
+        os.close(handle)  # whoever held it has removed the file meanwhile
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(handle)
+
+
+def _still_there(path: str | os.PathLike[str], handle: int) -> bool:
+    """Whether a path still names the open file."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a loss of power, where folders can be synced."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

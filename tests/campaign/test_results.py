@@ -22,29 +22,37 @@ def result(small_net: nn.Module, labelled: Data) -> rh.CampaignResult:
 
 
 def test_save_and_load_give_the_same_result(result: rh.CampaignResult, tmp_path: Path) -> None:
-    loaded = rh.CampaignResult.load(result.save(tmp_path / "deep" / "r.safetensors"))
+    loaded = rh.CampaignResult.load(result.save(tmp_path / "deep" / "r.parquet"))
     assert loaded.config == result.config
     assert loaded.sites == result.sites
     assert loaded.skipped == result.skipped
     for name, column in result.trials.columns.items():
         assert loaded.trials.columns[name].tobytes() == column.tobytes()
     assert loaded.summary() == result.summary()
-    assert result.save(tmp_path / "again").read_bytes() == (tmp_path / "deep" / "r.safetensors").read_bytes()
+    assert result.save(tmp_path / "again").read_bytes() == (tmp_path / "deep" / "r.parquet").read_bytes()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_damaged_files_are_refused(result: rh.CampaignResult, tmp_path: Path) -> None:
-    path = result.save(tmp_path / "r.safetensors")
+    path = result.save(tmp_path / "r.parquet")
     whole = path.read_bytes()
     for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(ResultError, match="truncated"):
             rh.CampaignResult.load(path)
-    path.write_bytes(whole.replace(b"resilient_heads.campaign/2", b"resilient_heads.campaign/9"))
-    with pytest.raises(ResultError, match="format"):
-        rh.CampaignResult.load(path)
+    for old, new, message in (
+        (b"resilient_heads.campaign/3", b"resilient_heads.campaign/9", "format is 'resilient_heads.campaign/9'"),
+        (b"resilient_heads.record", b"resilient_heads.racord", "not a campaign result"),
+        (b"resilient_heads.golden", b"resilient_heads.galden", "golden run|not a whole Parquet"),
+        (b"resilient_heads.sha256", b"resilient_heads.sha257", "their sha256 differs"),
+        (b'"skipped"', b'"skopped"', "record is damaged"),
+    ):
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(ResultError, match=message):
+            rh.CampaignResult.load(path)
     foreign = rh.load_embeddings("digits").save(tmp_path / "e.safetensors")
-    with pytest.raises(ResultError, match=r"format|not a campaign"):
+    with pytest.raises(ResultError, match=r"not a campaign"):
         rh.CampaignResult.load(foreign)
     with pytest.raises(FileNotFoundError):
         rh.CampaignResult.load(tmp_path / "absent")
@@ -52,9 +60,10 @@ def test_damaged_files_are_refused(result: rh.CampaignResult, tmp_path: Path) ->
 
 def test_a_trial_without_outcome_is_no_result(result: rh.CampaignResult, tmp_path: Path) -> None:
     result.trials.outcome[305] = 255
-    path = result.save(tmp_path / "r.safetensors")
+    with pytest.raises(ResultError, match="outcome holds 255"):
+        result.save(tmp_path / "r.parquet")
     with pytest.raises(ResultError, match="incomplete"):
-        rh.CampaignResult.load(path)
+        rh.CampaignResult.of(result.record, result.trials)
 
 
 def test_layers_by_hand(result: rh.CampaignResult) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resilient_heads as rh
+from resilient_heads.campaign.environment import fingerprint
 from resilient_heads.campaign.golden import profile_ranges
 from resilient_heads.campaign.outcomes import Outcome
-from resilient_heads.campaign.runner import fingerprint
 from resilient_heads.errors import DataError, FaultError, InjectionError
 from resilient_heads.injection import models
 from resilient_heads.injection.sites import find_sites

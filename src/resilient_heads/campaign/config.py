@@ -64,6 +64,7 @@ class CampaignConfig:
         injections_per_layer: Trials at each site.
         seed: Trial i of a layer is a function of (seed, layer, i) alone.
         batch_size: Trials run at once; it changes no trial.
+        chunk_size: Trials of each site that are run, and written to disk, together.
         model: Class name of the model.
         model_sha256: Digest of its state dict.
         data_sha256: Digest of images and labels.
@@ -75,6 +76,7 @@ class CampaignConfig:
     injections_per_layer: int
     seed: int
     batch_size: int
+    chunk_size: int
     model: str
     model_sha256: str
     data_sha256: str

@@ -1,22 +1,20 @@
 """The result of a campaign: every trial, what it was run on, and its summaries."""
 
-import dataclasses
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from resilient_heads.campaign.config import CampaignConfig, Protocol
 from resilient_heads.campaign.golden import GoldenRun
 from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.parquet import decode
+from resilient_heads.campaign.record import CampaignRecord, parse
+from resilient_heads.campaign.shards import Shard
+from resilient_heads.campaign.store import RESULT
 from resilient_heads.campaign.summary import (
     SCOPES,
     BitSummary,
@@ -27,14 +25,14 @@ from resilient_heads.campaign.summary import (
     summarize_layers,
     summarize_scope,
 )
-from resilient_heads.campaign.trials import COLUMNS, StruckSite, Trials
+from resilient_heads.campaign.trial_file import encode_trials, golden_from_text, golden_text, trials_from
+from resilient_heads.campaign.trials import StruckSite, Trials
 from resilient_heads.errors import ResultError
 from resilient_heads.files import write_atomic
-from resilient_heads.injection.sites import Site
 from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, weighted_rate
 
-_FORMAT = "resilient_heads.campaign/2"
-_RECORD = "resilient_heads"
+_RECORD = "resilient_heads.record"
+_GOLDEN = "resilient_heads.golden"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +82,7 @@ class CampaignResult:
         skipped: Sites that no fault could be put into, and why.
         golden: The fault-free model's predictions.
         trials: A row each.
+        shard: Which part of the campaign's trials these are; normally the whole.
     """
 
     config: CampaignConfig
@@ -92,14 +91,18 @@ class CampaignResult:
     skipped: dict[str, str]
     golden: GoldenRun
     trials: Trials
+    shard: Shard = field(default_factory=Shard)
 
     def __post_init__(self) -> None:
+        if not len(self.trials):
+            raise ResultError("The campaign has no trials.")
         if len(np.unique(self.trials.site)) != len(self.sites) or self.trials.outcome.max() > max(Outcome):
             raise ResultError("The trials are incomplete: a trial has no outcome.")
 
     def __repr__(self) -> str:
         shape = f"{len(self.sites)} sites, {len(self.trials)} trials"
-        return f"CampaignResult({self.config.model}, {self.config.protocol.name}, {shape})"
+        part = "" if self.shard.is_whole else f", shard {self.shard.rank} of {self.shard.world_size}"
+        return f"CampaignResult({self.config.model}, {self.config.protocol.name}, {shape}{part})"
 
     def summary(self, *, level: float = DEFAULT_LEVEL) -> Summary:
         """Return accuracy, margins, and the figures of the classifier and of the network.
@@ -164,78 +167,85 @@ class CampaignResult:
             raise ResultError("The sites have different number formats; pass layers= of one format.")
         return summarize_bits(chosen, self.trials.rows(rows), level=level)
 
+    @property
+    def record(self) -> CampaignRecord:
+        """All of it but the trials."""
+        return CampaignRecord(
+            config=self.config, sites=self.sites, unstruck=self.unstruck, skipped=self.skipped, golden=self.golden
+        )
+
+    @classmethod
+    def of(cls, record: CampaignRecord, trials: Trials, *, shard: Shard | None = None) -> Self:
+        """Return the result of a campaign's trials."""
+        return cls(
+            config=record.config,
+            sites=record.sites,
+            unstruck=record.unstruck,
+            skipped=record.skipped,
+            golden=record.golden,
+            trials=trials,
+            shard=shard or Shard(),
+        )
+
+    def encode(self) -> memoryview:
+        """Return the content of the file that :meth:`save` writes.
+
+        Raises:
+            ResultError: It is one shard of several.
+            MissingExtraError: pyarrow is not installed.
+        """
+        if not self.shard.is_whole:
+            raise ResultError(
+                f"This is shard {self.shard.rank} of {self.shard.world_size}, not the campaign; when all have run, "
+                "rh.merge_campaign(folder) gives the whole."
+            )
+        record = self.record
+        metadata = {_RECORD: record.to_json(), _GOLDEN: golden_text(self.golden)}
+        return encode_trials(self.trials, record.layers, metadata)
+
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write all of it to one safetensors file, atomically: arrays for the trials, one JSON record for the rest."""
-        record = {
-            "format": _FORMAT,
-            "config": self.config.as_dict(),
-            "sites": [_site_record(struck) for struck in self.sites],
-            "unstruck": [_site_record(struck) for struck in self.unstruck],
-            "skipped": self.skipped,
-        }
-        arrays = {f"trials.{name}": np.ascontiguousarray(column) for name, column in self.trials.columns.items()}
-        for field in dataclasses.fields(GoldenRun):
-            arrays[f"golden.{field.name}"] = np.ascontiguousarray(getattr(self.golden, field.name))
-        return write_atomic(path, save_arrays(arrays, {_RECORD: json.dumps(record, sort_keys=True)}))
+        """Write all of it to one Parquet file, atomically: the trials as its columns, the rest in its metadata.
+
+        Beside the columns of :class:`~resilient_heads.campaign.trials.Trials` there is ``layer``, the site's name, and
+        ``outcome`` is readable. Equal results give equal bytes with the same version of pyarrow.
+
+        Raises:
+            ResultError: It is one shard of several.
+            MissingExtraError: pyarrow is not installed.
+        """
+        return write_atomic(path, self.encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, or the result in the folder of a complete campaign.
 
         Raises:
-            ResultError: The file is truncated, foreign, or damaged.
+            ResultError: The file is truncated, foreign, or damaged; or the folder's campaign is not complete.
             FileNotFoundError: There is no such file.
+            MissingExtraError: pyarrow is not installed.
         """
-        content = Path(path).read_bytes()
+        path = Path(path)
+        if path.is_dir():
+            path = path / RESULT
+            if not path.exists():
+                raise ResultError(
+                    f"{path.parent} holds no complete campaign: there is no {RESULT} in it. Run the campaign's command "
+                    "again, or rh.merge_campaign(folder) once all its processes are done."
+                )
+        content = path.read_bytes()
         try:
-            arrays = load_arrays(content)
-            length = int.from_bytes(content[:8], "little")
-            record = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_RECORD])
-            found = record["format"]
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            columns, metadata = decode(content)
+        except ResultError as error:
             raise ResultError(f"{path} is not a campaign result, or is truncated: {error}.") from error
-        if found != _FORMAT:
-            raise ResultError(f"{path} has the format {found!r}; expected {_FORMAT!r}.")
+        if _RECORD not in metadata:
+            raise ResultError(f"{path} is not a campaign result: its metadata has no {_RECORD!r}.")
         try:
-            sites, unstruck = (tuple(_site_from(site) for site in record[kind]) for kind in ("sites", "unstruck"))
-            columns = {name: arrays[f"trials.{name}"] for name in COLUMNS}
-            for name, kind in COLUMNS.items():
-                if columns[name].dtype != kind or columns[name].shape != columns["outcome"].shape:
-                    raise ValueError(f"the column {name} has the wrong type or shape")
-            golden = GoldenRun(
-                **{field.name: arrays[f"golden.{field.name}"] for field in dataclasses.fields(GoldenRun)}
-            )
-            lengths = {getattr(golden, field.name).shape for field in dataclasses.fields(GoldenRun)}
-            if len(lengths) != 1 or columns["image"].max() >= len(golden.labels) or columns["image"].min() < 0:
-                raise ValueError("the golden run does not fit the trials")
-            return cls(
-                config=CampaignConfig.from_dict(record["config"]),
-                sites=sites,
-                unstruck=unstruck,
-                skipped=record["skipped"],
-                golden=golden,
-                trials=Trials(**columns),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultError(f"The campaign result {path} is damaged: {error}.") from error
-
-
-def _site_record(struck: StruckSite) -> dict[str, Any]:
-    """Return JSON-able values."""
-    record = dataclasses.asdict(struck.site)
-    return {
-        **record,
-        "dtype": str(struck.site.dtype).removeprefix("torch."),
-        "limit": struck.limit,
-        "is_last": struck.is_last,
-    }
-
-
-def _site_from(record: dict[str, Any]) -> StruckSite:
-    """Undo :func:`_site_record`."""
-    fields = {name: value for name, value in record.items() if name not in ("limit", "is_last")}
-    dtype = getattr(torch, record["dtype"])
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{record['dtype']} is no dtype")
-    site = Site(**{**fields, "dtype": dtype, "shape": tuple(record["shape"])})
-    return StruckSite(site, record["limit"], record["is_last"])
+            values = parse(metadata[_RECORD])
+            golden = golden_from_text(metadata.get(_GOLDEN, ""), values["golden_sha256"])
+            record = CampaignRecord.from_dict(values, golden)
+            trials = trials_from(columns, metadata, record.layers)
+            if len(trials) and not 0 <= trials.image.min() <= trials.image.max() < len(golden.labels):
+                raise ResultError("the golden run does not fit the trials")
+            return cls.of(record, trials)
+        except ResultError as error:
+            raise ResultError(f"The campaign result {path} cannot be used: {error}.") from error

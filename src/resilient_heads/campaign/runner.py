@@ -1,23 +1,24 @@
 """Run a campaign: many single flips at every site of a model."""
 
-import hashlib
+import contextlib
 import logging
 import operator
-import platform
+import os
 from collections.abc import Sequence
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from resilient_heads.campaign.config import CampaignConfig, Protocol, protocol_named
 from resilient_heads.campaign.data import Data, collect
-from resilient_heads.campaign.design import uniform
+from resilient_heads.campaign.environment import environment_of, fingerprint
 from resilient_heads.campaign.execution import Engine, Execution
 from resilient_heads.campaign.golden import profile_ranges, run_golden
+from resilient_heads.campaign.record import CampaignRecord
 from resilient_heads.campaign.results import CampaignResult
-from resilient_heads.campaign.trials import StruckSite
+from resilient_heads.campaign.shards import Shard
+from resilient_heads.campaign.store import CampaignFolder
+from resilient_heads.campaign.trials import StruckSite, Trials
 from resilient_heads.errors import DataError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites import SiteMap, find_sites
@@ -36,6 +37,9 @@ def run_campaign(
     layers: Sequence[str] | None = None,
     calibration: Data | None = None,
     batch_size: int = 64,
+    chunk_size: int | None = None,
+    output: str | os.PathLike[str] | None = None,
+    shard: Shard | None = None,
     engine: Engine = "rerun",
     memory_limit: int | None = None,
     progress: bool = True,
@@ -54,10 +58,16 @@ def run_campaign(
         protocol: ``"goldeneye"`` (range detector at the struck site), ``"raw"``, or a :class:`Protocol`.
         injections_per_layer: Trials at each site.
         seed: Of all draws.
-        layers: Names of sites to strike; None takes all that the model has.
+        layers: Names of sites to strike, or patterns such as ``"layer4.*"``; None takes all that the model has.
         calibration: Images, usually of the training set, that give the range detector its ranges; protocols without
             one do not use them.
         batch_size: Trials run at once.
+        chunk_size: Trials of each site that are written to disk together, a multiple of ``batch_size``; None takes four
+            batches.
+        output: Folder to keep the trials in. Each chunk is written as soon as it is done, and the same call goes on
+            where a killed one stopped; at the end there is ``result.parquet``. Needs the extra ``results``.
+        shard: Run a part of the chunks only, beside other processes with the same ``output``: pass
+            ``Shard.from_environment()`` under torchrun, and call :func:`merge_campaign` when all are done.
         engine: ``"rerun"`` runs only the operations that come after a site, and lets go of images that have become
             golden; ``"full"`` runs the whole model for each batch and site. Both give the same bits; where a model
             cannot be run in part, the full pass is taken and a log entry says so.
@@ -65,12 +75,14 @@ def run_campaign(
         progress: Show a progress bar on standard error.
 
     Returns:
-        Every trial, with its outcome.
+        Every trial, with its outcome; with ``shard``, those of the shard.
 
     Raises:
         DataError: Empty data, labels that are no classes, no calibration images where the protocol needs them.
         FaultError: A layer that does not exist or that no fault can be put into.
         InjectionError: The model is not deterministic, nothing is classified correctly, or a flip did not take place.
+        ResultError: The folder ``output`` holds another campaign, or files of something else.
+        StoreError: The folder cannot be written, or another process runs the same in it.
 
     Source: Mahmoud et al., *GoldenEye: A Platform for Evaluating Emerging Numerical Data Formats in DNN Accelerators*,
     DSN 2022, for the protocol of that name.
@@ -80,7 +92,15 @@ def run_campaign(
         raise DataError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     injections_per_layer = _count("injections_per_layer", injections_per_layer, least=1)
     batch_size = _count("batch_size", batch_size, least=1)
+    chunk_size = 4 * batch_size if chunk_size is None else _count("chunk_size", chunk_size, least=1)
+    if chunk_size % batch_size:
+        raise DataError(f"chunk_size must be a multiple of batch_size, {batch_size}; found {chunk_size}.")
     seed = _count("seed", seed, least=0)
+    shard = Shard() if shard is None else shard
+    if not isinstance(shard, Shard):
+        raise DataError(f"shard must be a Shard, such as Shard(rank=0, world_size=4); found {shard!r}.")
+    if output is None and not shard.is_whole:
+        raise DataError("A shard is kept in a folder for the others to be merged with: pass output=folder.")
     if rules.range_detector is not None and calibration is None:
         raise DataError(
             f"The protocol {rules.name!r} clamps flipped values to the range of each layer; pass "
@@ -97,51 +117,76 @@ def run_campaign(
             ranges = profile_ranges(model, calibration, tuple(s.site for s in struck))
             struck = [StruckSite(s.site, ranges.limits[s.site.name], s.is_last) for s in struck]
             calibration_sha256 = ranges.sha256
-        plan = uniform(struck, injections_per_layer, seed=seed)
+        record = CampaignRecord(
+            config=CampaignConfig(
+                protocol=rules,
+                injections_per_layer=injections_per_layer,
+                seed=seed,
+                batch_size=batch_size,
+                chunk_size=chunk_size,
+                model=type(model).__name__,
+                model_sha256=model_sha256,
+                data_sha256=images.sha256,
+                calibration_sha256=calibration_sha256,
+                environment=environment_of(model),
+            ),
+            sites=tuple(struck),
+            unstruck=tuple(unstruck),
+            skipped=site_map.skipped,
+            golden=golden,
+        )
         execution = Execution(
             model,
             images,
             golden.eligible,
-            plan,
+            record.plan,
             batch_size=batch_size,
             engine=engine,
             memory_limit=memory_limit,
         )
         for name, reason in execution.full_passes.items() if engine == "rerun" else ():
             logger.warning("Each batch of trials at %r takes a full pass of the model: %s.", name, reason)
-        with tqdm(total=plan.total, unit="trial", disable=not progress, desc="injecting", leave=False) as bar:
-            trials = execution.run(0, max(plan.counts), advance=bar.update)
-        execution.close()
-    return CampaignResult(
-        config=CampaignConfig(
-            protocol=rules,
-            injections_per_layer=injections_per_layer,
-            seed=seed,
-            batch_size=batch_size,
-            model=type(model).__name__,
-            model_sha256=model_sha256,
-            data_sha256=images.sha256,
-            calibration_sha256=calibration_sha256,
-            environment=_environment(model),
-        ),
-        sites=tuple(struck),
-        unstruck=tuple(unstruck),
-        skipped=site_map.skipped,
-        golden=golden,
-        trials=trials,
-    )
+        with contextlib.ExitStack() as stack:
+            folder = None
+            if output is not None:
+                folder = stack.enter_context(CampaignFolder.resume(output, record, shard=shard))
+                record = folder.record
+            result = CampaignResult.of(record, _run(execution, record, folder, shard, progress=progress), shard=shard)
+            if folder is not None and shard.is_whole:
+                folder.write_result(result.encode())
+    return result
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Return the sha256 of a model's state dict: names, shapes and every bit."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):  # extra state may be anything
-            digest.update(f"{name} {tensor!r};".encode())
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _run(
+    execution: Execution, record: CampaignRecord, folder: CampaignFolder | None, shard: Shard, *, progress: bool
+) -> Trials:
+    """Run the chunks of a shard that the folder does not have yet, and write each when it is done."""
+    counts, size = record.plan.counts, record.config.chunk_size
+    whole = -(-max(counts) // size)
+    if shard.world_size > whole:
+        raise DataError(
+            f"The campaign has {whole} chunks for {shard.world_size} processes; start {whole} at most, or pass a "
+            f"chunk_size below {size}."
+        )
+    chunks = shard.chunks(whole)
+    done = folder.stored(shard) if folder is not None else {}
+    total = sum(max(0, min(count - chunk * size, size)) for chunk in chunks for count in counts)
+    with tqdm(
+        total=total,
+        initial=sum(map(len, done.values())),
+        unit="trial",
+        disable=not progress,
+        desc="injecting",
+        leave=False,
+    ) as bar:
+        for chunk in chunks:
+            if chunk not in done:
+                start = chunk * size
+                done[chunk] = execution.run(start, min(start + size, max(counts)), advance=bar.update)
+                execution.close()  # nothing is kept of a model that has changed meanwhile
+                if folder is not None:
+                    folder.write(chunk, done[chunk])
+    return Trials.gather(list(done.values()))
 
 
 def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> tuple[list[StruckSite], list[StruckSite]]:
@@ -150,7 +195,7 @@ def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> tuple[list[Struc
     if layers is not None:
         if isinstance(layers, str) or not layers:
             raise DataError(f"layers must be a non-empty sequence of names, found {layers!r}.")
-        names = {site_map.named(layer).name for layer in layers}
+        names = {site.name for site in site_map.matching(layers)}
     else:
         names = {site.name for site in site_map.reached}
     all_sites = [StruckSite(site, None, site.name in last) for site in site_map.reached]
@@ -166,15 +211,3 @@ def _count(name: str, value: int, *, least: int) -> int:
     if whole < least or isinstance(value, bool):
         raise DataError(f"{name} must be a whole number of at least {least}, found {value!r}.")
     return whole
-
-
-def _environment(model: nn.Module) -> dict[str, str]:
-    """Return what a figure may depend on beside model and data."""
-    device = device_of(model)
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": str(torch.get_num_threads()),
-    }

@@ -37,4 +37,4 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
     )
     print(run_demo(options))
-    print(f"Written to {options.output.resolve()}: table.md, layers.png and each campaign's trials (.safetensors).")
+    print(f"Written to {options.output.resolve()}: table.md, layers.png and each campaign's trials (.parquet).")

@@ -1,0 +1,86 @@
+"""Images and labels from a folder of pictures or an array file."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resilient_heads.errors import DataError
+from resilient_heads.extras import require
+from resilient_heads.inputs.preprocessing import Preprocessing
+from resilient_heads.inputs.told import told
+
+
+def read_images(path: Path, preprocessing: Preprocessing, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Read labelled images into memory.
+
+    Args:
+        path: A folder with a subfolder of pictures for each class (class i is the i-th of their sorted names), or an
+            ``.npz`` file with ``images`` ``(N, C, H, W)``, float32 taken as they are or uint8 normalised, and
+            ``labels`` ``(N,)``.
+        preprocessing: The model's.
+        limit: Take so many images at most, evenly spaced over all.
+
+    Returns:
+        Images ``(N, C, H, W)`` and labels ``(N,)``, int64.
+
+    Raises:
+        DataError: Something else is there, or it cannot be decoded.
+        FileNotFoundError: Nothing is there.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"--images must be at least 1, found {limit}.")
+    if path.is_dir():
+        return _read_folder(path, preprocessing, limit)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no {path}; expected a folder of images or an .npz file.")
+    return _read_arrays(path, preprocessing, limit)
+
+
+def _read_folder(path: Path, preprocessing: Preprocessing, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Decode a folder in the layout of torchvision's ImageFolder."""
+    datasets = require("torchvision.datasets", extra="vision", purpose="folders of images")
+    if preprocessing.picture is None:
+        raise DataError(
+            "The model does not say how it wants pictures; pass --resize, --crop, --mean and --std, as far as it "
+            "needs them."
+        )
+    with told(DataError, f"{path} is no folder with a subfolder of images for each class"):
+        found = datasets.ImageFolder(path, transform=preprocessing.picture)
+    chosen = _spread(len(found), limit)
+    images, labels = [], []
+    for index in chosen:
+        with told(DataError, f"{found.samples[index][0]} cannot be used"):
+            image, label = found[index]
+        images.append(image)
+        labels.append(label)
+    if len({image.shape for image in images}) > 1:
+        raise DataError(f"The images of {path} differ in size; pass --resize and --crop.")
+    return torch.stack(images), torch.tensor(labels)
+
+
+def _read_arrays(path: Path, preprocessing: Preprocessing, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Read an .npz file, without running what it may hold."""
+    expected = f"{path} is no .npz file with arrays 'images' and 'labels'"
+    with told(DataError, expected), np.load(path, allow_pickle=False) as content:
+        images, labels = content["images"], content["labels"]
+    if images.ndim != 4 or labels.shape != images.shape[:1] or images.dtype not in (np.float32, np.uint8):
+        raise DataError(
+            f"{path} holds images {images.shape} {images.dtype} and labels {labels.shape}; expected (N, C, H, W) "
+            "float32 or uint8, and (N,)."
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"The labels in {path} are {labels.dtype}; expected whole numbers.")
+    chosen = _spread(len(images), limit)
+    pixels = torch.from_numpy(images[chosen])
+    if pixels.dtype == torch.uint8:
+        pixels = preprocessing.array(pixels)
+    return pixels, torch.from_numpy(labels[chosen].astype(np.int64))
+
+
+def _spread(count: int, limit: int | None) -> list[int]:
+    """Return at most ``limit`` indices, evenly spaced: files are sorted by class."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [index * count // limit for index in range(limit)]

@@ -1,0 +1,363 @@
+"""The commands campaign, merge, replay and report, and how they find models and images."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_campaign import Net, arguments, campaign, labelled, net
+
+import resilient_heads as rh
+from resilient_heads.cli import _warnings_in_a_line, main
+from resilient_heads.errors import DamagedChunkWarning, DataError, ModelError
+from resilient_heads.inputs.checkpoints import load_checkpoint
+from resilient_heads.inputs.devices import usable_device
+from resilient_heads.inputs.images import read_images
+from resilient_heads.inputs.models import named_model
+from resilient_heads.inputs.preprocessing import Preprocessing, preprocessing_from
+
+torchvision = pytest.importorskip("torchvision")
+image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three classes of four pictures each, of different sizes."""
+    generator = np.random.default_rng(0)
+    for label, name in enumerate(("ant", "bee", "cat")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = generator.integers(0, 80, size=(40 + number, 50, 3), dtype=np.uint8)
+            pixels[..., label] += 150
+            image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the one line with which a command refuses."""
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("resilient-heads: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, folder = arguments(tmp_path / "c"), tmp_path / "c"
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "180 trials written to" in out
+    assert "| conv " in out
+    assert "masked" in out
+    in_library = campaign(None).save(tmp_path / "r.parquet")
+    assert (folder / "result.parquet").read_bytes() == in_library.read_bytes()
+    assert main(["report", str(folder)]) == 0
+    assert "CampaignResult(Net, raw, 2 sites, 180 trials): seed 0, fault-free accuracy 100.00% of 12" in (
+        capsys.readouterr().out
+    )
+    assert main(["merge", str(folder)]) == 0
+    assert (folder / "result.parquet").read_bytes() == in_library.read_bytes()
+    trial = rh.replay(folder, net(), labelled(), site="fc", trial=7)
+    model_and_data = words[1:5]
+    capsys.readouterr()
+    assert main(["replay", str(folder), "--site", "fc", "--trial", "7", *model_and_data]) == 0
+    out = capsys.readouterr().out
+    assert f"bit {trial.bit} of neuron {trial.neuron}: {trial.before:.9g} became {trial.after:.9g}\n" in out
+    assert f"outcome: {trial.outcome.name.lower()}" in out
+    for label in range(4):
+        assert f"{label:5d} {float(trial.golden[label]):14.7g} {float(trial.faulty[label]):14.7g}" in out
+    assert "no trial 90" in fails(["replay", str(folder), "--site", "fc", "--trial", "90", *model_and_data], capsys)
+
+
+def test_mistakes_are_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, folder = arguments(tmp_path / "c"), tmp_path / "c"
+    assert "No fault site is named 'layer4.*'; the model's sites are: conv, fc" in fails(
+        [*words, "--layers", "fc", "layer4.*"], capsys
+    )
+    assert "measure the ranges" in fails([*words, "--protocol", "goldeneye"], capsys)
+    assert not folder.exists()
+    assert "There is no" in fails([*words, "--data", str(tmp_path / "absent")], capsys)
+    assert "'warp' cannot be used" in fails([*words, "--device", "warp"], capsys)
+    assert "No model is named 'resnet50'; expected torchvision:NAME" in fails([*words, "--model", "resnet50"], capsys)
+    assert "--images must be at least 1" in fails([*words, "--images", "0"], capsys)
+    assert "holds no campaign" in fails(["merge", str(tmp_path)], capsys)
+    assert "holds no complete campaign" in fails(["report", str(tmp_path)], capsys)
+    monkeypatch.setenv("RANK", "0")
+    assert "must both be set" in fails(words, capsys)
+    monkeypatch.delenv("RANK")
+    assert main([*words, "--layers", "f?"]) == 0
+    assert [struck.site.name for struck in rh.CampaignResult.load(folder).sites] == ["fc"]
+    assert "another campaign: sites is" in fails(words, capsys)
+    chunk = folder / "trials/chunk-000001.parquet"
+    chunk.write_bytes(chunk.read_bytes()[:-4])
+    with pytest.warns(DamagedChunkWarning, match="is damaged .* run again"):
+        assert main([*words, "--layers", "fc"]) == 0
+    usual = warnings.formatwarning
+    with _warnings_in_a_line():
+        line = warnings.formatwarning(DamagedChunkWarning("It is damaged."), DamagedChunkWarning, "x.py", 3)
+    assert line == "resilient-heads: It is damaged.\n"
+    assert warnings.formatwarning is usual
+    for wrong in (["campaign"], [*words, "--protocol", "golden"], ["replay", str(folder)]):
+        with pytest.raises(SystemExit) as stop:
+            main(wrong)
+        assert stop.value.code == 2
+
+
+def test_goldeneye_measures_its_ranges(tmp_path: Path) -> None:
+    words, folder = arguments(tmp_path / "c"), tmp_path / "c"
+    assert main([*words, "--protocol", "goldeneye", "--calibration", str(tmp_path / "images.npz")]) == 0
+    result = rh.CampaignResult.load(folder)
+    expected = campaign(None, protocol="goldeneye", calibration=labelled()[0])
+    assert [struck.limit for struck in result.sites] == [struck.limit for struck in expected.sites]
+    assert result.config == expected.config
+
+
+def test_ctrl_c_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resilient_heads.campaign.store.CampaignFolder.write", interrupted)
+    assert main(arguments(tmp_path / "c")) == 130
+
+
+def test_torchvision_reads_pictures_its_own_way(tmp_path: Path, pictures: Path) -> None:
+    plain = torchvision.models.resnet18(num_classes=3)
+    with torch.no_grad():
+        plain.fc.bias.copy_(torch.tensor([9.0, 0, 0]))
+    torch.save(
+        {"state_dict": {f"module.{name}": tensor for name, tensor in plain.state_dict().items()}}, tmp_path / "r.pth"
+    )
+    words = ["campaign", "--model", "torchvision:resnet18", "--checkpoint", str(tmp_path / "r.pth"), "--classes", "3"]
+    words += ["--data", str(pictures), "--protocol", "raw", "--injections", "4", "--batch-size", "4", "--quiet"]
+    words += ["--output", str(tmp_path / "c"), "--layers", "layer4.1.*", "fc", "--images", "6"]
+    assert main(words) == 0
+    result = rh.CampaignResult.load(tmp_path / "c")
+    assert [struck.site.name for struck in result.sites] == ["layer4.1.conv1", "layer4.1.conv2", "fc"]
+    assert result.golden.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert result.golden.predicted.tolist() == [0] * 6
+    own = torchvision.models.get_model_weights("resnet18").DEFAULT.transforms()
+    expected = own(image.open(pictures / "bee/2.png").convert("RGB"))
+    named = named_model("torchvision:resnet18", pretrained=False)
+    images, labels = read_images(pictures, named.preprocessing)
+    assert torch.equal(images[6], expected)
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert not named.model.training
+
+
+def test_published_weights_are_read_without_running_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torchvision.models.squeezenet1_1().state_dict()
+    asked: dict = {}
+
+    def download(url: str, **options: object) -> dict:
+        asked.update(options, url=url)
+        return weights
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    model = named_model("torchvision:squeezenet1_1", pretrained=True).model
+    assert asked["weights_only"] is True
+    assert asked["check_hash"] is True
+    assert torch.equal(model.classifier[1].weight, weights["classifier.1.weight"])
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: 1 / 0)
+    with pytest.raises(ModelError, match="cannot be had; pass --checkpoint: ZeroDivisionError"):
+        named_model("torchvision:squeezenet1_1", pretrained=True)
+
+
+def test_the_checkpoint_of_a_wrapped_model(tmp_path: Path) -> None:
+    words = arguments(tmp_path / "c")
+    wrapped = rh.wrap_model(Net(), embeddings=rh.ClassEmbeddings(torch.randn(4, 6), tuple("abcd")))
+    embeddings = rh.ClassEmbeddings(torch.randn(4, 6), tuple("abcd")).save(tmp_path / "e.safetensors")
+    save_file(wrapped.state_dict(), tmp_path / "w.safetensors")
+    with torch.no_grad():
+        labels = wrapped.eval()(labelled()[0]).argmax(dim=1)
+    np.savez(tmp_path / "images.npz", images=labelled()[0].numpy(), labels=labels.numpy())
+    words += ["--wrap", str(embeddings), "--checkpoint", str(tmp_path / "w.safetensors"), "--injections", "8"]
+    assert main(words) == 0
+    result = rh.CampaignResult.load(tmp_path / "c")
+    assert "fc.projection" in result.record.layers
+    assert result.golden.correct.all()
+
+
+def test_models_of_transformers(tmp_path: Path, pictures: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
+        num_labels=3,
+    )
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "vit")
+    with pytest.raises(DataError, match="does not say how it wants pictures; pass --resize"):
+        read_images(pictures, named_model(f"hf:{tmp_path / 'vit'}", pretrained=True).preprocessing)
+    processor = transformers.ViTImageProcessor(
+        size={"height": 16, "width": 16}, image_mean=[0.1] * 3, image_std=[2.0] * 3
+    )
+    processor.save_pretrained(tmp_path / "vit")
+    found = named_model(f"hf:{tmp_path / 'vit'}", pretrained=True)
+    assert found.preprocessing.mean == (0.1, 0.1, 0.1)
+    images, _ = read_images(pictures, found.preprocessing)
+    assert images.shape == (12, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(found.model(images).logits, model(images).logits)
+        np.savez(tmp_path / "images.npz", images=images.numpy(), labels=model(images).logits.argmax(1).numpy())
+    words = [
+        "campaign",
+        "--model",
+        f"hf:{tmp_path / 'vit'}",
+        "--data",
+        str(tmp_path / "images.npz"),
+        "--protocol",
+        "raw",
+    ]
+    assert (
+        main([*words, "--injections", "4", "--quiet", "--layers", "classifier", "--output", str(tmp_path / "c")]) == 0
+    )
+    with pytest.raises(ModelError, match="cannot load an image classifier"):
+        named_model(f"hf:{tmp_path}", pretrained=True)
+
+
+def test_models_of_timm() -> None:
+    pytest.importorskip("timm")
+    found = named_model("timm:resnet10t", pretrained=False, classes=7)
+    assert found.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert found.preprocessing.picture(image.new("RGB", (300, 400))).shape == (3, 176, 176)
+    assert found.model(torch.zeros(1, 3, 176, 176)).shape == (1, 7)
+    with pytest.raises(ModelError, match="timm cannot make 'resnet10x'"):
+        named_model("timm:resnet10x", pretrained=False)
+
+
+def test_models_that_cannot_be_made(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import beside\nmodel = 3\ndef bad(): return 3\ndef worse(): return 1 / 0\n")
+    (tmp_path / "beside.py").write_text("")
+    for name, message in (
+        ("torchvision:resnet19", "no classifier 'resnet19'"),
+        ("torchvision:", "No model is named"),
+        (f"{tmp_path}/absent.py:net", "There is no file"),
+        (f"{file}:absent", "has no function 'absent'"),
+        (f"{file}:model", "has no function 'model'"),
+        (f"{file}:bad", "gave a int; expected"),
+        (f"{file}:worse", "failed: ZeroDivisionError: division by zero"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            named_model(name, pretrained=False)
+    file.write_text("import no_such_module\n")
+    with pytest.raises(ModelError, match=r"cannot be run: ModuleNotFoundError: No module named 'no_such_module'"):
+        named_model(f"{file}:net", pretrained=False)
+    with pytest.raises(ModelError, match="--classes"):
+        named_model(f"{file}:net", pretrained=False, classes=3)
+    with pytest.raises(ModelError, match="with --checkpoint"):
+        named_model("torchvision:resnet18", pretrained=True, classes=3)
+
+
+class Code:
+    """Would run on unpickling."""
+
+    def __reduce__(self) -> tuple:
+        return (exec, ("raise SystemExit('pickle ran')",))
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    state = net(3).state_dict()
+    save_file(state, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "a.pt")
+    torch.save({"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}}, tmp_path / "a.ckpt")
+    for name in ("a.safetensors", "a.pt", "a.ckpt"):
+        model = net()
+        load_checkpoint(model, tmp_path / name)
+        assert torch.equal(model.fc.weight, state["fc.weight"])
+    torch.save(Code(), tmp_path / "code.pt")
+    (tmp_path / "text.pt").write_text("weights")
+    (tmp_path / "text.safetensors").write_text("weights")
+    torch.save({name: tensor for name, tensor in state.items() if name != "fc.bias"}, tmp_path / "few.pt")
+    torch.save({**state, "extra": torch.zeros(1)}, tmp_path / "many.pt")
+    torch.save({**state, "fc.weight": torch.zeros(5, 64)}, tmp_path / "other.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name, message in (
+        ("code.pt", "cannot be read as weights: UnpicklingError"),
+        ("text.pt", "cannot be read as weights"),
+        ("text.safetensors", "cannot be read as weights"),
+        ("few.pt", r"does not fit Net: it lacks fc\.bias\."),
+        ("many.pt", "has extra too many"),
+        ("other.pt", r"'fc\.weight' has the shape \(5, 64\), expected \(4, 64\)"),
+        ("list.pt", "holds no state dict"),
+    ):
+        model = net()
+        with pytest.raises(ModelError, match=message):
+            load_checkpoint(model, tmp_path / name)
+        assert torch.equal(model.fc.weight, net().fc.weight)
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        load_checkpoint(net(), tmp_path / "absent.pt")
+
+
+def test_arrays(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    pixels = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+    np.savez(path, images=pixels, labels=np.array([4, 5], dtype=np.int32))
+    known = Preprocessing(mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+    images, labels = read_images(path, known)
+    assert labels.tolist() == [4, 5]
+    assert labels.dtype == torch.int64
+    for channel, (mean, std) in enumerate(zip(known.mean, known.std, strict=True)):
+        np.testing.assert_allclose(images[:, channel], (pixels[:, channel] / 255 - mean) / std, atol=1e-6)
+    with pytest.raises(DataError, match="pass --mean and --std"):
+        read_images(path, Preprocessing())
+    with pytest.raises(DataError, match="3 channels, found 1 means"):
+        read_images(path, Preprocessing(mean=(0.5,), std=(0.5,)))
+    np.savez(path, images=pixels.astype(np.float32), labels=np.array([4, 5]))
+    assert torch.equal(read_images(path, known)[0], torch.from_numpy(pixels.astype(np.float32)))
+    assert read_images(path, known, limit=1)[1].tolist() == [4]
+    for arrays, message in (
+        ({"images": pixels}, "no .npz file with arrays"),
+        ({"images": pixels, "labels": np.array([1])}, "expected"),
+        ({"images": pixels.astype(float), "labels": np.array([1, 2])}, "float64"),
+        ({"images": pixels, "labels": np.array([1.0, 2.0])}, "whole numbers"),
+        ({"images": pixels, "labels": np.array([Code(), Code()], dtype=object)}, "no .npz file with arrays"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(DataError, match=message):
+            read_images(path, known)
+    path.write_text("text")
+    with pytest.raises(DataError, match=r"no \.npz file"):
+        read_images(path, known)
+
+
+def test_folders(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="differ in size; pass --resize and --crop"):
+        read_images(pictures, preprocessing_from(resize=None, crop=None, mean=[0.0], std=[1.0]))
+    ours = preprocessing_from(resize=20, crop=16, mean=[0.5] * 3, std=[0.25] * 3)
+    images, labels = read_images(pictures, ours, limit=3)
+    assert images.shape == (3, 3, 16, 16)
+    assert labels.tolist() == [0, 1, 2]
+    assert images.mean(dim=(0, 2, 3)).abs().max() < 1
+    (pictures / "bee/4.png").write_text("not a picture")
+    with pytest.raises(DataError, match=r"bee/4\.png cannot be used: UnidentifiedImageError"):
+        read_images(pictures, ours)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no folder with a subfolder of images"):
+        read_images(tmp_path / "empty", ours)
+    for wrong in ({"mean": [0.1]}, {"mean": [0.1], "std": [0.0]}, {"resize": 0}):
+        with pytest.raises(DataError, match="--"):
+            preprocessing_from(**{"resize": None, "crop": None, "mean": None, "std": None, **wrong})
+    assert preprocessing_from(resize=None, crop=None, mean=None, std=None) is None
+
+
+def test_a_launchers_process_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert usable_device("cpu").type == "cpu"
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    assert usable_device("cpu").type == "cpu"
+    with pytest.raises(DataError, match="'cuda:7' cannot be used"):
+        usable_device("cuda")
