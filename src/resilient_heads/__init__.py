@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from resilient_heads.campaign.config import GOLDENEYE as GOLDENEYE
     from resilient_heads.campaign.config import RAW as RAW
     from resilient_heads.campaign.config import Protocol as Protocol
+    from resilient_heads.campaign.design import Stratified as Stratified
+    from resilient_heads.campaign.design import Uniform as Uniform
+    from resilient_heads.campaign.pilot import neyman as neyman
     from resilient_heads.campaign.results import CampaignResult as CampaignResult
     from resilient_heads.campaign.runner import run_campaign as run_campaign
+    from resilient_heads.campaign.stopping import Until as Until
     from resilient_heads.errors import ResilientHeadsError as ResilientHeadsError
     from resilient_heads.heads.pretrained import from_pretrained as from_pretrained
     from resilient_heads.heads.pretrained import push_to_hub as push_to_hub
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from resilient_heads.injection.faults import WeightBitFlip as WeightBitFlip
     from resilient_heads.injection.injector import inject as inject
     from resilient_heads.injection.sites import find_sites as find_sites
+    from resilient_heads.metrics.planning import margin_of_error as margin_of_error
+    from resilient_heads.metrics.planning import sample_size as sample_size
     from resilient_heads.report.plots import plot_layers as plot_layers
     from resilient_heads.report.tables import comparison_table as comparison_table
     from resilient_heads.report.tables import layer_table as layer_table
@@ -58,8 +64,11 @@ _HOME = {
     "RAW": "campaign.config",
     "ResilientHeadsError": "errors",
     "SentenceTransformerEncoder": "text.encoders.sentence",
+    "Stratified": "campaign.design",
     "TextGuidedHead": "heads.text_guided",
     "TransformersEncoder": "text.encoders.huggingface",
+    "Uniform": "campaign.design",
+    "Until": "campaign.stopping",
     "WeightBitFlip": "injection.faults",
     "compare": "campaign.compare",
     "comparison_table": "report.tables",
@@ -73,9 +82,12 @@ _HOME = {
     "layer_table": "report.tables",
     "load_descriptions": "text.bundled",
     "load_embeddings": "text.prebuilt",
+    "margin_of_error": "metrics.planning",
+    "neyman": "campaign.pilot",
     "plot_layers": "report.plots",
     "push_to_hub": "heads.pretrained",
     "run_campaign": "campaign.runner",
+    "sample_size": "metrics.planning",
     "save_pretrained": "heads.pretrained",
     "unwrap_model": "heads.wrap",
     "wrap_model": "heads.wrap",
@@ -94,8 +106,11 @@ __all__ = [
     "Protocol",
     "ResilientHeadsError",
     "SentenceTransformerEncoder",
+    "Stratified",
     "TextGuidedHead",
     "TransformersEncoder",
+    "Uniform",
+    "Until",
     "WeightBitFlip",
     "compare",
     "comparison_table",
@@ -109,9 +124,12 @@ __all__ = [
     "layer_table",
     "load_descriptions",
     "load_embeddings",
+    "margin_of_error",
+    "neyman",
     "plot_layers",
     "push_to_hub",
     "run_campaign",
+    "sample_size",
     "save_pretrained",
     "unwrap_model",
     "wrap_model",

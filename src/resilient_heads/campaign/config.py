@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+from resilient_heads.campaign.design import Design, design_from_dict
 from resilient_heads.errors import DataError
 
 
@@ -72,7 +73,7 @@ class CampaignConfig:
     """
 
     protocol: Protocol
-    injections_per_layer: int
+    design: Design
     seed: int
     batch_size: int
     model: str
@@ -83,9 +84,10 @@ class CampaignConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "design": self.design.as_dict()}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """Undo :meth:`as_dict`; TypeError or KeyError where it is something else."""
-        return cls(**{**content, "protocol": Protocol(**content["protocol"])})
+        design = design_from_dict(content["design"])
+        return cls(**{**content, "protocol": Protocol(**content["protocol"]), "design": design})

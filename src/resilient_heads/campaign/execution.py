@@ -56,19 +56,30 @@ class Execution:
         parts = []
         for first in range(start, stop, self._batch_size):
             numbers = np.arange(first, min(first + self._batch_size, stop))
-            drawn = draw_images(self._plan.seed, numbers, self._eligible)
-            chosen = torch.from_numpy(drawn)
-            device = device_of(self._model)
-            inputs, targets = self._data.images[chosen].to(device), self._data.labels[chosen].to(device)
-            golden = logits_of(self._model, inputs)
-            if self._first is None:
-                self._check(inputs, golden)
-            for row, count in enumerate(self._plan.counts):
-                own = numbers[numbers < count]
-                if len(own):
-                    parts.append(self._strike(row, own, drawn, inputs, targets, golden))
-                    advance(len(own))
+            for group in range(self._plan.image_groups):
+                parts += self._run_group(group, numbers, advance)
         return Trials.gather(parts)
+
+    def _run_group(self, group: int, numbers: NDArray[np.int64], advance: Callable[[int], object]) -> list[Trials]:
+        """Run trials of these numbers at the sites of one group, which strike the same images."""
+        rows = range(group, len(self._plan.sites), self._plan.image_groups)
+        numbers = numbers[numbers < max(self._plan.counts[row] for row in rows)]
+        if not len(numbers):
+            return []
+        drawn = draw_images(self._plan.seed, self._plan.image_numbers(group, numbers), self._eligible)
+        chosen = torch.from_numpy(drawn)
+        device = device_of(self._model)
+        inputs, targets = self._data.images[chosen].to(device), self._data.labels[chosen].to(device)
+        golden = logits_of(self._model, inputs)
+        if self._first is None:
+            self._check(inputs, golden)
+        parts = []
+        for row in rows:
+            own = numbers[numbers < self._plan.counts[row]]
+            if len(own):
+                parts.append(self._strike(row, own, drawn, inputs, targets, golden))
+                advance(len(own))
+        return parts
 
     def close(self) -> None:
         """Check that the model still gives the golden logits of the first batch.

@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from resilient_heads.campaign.config import CampaignConfig, Protocol, protocol_named
 from resilient_heads.campaign.data import Data, collect
-from resilient_heads.campaign.design import uniform
+from resilient_heads.campaign.design import Design, Uniform
 from resilient_heads.campaign.execution import Execution
 from resilient_heads.campaign.golden import profile_ranges, run_golden
 from resilient_heads.campaign.results import CampaignResult
-from resilient_heads.campaign.trials import StruckSite
+from resilient_heads.campaign.stopping import Until, reached
+from resilient_heads.campaign.trials import StruckSite, Trials
 from resilient_heads.errors import DataError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites import SiteMap, find_sites
@@ -32,6 +33,8 @@ def run_campaign(
     layers: Sequence[str] | None = None,
     calibration: Data | None = None,
     batch_size: int = 64,
+    design: Design | None = None,
+    until: Until | None = None,
     progress: bool = True,
 ) -> CampaignResult:
     """Strike every site of a model with single bit flips and record how each trial ends.
@@ -52,6 +55,8 @@ def run_campaign(
         calibration: Images, usually of the training set, that give the range detector its ranges; protocols without
             one do not use them.
         batch_size: Trials run at once.
+        design: Where trials strike; None strikes every site ``injections_per_layer`` times, uniformly.
+        until: Stop as soon as a figure is known this well; None runs the whole design.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -87,15 +92,22 @@ def run_campaign(
             ranges = profile_ranges(model, calibration, tuple(s.site for s in struck))
             struck = [StruckSite(s.site, ranges.limits[s.site.name], s.is_last) for s in struck]
             calibration_sha256 = ranges.sha256
-        plan = uniform(struck, injections_per_layer, seed=seed)
+        plan = (design or Uniform(trials=injections_per_layer)).plan(struck, seed=seed)
         execution = Execution(model, images, golden.eligible, plan, batch_size=batch_size)
         with tqdm(total=plan.total, unit="trial", disable=not progress, desc="injecting", leave=False) as bar:
-            trials = execution.run(0, max(plan.counts), advance=bar.update)
+            last = max(plan.counts)
+            step = last if until is None else until.chunk * batch_size
+            trials = execution.run(0, min(step, last), advance=bar.update)
+            for start in range(step, last, step):
+                if until is not None and reached(until, plan.sites, trials, plan.design):
+                    break
+                more = execution.run(start, min(start + step, last), advance=bar.update)
+                trials = Trials.gather([trials, more])
         execution.close()
     return CampaignResult(
         config=CampaignConfig(
             protocol=rules,
-            injections_per_layer=injections_per_layer,
+            design=plan.design,
             seed=seed,
             batch_size=batch_size,
             model=type(model).__name__,
