@@ -14,7 +14,6 @@ from resilient_heads.metrics.intervals import (
     Estimate,
     Floats,
     difference_of_rates,
-    hull,
     mean_interval,
     ratio_of_rates,
 )
@@ -35,7 +34,7 @@ class Improvement:
         baseline: Figure of the baseline.
         candidate: Figure of the candidate.
         ratio: Baseline divided by candidate: above 1 the candidate is better.
-        difference: Baseline minus candidate, paired by image: above 0 the candidate is better.
+        difference: Baseline minus candidate: above 0 the candidate is better.
     """
 
     scope: str
@@ -81,10 +80,10 @@ class Comparison:
 def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float = DEFAULT_LEVEL) -> Comparison:
     """Compare two campaigns that saw the same images under the same protocol.
 
-    Ratios and differences are paired: images are resampled, the same ones for both models, so what makes an image
-    fragile in both cancels. Those of rates have the wider of that and the interval that follows from the intervals of
-    the two rates, which stays honest when a model showed no event at all. The two campaigns may have different designs
-    and different numbers of trials.
+    Ratios and differences of delta losses are paired: images are resampled, the same ones for both models, so what
+    makes an image fragile in both cancels. Those of rates follow from the intervals of the two rates, which stays
+    honest when a model showed no event at all, and is wider than need be where both fail on the same images. The two
+    campaigns may have different designs and different numbers of trials.
 
     Raises:
         ResultError: Different images, protocols or calibration images, or no scope that both campaigns struck whole.
@@ -139,8 +138,8 @@ def _improvement(
     ratio = paired_ratio(before.value, after.value, *errors, level=first.level)
     difference = paired_difference(before.value, after.value, *errors, level=first.level)
     if metric != "delta_loss":
-        ratio = hull(ratio_of_rates(before, after), ratio)
-        difference = hull(difference_of_rates(before, after), difference)
+        ratio = ratio_of_rates(before, after)
+        difference = difference_of_rates(before, after)
     return Improvement(
         scope=scope,
         weighting=weighting,

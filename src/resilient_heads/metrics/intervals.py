@@ -115,7 +115,7 @@ def mean_interval(values: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
 
 
 def difference_of_rates(first: Estimate, second: Estimate) -> Estimate:
-    """Interval of the difference of two rates that are independent, or vary together, from the intervals of each.
+    """Interval of the difference of two rates that are independent or rise together, from the intervals of each.
 
     Args:
         first: A rate with its interval.
@@ -157,15 +157,6 @@ def ratio_of_rates(numerator: Estimate, denominator: Estimate) -> Estimate:
         scale = l2 * (2 * q - l2)
         high = (both + math.sqrt(max(0.0, both * both - u1 * (2 * p - u1) * scale))) / scale
     return Estimate(ratio(p, q), low, high, numerator.level, "MOVER")
-
-
-def hull(first: Estimate, second: Estimate) -> Estimate:
-    """Return the smallest interval that holds both, with the first one's value: at least as cautious as either.
-
-    An end that one of them does not know is taken from the other.
-    """
-    low, high = np.fmin(first.low, second.low), np.fmax(first.high, second.high)
-    return Estimate(first.value, float(low), float(high), first.level, f"wider of {first.method} and {second.method}")
 
 
 def ratio(numerator: float, denominator: float) -> float:

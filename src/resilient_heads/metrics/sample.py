@@ -75,7 +75,8 @@ class Influence:
         sums = group_sums(self.parts, groups)
         if len(sums) < 2:
             return 0.0
-        return float(np.square(sums).sum()) * len(sums) / (len(sums) - 1)
+        few = 1.0 if len(sums) == len(self.parts) else len(sums) / (len(sums) - 1)
+        return float(np.square(sums).sum()) * few
 
 
 def influence(sample: Sample, values: Floats) -> Influence:
@@ -98,6 +99,7 @@ def influence(sample: Sample, values: Floats) -> Influence:
         counted = layers > 0
         value = float((layers[counted] * means[counted]).sum()) if counted.any() else float("nan")
         parts = kept * (filled - means[sample.layer]) * (layers / mass)[sample.layer]
+    parts = np.where(kept > 0, parts, 0.0)
     counts = np.bincount(sample.stratum)
     centre = np.bincount(sample.stratum, weights=parts) / np.maximum(counts, 1)
     # A stratum of one trial has no residual of its own: there the deviation from the layer's mean stands for it.

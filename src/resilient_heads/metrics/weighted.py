@@ -39,8 +39,9 @@ def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEF
         return Estimate(math.nan, 0.0, 1.0, level, _RATE)
     found = influence(sample, hits.astype(np.float64))
     rate = min(max(found.value, 0.0), 1.0)
-    events = np.bincount(sample.stratum, weights=hits)
-    misses = np.bincount(sample.stratum, weights=~hits)
+    counted = sample.weight > 0
+    events = np.bincount(sample.stratum, weights=hits & counted)
+    misses = np.bincount(sample.stratum, weights=~hits & counted)
     if not events.any() or not misses.any():
         rate = float(events.any())  # the sum of the weights may miss 1 by rounding
     variance = max(found.variance(), found.variance(sample.trial), found.variance(sample.image))
@@ -109,7 +110,7 @@ def studentised(sums: Floats, *, level: float = DEFAULT_LEVEL) -> tuple[float, f
         level: Confidence level.
 
     Returns:
-        Two distances, at least 0; both 0 where no part differs from 0.
+        Two distances, at least 0, with a quarter of ``1 - level`` beyond each; both 0 where no part differs from 0.
     """
     images = len(sums)
     normal_quantile(level)
@@ -125,7 +126,8 @@ def studentised(sums: Floats, *, level: float = DEFAULT_LEVEL) -> tuple[float, f
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = moved / spread
     ratios = ratios[~np.isnan(ratios)]
-    tail = (1 - level) / 2
+    # Half the tail: with skewed losses on a few hundred images the plain bootstrap-t covers 96 to 98 % instead of 99 %.
+    tail = (1 - level) / 4
     low, high = np.quantile(ratios, [tail, 1 - tail], method="inverted_cdf")
     error = scale * math.sqrt(float(np.square(parts).sum()) * images / (images - 1))
     return max(float(high), 0.0) * error, max(-float(low), 0.0) * error
