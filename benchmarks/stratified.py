@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8000)
     parser.add_argument("--injections", type=int, default=8192, help="trials of the uniform campaign at each site")
     parser.add_argument("--pilot", type=int, default=256, help="trials of the pilot at each site")
-    parser.add_argument("--floor", type=float, default=0.2)
+    parser.add_argument("--floor", type=float, default=0.5)
     parser.add_argument("--weighting", choices=["per_layer", "exposed"], default="per_layer")
     parser.add_argument("--protocols", nargs="+", default=["raw", "goldeneye"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])

@@ -2,10 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from resilient_heads.campaign.design import Design, design_from_dict
 from resilient_heads.errors import DataError
+
+if TYPE_CHECKING:
+    from resilient_heads.campaign.design import Design
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class CampaignConfig:
     """
 
     protocol: Protocol
-    design: Design
+    design: "Design"
     seed: int
     batch_size: int
     model: str
@@ -89,5 +91,7 @@ class CampaignConfig:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
         """Undo :meth:`as_dict`; TypeError or KeyError where it is something else."""
+        from resilient_heads.campaign.design import design_from_dict  # the command line reads protocols without torch
+
         design = design_from_dict(content["design"])
         return cls(**{**content, "protocol": Protocol(**content["protocol"]), "design": design})

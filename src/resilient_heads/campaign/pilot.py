@@ -23,7 +23,7 @@ def neyman(
     by: tuple[By, ...] = ("bit",),
     channel_groups: int = 4,
     image_groups: int | None = None,
-    floor: float = 0.2,
+    floor: float = 0.5,
 ) -> Stratified:
     """Share trials out by Neyman's rule: a stratum gets them by weight times the deviation that the pilot saw.
 
