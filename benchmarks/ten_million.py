@@ -43,7 +43,9 @@ def record() -> CampaignRecord:
     return CampaignRecord(
         config=CampaignConfig(
             protocol=RAW,
-            injections_per_layer=PER_SITE,
+            design=rh.Uniform(trials=PER_SITE),
+            fault=rh.FaultModel(),
+            until=None,
             seed=0,
             batch_size=64,
             chunk_size=CHUNK,

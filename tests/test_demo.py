@@ -38,7 +38,7 @@ def test_the_table_says_what_the_results_say(output: Path) -> None:
     table = (output / "table.md").read_text()
     for protocol in ("goldeneye", "raw"):
         result = rh.CampaignResult.load(output / f"text-guided-{protocol}.parquet")
-        assert result.config.injections_per_layer == 12
+        assert result.config.design == rh.Uniform(trials=12)
         sdc = result.scope("network").per_layer.sdc
         row = next(
             line

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from resilient_heads.campaign.config import GOLDENEYE as GOLDENEYE
     from resilient_heads.campaign.config import RAW as RAW
     from resilient_heads.campaign.config import Protocol as Protocol
+    from resilient_heads.campaign.design import Stratified as Stratified
+    from resilient_heads.campaign.design import Uniform as Uniform
     from resilient_heads.campaign.merge import merge_campaign as merge_campaign
+    from resilient_heads.campaign.pilot import neyman as neyman
     from resilient_heads.campaign.replay import replay as replay
     from resilient_heads.campaign.results import CampaignResult as CampaignResult
     from resilient_heads.campaign.runner import run_campaign as run_campaign
     from resilient_heads.campaign.shards import Shard as Shard
+    from resilient_heads.campaign.stopping import Until as Until
     from resilient_heads.errors import ResilientHeadsError as ResilientHeadsError
     from resilient_heads.heads.pretrained import from_pretrained as from_pretrained
     from resilient_heads.heads.pretrained import push_to_hub as push_to_hub
@@ -57,6 +61,8 @@ if TYPE_CHECKING:
     from resilient_heads.injection.places import Output as Output
     from resilient_heads.injection.places import Stored as Stored
     from resilient_heads.injection.sites import find_sites as find_sites
+    from resilient_heads.metrics.planning import margin_of_error as margin_of_error
+    from resilient_heads.metrics.planning import sample_size as sample_size
     from resilient_heads.report.plots import plot_layers as plot_layers
     from resilient_heads.report.tables import comparison_table as comparison_table
     from resilient_heads.report.tables import layer_table as layer_table
@@ -106,9 +112,12 @@ _HOME = {
     "SetValue": "injection.effects",
     "Shard": "campaign.shards",
     "Stored": "injection.places",
+    "Stratified": "campaign.design",
     "StuckAt": "injection.effects",
     "TextGuidedHead": "heads.text_guided",
     "TransformersEncoder": "text.encoders.huggingface",
+    "Uniform": "campaign.design",
+    "Until": "campaign.stopping",
     "WeightBitFlip": "injection.faults",
     "compare": "campaign.compare",
     "comparison_table": "report.tables",
@@ -123,11 +132,14 @@ _HOME = {
     "layer_table": "report.tables",
     "load_descriptions": "text.bundled",
     "load_embeddings": "text.prebuilt",
+    "margin_of_error": "metrics.planning",
     "merge_campaign": "campaign.merge",
+    "neyman": "campaign.pilot",
     "plot_layers": "report.plots",
     "push_to_hub": "heads.pretrained",
     "replay": "campaign.replay",
     "run_campaign": "campaign.runner",
+    "sample_size": "metrics.planning",
     "save_pretrained": "heads.pretrained",
     "unwrap_model": "heads.wrap",
     "wrap_model": "heads.wrap",
@@ -168,9 +180,12 @@ __all__ = [
     "SetValue",
     "Shard",
     "Stored",
+    "Stratified",
     "StuckAt",
     "TextGuidedHead",
     "TransformersEncoder",
+    "Uniform",
+    "Until",
     "WeightBitFlip",
     "compare",
     "comparison_table",
@@ -185,11 +200,14 @@ __all__ = [
     "layer_table",
     "load_descriptions",
     "load_embeddings",
+    "margin_of_error",
     "merge_campaign",
+    "neyman",
     "plot_layers",
     "push_to_hub",
     "replay",
     "run_campaign",
+    "sample_size",
     "save_pretrained",
     "unwrap_model",
     "wrap_model",

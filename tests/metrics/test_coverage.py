@@ -7,14 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from survey import table_rate
 
 from resilient_heads.metrics.intervals import (
     Estimate,
-    bootstrap,
-    hull,
     mean_interval,
     ratio_of_rates,
-    weighted_rate,
     wilson,
 )
 
@@ -101,7 +99,7 @@ def run_campaigns(name: str, repetitions: int, interval: Callable[[NDArray[np.bo
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_weighted_rate_by_simulation(name: str) -> None:
-    assert run_campaigns(name, 1500, weighted_rate) >= LEAST
+    assert run_campaigns(name, 1500, table_rate) >= LEAST
 
 
 @pytest.mark.parametrize("name", CORRELATED)
@@ -122,15 +120,10 @@ def test_weighted_rate_of_images_struck_several_times_by_simulation(images: int)
         image = rng.integers(0, images, size=1000)
         is_fragile = (rng.random(images) < fragile)[image]
         hits = rng.random((8, 1000)) < np.where(is_fragile, high[:, None], low[:, None])
-        held += truth in weighted_rate(hits, UNEQUAL, image=image)
-        careless += truth in weighted_rate(hits, UNEQUAL)
+        held += truth in table_rate(hits, UNEQUAL, image=image)
+        careless += truth in table_rate(hits, UNEQUAL)
     assert held / 1500 >= LEAST
     assert careless / 1500 < 0.9
-
-
-def total(counts: Floats, x: Floats) -> Floats:
-    """Add up each resample, without the threads that a matrix product would start thousands of times."""
-    return np.asarray(np.einsum("bi,i->b", counts, x))
 
 
 MEANS: dict[str, tuple[float, Callable[[np.random.Generator, int], Floats]]] = {
@@ -141,38 +134,10 @@ MEANS: dict[str, tuple[float, Callable[[np.random.Generator, int], Floats]]] = {
 
 
 @pytest.mark.parametrize("name", MEANS)
-def test_bootstrap_of_a_mean_by_simulation(name: str) -> None:
-    truth, draw = MEANS[name]
-    rng = np.random.default_rng(23)
-    held = 0
-    for _ in range(1500):
-        x = draw(rng, 200)
-        held += truth in bootstrap(lambda counts, x=x: total(counts, x) / 200, 200)
-    assert held / 1500 >= LEAST
-
-
-@pytest.mark.parametrize("name", MEANS)
 def test_mean_interval_by_simulation(name: str) -> None:
     truth, draw = MEANS[name]
     rng = np.random.default_rng(41)
     assert np.mean([truth in mean_interval(draw(rng, 200)) for _ in range(4000)]) >= LEAST
-
-
-def test_bootstrap_of_trials_that_share_images_by_simulation() -> None:
-    # Images differ in how much a flip changes their loss and in how often they are struck.
-    # The sum of k trials of mean 1 is drawn at once.
-    rng = np.random.default_rng(29)
-    held = careless = 0
-    for _ in range(2000):
-        struck = rng.integers(1, 20, size=300)
-        loss = rng.gamma(2.0, 0.5, size=300)
-        totals = rng.gamma(4.0 * struck, 0.25) * loss
-        found = bootstrap(lambda counts, t=totals, k=struck: total(counts, t) / total(counts, k), 300)
-        held += 1.0 in found
-        mean = totals.sum() / struck.sum()
-        careless += abs(mean - 1.0) <= 2.576 * math.sqrt(0.875 / struck.sum())
-    assert held / 2000 >= LEAST
-    assert careless / 2000 < 0.9
 
 
 # Trials and rates of the two, with expected counts from 200 down to 1.
@@ -197,18 +162,3 @@ def test_ratio_of_rates_by_simulation(trials: int, rate: float, others: int, oth
         assert (found.high == math.inf) == (m == 0)
         held += rate / other_rate in found
     assert held / 10_000 >= LEAST
-
-
-def test_hull_holds_whatever_either_holds() -> None:
-    rng = np.random.default_rng(37)
-    holds = {"wilson": 0, "bootstrap": 0, "hull": 0}
-    for _ in range(500):
-        hits = (rng.random(200) < 0.03).astype(float)
-        analytic = wilson(float(hits.mean()), 200)
-        resampled = bootstrap(lambda counts, h=hits: total(counts, h) / 200, 200)
-        both = hull(analytic, resampled)
-        for name, found in (("wilson", analytic), ("bootstrap", resampled), ("hull", both)):
-            holds[name] += 0.03 in found
-        assert (0.03 in both) >= (0.03 in analytic or 0.03 in resampled)
-    assert holds["hull"] >= max(holds["wilson"], holds["bootstrap"])
-    assert holds["hull"] / 500 >= LEAST

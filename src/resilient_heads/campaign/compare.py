@@ -1,23 +1,24 @@
 """Two campaigns on the same images: how much better is one model than the other?"""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resilient_heads.campaign.design import WEIGHTINGS, Weighting, layer_weights
 from resilient_heads.campaign.results import CampaignResult, Summary
-from resilient_heads.campaign.summary import exposure, image_sums, scope_rows
+from resilient_heads.campaign.summary import sample, scope_rows
 from resilient_heads.errors import ResultError
 from resilient_heads.metrics.intervals import (
     DEFAULT_LEVEL,
     Estimate,
     Floats,
-    bootstrap,
-    hull,
+    difference_of_rates,
     mean_interval,
     ratio_of_rates,
 )
+from resilient_heads.metrics.paired import paired_difference, paired_ratio
+from resilient_heads.metrics.sample import influence
 
 METRICS = ("delta_loss", "sdc", "due")
 
@@ -33,6 +34,7 @@ class Improvement:
         baseline: Figure of the baseline.
         candidate: Figure of the candidate.
         ratio: Baseline divided by candidate: above 1 the candidate is better.
+        difference: Baseline minus candidate: above 0 the candidate is better.
     """
 
     scope: str
@@ -41,6 +43,7 @@ class Improvement:
     baseline: Estimate
     candidate: Estimate
     ratio: Estimate
+    difference: Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,9 +80,10 @@ class Comparison:
 def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float = DEFAULT_LEVEL) -> Comparison:
     """Compare two campaigns that saw the same images under the same protocol.
 
-    Ratios of delta losses have bootstrap intervals: images are resampled, the same ones for both models. Ratios of
-    rates have the wider of that and the interval that follows from the two Wilson intervals, which stays honest when
-    a model showed no event at all.
+    Ratios and differences of delta losses are paired: images are resampled, the same ones for both models, so what
+    makes an image fragile in both cancels. Those of rates follow from the intervals of the two rates, which stays
+    honest when a model showed no event at all, and is wider than need be where both fail on the same images. The two
+    campaigns may have different designs and different numbers of trials.
 
     Raises:
         ResultError: Different images, protocols or calibration images, or no scope that both campaigns struck whole.
@@ -101,7 +105,7 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
         _improvement(baseline, candidate, first, second, scope, weighting, metric)
         for scope in first.scopes
         if scope in second.scopes
-        for weighting in ("per_layer", "exposed")
+        for weighting in WEIGHTINGS
         for metric in METRICS
     ]
     if not improvements:
@@ -124,38 +128,43 @@ def _improvement(
     first: Summary,
     second: Summary,
     scope: str,
-    weighting: str,
+    weighting: Weighting,
     metric: str,
 ) -> Improvement:
     """Compare one figure."""
     before, after = (getattr(summary.scopes[scope], weighting)[metric] for summary in (first, second))
     struck = np.union1d(baseline.trials.image, candidate.trials.image)
-    numerator, denominator = (
-        _resampled_mean(result, scope, weighting, metric, struck) for result in (baseline, candidate)
+    errors = [_image_errors(result, scope, weighting, metric, struck) for result in (baseline, candidate)]
+    ratio = paired_ratio(before.value, after.value, *errors, level=first.level)
+    difference = paired_difference(before.value, after.value, *errors, level=first.level)
+    if metric != "delta_loss":
+        ratio = ratio_of_rates(before, after)
+        difference = difference_of_rates(before, after)
+    return Improvement(
+        scope=scope,
+        weighting=weighting,
+        metric=metric,
+        baseline=before,
+        candidate=after,
+        ratio=ratio,
+        difference=difference,
     )
 
-    def statistic(counts: Floats) -> Floats:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            quotient: Floats = numerator(counts) / denominator(counts)
-        return quotient
 
-    ratio = bootstrap(statistic, len(struck), level=first.level)
-    if metric != "delta_loss":
-        ratio = hull(ratio_of_rates(before, after), ratio)
-    return Improvement(scope=scope, weighting=weighting, metric=metric, baseline=before, candidate=after, ratio=ratio)
-
-
-def _resampled_mean(
-    result: CampaignResult, scope: str, weighting: str, metric: str, struck: NDArray[np.int64]
-) -> Callable[[Floats], Floats]:
-    """Return the weighted mean of a figure over a scope as a function of how often each image counts."""
+def _image_errors(
+    result: CampaignResult, scope: str, weighting: Weighting, metric: str, struck: NDArray[np.int64]
+) -> Floats:
+    """Return each image's part of the error of a figure, ``(I,)``; NaN where a loss is infinite."""
     rows = scope_rows(result.sites, scope)
     sites, trials = [result.sites[row] for row in rows], result.trials.rows(rows)
     values = trials.delta_loss if metric == "delta_loss" else trials.hits(metric).astype(np.float64)
-    table = trials.image.reshape(len(sites), -1)
-    sums = image_sums(values.reshape(table.shape), table, struck)
-    weights = exposure(sites) if weighting == "exposed" else np.full(len(sites), 1 / len(sites))
-    return lambda counts: sums.mean(counts, weights)
+    if np.isinf(values).any():
+        return np.full(len(struck), np.nan)
+    weighted = sample(sites, trials, result.config.design, layer_weights(sites, weighting))
+    errors: Floats = np.zeros(len(struck))
+    position = np.searchsorted(struck, trials.image)
+    np.add.at(errors, position, influence(weighted, values).parts)
+    return errors
 
 
 def _gain(baseline: NDArray[np.generic], candidate: NDArray[np.generic], level: float) -> Estimate:

@@ -2,9 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from resilient_heads.errors import DataError
+
+if TYPE_CHECKING:
+    from resilient_heads.campaign.design import Design
+    from resilient_heads.campaign.stopping import Until
+    from resilient_heads.injection.models import FaultModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +19,7 @@ class Protocol:
     Attributes:
         name: Name in results and tables.
         range_detector: ``"clamp"`` limits a flipped value at its site to the largest absolute value that calibration
-            images gave there; None lets it pass as it is.
+            images gave there, ``"zero"`` makes it 0 beyond that; None lets it pass as it is.
         min_top2diff: Only images that the fault-free model classifies correctly, and whose two largest softmax
             probabilities differ by more than this, are struck.
 
@@ -23,12 +28,12 @@ class Protocol:
     """
 
     name: str
-    range_detector: Literal["clamp"] | None = None
+    range_detector: Literal["clamp", "zero"] | None = None
     min_top2diff: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.range_detector not in ("clamp", None):
-            raise DataError(f'range_detector must be "clamp" or None, found {self.range_detector!r}.')
+        if self.range_detector not in ("clamp", "zero", None):
+            raise DataError(f'range_detector must be "clamp", "zero" or None, found {self.range_detector!r}.')
         if not 0 <= self.min_top2diff < 1:
             raise DataError(f"min_top2diff must lie in [0, 1), found {self.min_top2diff}.")
 
@@ -60,11 +65,13 @@ class CampaignConfig:
     """Everything that determines a campaign's trials, and where they ran.
 
     Attributes:
-        protocol: How flips are applied.
-        injections_per_layer: Trials at each site.
+        protocol: How faults are applied.
+        design: Where trials strike, and how many there are.
+        fault: What a trial does.
+        until: When the campaign stops before the design's end, or None.
         seed: Trial i of a layer is a function of (seed, layer, i) alone.
         batch_size: Trials run at once; it changes no trial.
-        chunk_size: Trials of each site that are run, and written to disk, together.
+        chunk_size: Trials of each site that are written to disk together.
         model: Class name of the model.
         model_sha256: Digest of its state dict.
         data_sha256: Digest of images and labels.
@@ -73,7 +80,9 @@ class CampaignConfig:
     """
 
     protocol: Protocol
-    injections_per_layer: int
+    design: "Design"
+    fault: "FaultModel"
+    until: "Until | None"
     seed: int
     batch_size: int
     chunk_size: int
@@ -85,9 +94,31 @@ class CampaignConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
-        return dataclasses.asdict(self)
+        from resilient_heads.campaign.fault_record import as_record
+
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **values,
+            "protocol": dataclasses.asdict(self.protocol),
+            "design": self.design.as_dict(),
+            "fault": as_record(self.fault),
+            "until": None if self.until is None else dataclasses.asdict(self.until),
+        }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """Undo :meth:`as_dict`; TypeError or KeyError where it is something else."""
-        return cls(**{**content, "protocol": Protocol(**content["protocol"])})
+        """Undo :meth:`as_dict`; TypeError, KeyError or ValueError where it is something else."""
+        # The command line reads protocols without loading torch.
+        from resilient_heads.campaign.design import design_from_dict
+        from resilient_heads.campaign.fault_record import from_record
+        from resilient_heads.campaign.stopping import Until
+
+        until = content["until"]
+        values = {
+            **content,
+            "protocol": Protocol(**content["protocol"]),
+            "design": design_from_dict(content["design"]),
+            "fault": from_record(content["fault"]),
+            "until": None if until is None else Until(**until),
+        }
+        return cls(**values)

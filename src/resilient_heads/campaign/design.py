@@ -1,14 +1,170 @@
 """Which faults a campaign draws at each site, and how many."""
 
+import functools
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from resilient_heads.campaign.strata import By, Codes, Strata, strata_of, visits
 from resilient_heads.campaign.trials import StruckSite
+from resilient_heads.errors import DataError
 from resilient_heads.injection.draws import Draws
 from resilient_heads.injection.models import FaultModel
-from resilient_heads.injection.sampling import Indices
+from resilient_heads.injection.sampling import Indices, draw_faults, draw_images
+from resilient_heads.metrics.intervals import Floats
 
-_SINGLE_FLIP = FaultModel()
+SINGLE_FLIP = FaultModel()
+"""One bit of one neuron, both drawn uniformly."""
+
+Weighting = Literal["per_layer", "exposed"]
+WEIGHTINGS: tuple[Weighting, ...] = ("per_layer", "exposed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uniform:
+    """Equally many trials at every site, each uniform over the site's neurons and bits.
+
+    Attributes:
+        trials: At each site.
+
+    Raises:
+        DataError: A number of trials that means nothing.
+    """
+
+    trials: int
+
+    def __post_init__(self) -> None:
+        _whole("trials", self.trials, least=1)
+
+    @property
+    def pilot_seed(self) -> None:
+        """No pilot was run."""
+        return
+
+    def strata(self, site: StruckSite) -> Strata:
+        """Return the one stratum of a site."""
+        return strata_of(site.site, (), channel_groups=1)
+
+    def plan(self, sites: Sequence[StruckSite], *, seed: int, fault: FaultModel = SINGLE_FLIP) -> "Plan":
+        """Return the trials at these sites."""
+        return Plan(tuple(sites), (self.trials,) * len(sites), seed, self, fault)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        return {"kind": "uniform", "trials": self.trials}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stratified:
+    """Trials shared out among strata of each site: bit positions, roles of bits, groups of channels; layers always.
+
+    Attributes:
+        trials: At all sites together.
+        by: What makes the strata; see :func:`~resilient_heads.campaign.strata.strata_of`. Empty: layers alone.
+        weighting: What the trials are shared out by while ``counts`` is None: ``"per_layer"`` (sites alike) or
+            ``"exposed"`` (bits alike). It changes no estimate, only which one is precise.
+        channel_groups: Groups of channels if ``by`` holds ``"channel"``.
+        image_groups: Into how many groups the sites fall; sites of a group strike the same images in trials of the same
+            number, different groups strike different ones. More groups see more images with the same trials, and cost
+            a golden run each.
+        counts: Name of a site to the trials of each of its strata; None shares out in proportion.
+        pilot_seed: Seed of the pilot that gave the counts; the campaign must have another, or None.
+
+    Raises:
+        DataError: Choices that mean nothing.
+    """
+
+    trials: int
+    by: tuple[By, ...] = ("bit",)
+    weighting: Weighting = "per_layer"
+    channel_groups: int = 4
+    image_groups: int = 1
+    counts: dict[str, tuple[int, ...]] | None = None
+    pilot_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("trials", "channel_groups", "image_groups"):
+            _whole(name, getattr(self, name), least=1)
+        kinds = set(self.by)
+        if isinstance(self.by, str) or not kinds <= {"bit", "role", "channel"} or {"bit", "role"} <= kinds:
+            raise DataError(f'by must be a tuple of "channel" and of "bit" or "role", found {self.by!r}.')
+        if self.weighting not in WEIGHTINGS:
+            raise DataError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {self.weighting!r}.")
+        for layer, counts in (self.counts or {}).items():
+            if not counts or min(counts) < 1:
+                raise DataError(
+                    f"Every stratum of {layer!r} needs a trial, else nothing is known of it; found {counts}."
+                )
+
+    def strata(self, site: StruckSite) -> Strata:
+        """Return the strata of a site."""
+        return strata_of(site.site, self.by, channel_groups=self.channel_groups)
+
+    def shared_out(self, sites: Sequence[StruckSite]) -> "Stratified":
+        """Return the design with ``counts`` for these sites.
+
+        Raises:
+            DataError: Too few trials for two in each stratum, or counts that do not fit the sites.
+        """
+        if self.counts is None:
+            weights = stratum_weights(self, sites, self.weighting)
+            return replace(self, counts=allocate(self.trials, weights, [struck.site.name for struck in sites]))
+        for struck in sites:
+            found = len(self.counts.get(struck.site.name, ()))
+            if found != len(self.strata(struck)):
+                raise DataError(
+                    f"The design has counts for {found} strata of {struck.site.name!r}, which has "
+                    f"{len(self.strata(struck))}; run the pilot on the same layers of the same model."
+                )
+        return self
+
+    def plan(self, sites: Sequence[StruckSite], *, seed: int, fault: FaultModel = SINGLE_FLIP) -> "Plan":
+        """Return the trials at these sites.
+
+        Raises:
+            DataError: The counts do not fit the sites, or the seed is the pilot's.
+        """
+        if self.pilot_seed == seed:
+            raise DataError(
+                f"The pilot had the seed {seed} too, so its luck would bias the estimate; pass another seed=."
+            )
+        design = self.shared_out(sites)
+        assert design.counts is not None
+        counts = tuple(sum(design.counts[struck.site.name]) for struck in sites)
+        return Plan(tuple(sites), counts, seed, design, fault)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return JSON-able values."""
+        counts = None if self.counts is None else {layer: list(own) for layer, own in self.counts.items()}
+        return {
+            "kind": "stratified",
+            "trials": self.trials,
+            "by": list(self.by),
+            "weighting": self.weighting,
+            "channel_groups": self.channel_groups,
+            "image_groups": self.image_groups,
+            "counts": counts,
+            "pilot_seed": self.pilot_seed,
+        }
+
+
+Design = Uniform | Stratified
+
+
+def design_from_dict(content: dict[str, Any]) -> Design:
+    """Undo ``as_dict``; TypeError, KeyError or ValueError where it is something else."""
+    fields = {name: value for name, value in content.items() if name != "kind"}
+    if content["kind"] == "uniform":
+        return Uniform(**fields)
+    if content["kind"] != "stratified":
+        raise ValueError(f"no design is called {content['kind']!r}")
+    counts = fields["counts"]
+    fields["counts"] = None if counts is None else {layer: tuple(own) for layer, own in counts.items()}
+    return Stratified(**{**fields, "by": tuple(fields["by"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,25 +175,121 @@ class Plan:
         sites: The L sites.
         counts: Trials at each site, ``L`` numbers; trial i of a site has the number i.
         seed: Of all draws.
+        design: What the plan was made from.
         fault: What a trial does.
+
+    Raises:
+        DataError: A design that knows single flips only, and another fault.
     """
 
     sites: tuple[StruckSite, ...]
     counts: tuple[int, ...]
     seed: int
-    fault: FaultModel = _SINGLE_FLIP
+    design: Design
+    fault: FaultModel = SINGLE_FLIP
+
+    def __post_init__(self) -> None:
+        if isinstance(self.design, Stratified) and self.design.by and self.fault != SINGLE_FLIP:
+            raise DataError(
+                f"Strata of {' and '.join(self.design.by)} are made of single flips, found {self.fault}; pass "
+                "Stratified(by=()) or Uniform."
+            )
 
     @property
     def total(self) -> int:
         """Trials at all sites."""
         return sum(self.counts)
 
+    @property
+    def image_groups(self) -> int:
+        """Groups of sites that strike images of their own; the site ``row`` belongs to the group ``row % groups``."""
+        return 1 if isinstance(self.design, Uniform) else min(self.design.image_groups, len(self.sites))
+
+    def images(self, row: int, numbers: Indices, eligible: NDArray[np.bool_]) -> Indices:
+        """Return the images that the trials of these numbers strike at the site ``row``, ``(N,)``."""
+        own = numbers * self.image_groups + row % self.image_groups
+        return draw_images(self.seed, own, eligible)
+
     def draw(self, row: int, numbers: Indices) -> Draws:
-        """Return where the trials of these numbers strike at the site ``row``."""
+        """Return where the trials of these numbers strike at the site ``row``.
+
+        It is a pure function of the plan, the row and each number; the numbers lie below ``counts[row]``.
+        """
         site = self.sites[row].site
-        return self.fault.draw(self.seed, site.name, numbers, neurons=site.neurons, bits=site.bits)
+        if isinstance(self.design, Uniform):
+            return self.fault.draw(self.seed, site.name, numbers, neurons=site.neurons, bits=site.bits)
+        if not self.design.by:
+            stream = f"{site.name}\0stratum"
+            return self.fault.draw(self.seed, stream, numbers, neurons=site.neurons, bits=site.bits)
+        assert self.design.counts is not None
+        strata = self.design.strata(self.sites[row])
+        own = _visits(site.name, self.design.counts[site.name])[numbers]
+        neurons, bits = np.empty(len(numbers), dtype=np.int64), np.empty(len(numbers), dtype=np.int64)
+        for stratum in np.unique(own):
+            chosen = own == stratum
+            size, width = strata.size(int(stratum))
+            # A stream of its own: a uniform campaign of the same seed shares no draw.
+            drawn = draw_faults(self.seed, f"{site.name}\0stratum", numbers[chosen], neurons=size, bits=width)
+            neurons[chosen], bits[chosen] = strata.place(int(stratum), drawn.neurons, drawn.bits)
+        return Draws.single_flips(neurons, bits)
 
 
-def uniform(sites: Sequence[StruckSite], trials: int, *, seed: int) -> Plan:
-    """Return a plan of equally many trials at every site, each uniform over its neurons and bits."""
-    return Plan(tuple(sites), (trials,) * len(sites), seed)
+@functools.lru_cache(maxsize=4096)
+def _visits(name: str, counts: tuple[int, ...]) -> Codes:
+    """Return the stratum of each trial of a site."""
+    offset = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") / 2**32
+    order = visits(counts, offset=offset)
+    order.flags.writeable = False
+    return order
+
+
+def layer_weights(sites: Sequence[StruckSite], weighting: Weighting) -> Floats:
+    """Return what each site counts in a mean over them, ``(L,)``; the sum is 1."""
+    if weighting == "per_layer":
+        return np.full(len(sites), 1 / len(sites))
+    bits: Floats = np.array([struck.site.neurons * struck.site.bits for struck in sites], dtype=np.float64)
+    bits /= bits.sum()
+    return bits
+
+
+def stratum_weights(design: Design, sites: Sequence[StruckSite], weighting: Weighting) -> list[Floats]:
+    """Return what each stratum of each site counts in a mean over all sites; all of them add up to 1."""
+    layers = layer_weights(sites, weighting)
+    return [weight * design.strata(struck).shares for weight, struck in zip(layers, sites, strict=True)]
+
+
+def allocate(trials: int, amounts: Sequence[Floats], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Share trials out in proportion, two at least to each stratum, by largest remainders.
+
+    Args:
+        trials: At all sites together.
+        amounts: Of each site, the share of each stratum, ``(H,)``; the sum over all is 1.
+        names: Of the sites.
+
+    Raises:
+        DataError: Fewer than two trials for each stratum.
+    """
+    shares = np.concatenate(amounts)
+    if trials < 2 * len(shares):
+        raise DataError(
+            f"{trials} trials are too few for {len(shares)} strata; pass {2 * len(shares)} or more, or fewer strata."
+        )
+    ideal = np.maximum(shares / shares.sum() * trials, 2.0)
+    for _ in range(64):  # what the small ones got beyond their share is taken from the others, until nobody falls below
+        free = ideal > 2
+        ideal[free] *= max(trials - 2 * (~free).sum(), 0) / ideal[free].sum() if free.any() else 1
+        ideal = np.maximum(ideal, 2.0)
+        if abs(ideal.sum() - trials) < 1e-9 * trials:
+            break
+    counts = np.floor(ideal + 1e-9).astype(np.int64)
+    first = np.argsort(counts - ideal, kind="stable")[: trials - counts.sum()]
+    counts[first] += 1
+    ends = np.cumsum([len(own) for own in amounts])[:-1]
+    parts = np.split(counts, ends)
+    return {name: tuple(part.tolist()) for name, part in zip(names, parts, strict=True)}
+
+
+def _whole(name: str, value: int, *, least: int) -> None:
+    """Raise DataError unless a value is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise DataError(f"{name} must be a whole number of at least {least}, found {value!r}.")

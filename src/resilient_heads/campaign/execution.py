@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from resilient_heads.campaign.config import Protocol
 from resilient_heads.campaign.data import LabelledImages
 from resilient_heads.campaign.design import Plan
 from resilient_heads.campaign.golden import logits_of
@@ -17,7 +18,6 @@ from resilient_heads.campaign.trials import COLUMNS, Trials
 from resilient_heads.errors import InjectionError
 from resilient_heads.evaluation import device_of
 from resilient_heads.injection.hits import Hit, hit_
-from resilient_heads.injection.sampling import draw_images
 from resilient_heads.injection.sites import watch_sites
 
 Engine = Literal["rerun", "full"]
@@ -27,14 +27,15 @@ Engine = Literal["rerun", "full"]
 class Execution:
     """Runs trials; it may be asked for any numbers in any order and gives the same rows each time.
 
-    Trial i strikes the same image at every site, so one golden pass of a batch serves all of them. Use it within
-    :func:`~resilient_heads.evaluation.evaluating`.
+    Trial i strikes the same image at every site of an image group, so one golden pass of a batch serves all of them.
+    Use it within :func:`~resilient_heads.evaluation.evaluating`.
 
     Args:
         model: The model.
         data: All images.
         eligible: ``(I,)``, which images may be struck.
         plan: What to strike.
+        protocol: What becomes of struck values.
         batch_size: Trials run at once.
         engine: How.
         memory_limit: Bytes of golden content; None takes half of what is free.
@@ -47,6 +48,7 @@ class Execution:
         eligible: NDArray[np.bool_],
         plan: Plan,
         *,
+        protocol: Protocol,
         batch_size: int,
         engine: Engine = "rerun",
         memory_limit: int | None = None,
@@ -56,15 +58,22 @@ class Execution:
         self._eligible = eligible
         self._plan = plan
         self._batch_size = min(batch_size, max(plan.counts))
+        self._detector = protocol.range_detector or "clamp"
         self._engine = engine
         numbers = np.arange(self._batch_size)
-        self._first, _, _ = self._batch(numbers)
+        self._first, _, _ = self._batch(0, numbers)
         sites = [struck.site for struck in plan.sites]
         self._reruns = Reruns(model, sites, self._first, memory_limit=memory_limit)
         self._golden = logits_of(model, self._first)
         _require_same(self._reruns.logits, self._golden, "The model gives different logits on the same images")
         if self._batch_size > 1:
             self._reruns.check()
+        rows = {struck.site.name: row for row, struck in enumerate(plan.sites)}
+        self._groups = [
+            [rows[name] for name in group]
+            for images in range(plan.image_groups)
+            for group in self._reruns.groups([site.name for site in sites[images :: plan.image_groups]])
+        ]
 
     @property
     def full_passes(self) -> dict[str, str]:
@@ -84,19 +93,20 @@ class Execution:
         Raises:
             InjectionError: A flip did not take place.
         """
-        rows = {struck.site.name: row for row, struck in enumerate(self._plan.sites)}
-        parts = []
+        parts: list[Trials] = []
         for first in range(start, stop, self._batch_size):
             # Always a whole batch: kernels may give other bits for another size.
             numbers = np.arange(first, first + self._batch_size)
-            inputs, targets, drawn = self._batch(numbers)
-            for group in self._reruns.groups:
-                golden = self._reruns.golden(inputs, group)
-                for name in group:
-                    last = min(stop, self._plan.counts[rows[name]])
-                    if first < last:
-                        struck = self._strike(rows[name], numbers, drawn, inputs, targets, golden)
-                        parts.append(struck.where(struck.trial < last))
+            for rows in self._groups:
+                last = {row: min(stop, self._plan.counts[row]) for row in rows}
+                if first >= max(last.values()):
+                    continue
+                inputs, targets, drawn = self._batch(rows[0], numbers)
+                golden = self._reruns.golden(inputs, [self._plan.sites[row].site.name for row in rows])
+                for row in rows:
+                    if first < last[row]:
+                        struck = self._strike(row, numbers, drawn, inputs, targets, golden)
+                        parts.append(struck.where(struck.trial < last[row]))
                         advance(len(parts[-1]))
         return Trials.gather(parts)
 
@@ -109,9 +119,9 @@ class Execution:
         again = logits_of(self._model, self._first)
         _require_same(self._golden, again, "The campaign changed the model's golden logits")
 
-    def _batch(self, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        """Return images and labels of some trials, and which images they are."""
-        drawn = draw_images(self._plan.seed, numbers, self._eligible)
+    def _batch(self, row: int, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """Return images and labels of some trials at a site, and which images they are."""
+        drawn = self._plan.images(row, numbers, self._eligible)
         chosen, device = torch.from_numpy(drawn), device_of(self._model)
         return self._data.images[chosen].to(device), self._data.labels[chosen].to(device), drawn
 
@@ -130,14 +140,14 @@ class Execution:
         found = self._reruns.tensor(site.name, golden) if self._engine == "rerun" else None
         if found is not None:
             tensor, root = found
-            struck = hit_(tensor, site, draws, model=self._plan.fault, limit=limit)
+            struck = hit_(tensor, site, draws, model=self._plan.fault, limit=limit, detector=self._detector)
             faulty = self._reruns.rerun(site.name, golden, root)
         else:
             seen: list[Hit] = []
 
             def strike(_name: str, tensor: Tensor) -> Tensor:
                 changed = tensor.clone(memory_format=torch.preserve_format)
-                seen.append(hit_(changed, site, draws, model=self._plan.fault, limit=limit))
+                seen.append(hit_(changed, site, draws, model=self._plan.fault, limit=limit, detector=self._detector))
                 return changed
 
             with watch_sites(self._model, [site], strike):

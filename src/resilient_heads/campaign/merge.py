@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+from resilient_heads.campaign.prefix import Prefix
 from resilient_heads.campaign.record import differences
 from resilient_heads.campaign.results import CampaignResult
 from resilient_heads.campaign.store import RECORD, CampaignFolder
@@ -42,6 +43,7 @@ def _chunks(folders: Sequence[CampaignFolder]) -> list[Trials]:
     """Read each chunk from the first folder that has it whole, or say which are lacking."""
     found: dict[int, Trials] = {}
     damaged = []
+    prefix = Prefix(folders[0].record)
     for chunk in range(folders[0].chunks):
         for folder in folders:
             try:
@@ -51,6 +53,8 @@ def _chunks(folders: Sequence[CampaignFolder]) -> list[Trials]:
                 continue
             except DamagedChunkError as error:
                 damaged.append(str(error))
+        if prefix.complete(found.get):
+            return [found[number] for number in sorted(found)]
     missing = [chunk for chunk in range(folders[0].chunks) if chunk not in found]
     if missing:
         shown = ", ".join(str(chunk) for chunk in missing[:20]) + (", ..." if len(missing) > 20 else "")

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from resilient_heads.campaign.config import CampaignConfig
-from resilient_heads.campaign.design import Plan, uniform
+from resilient_heads.campaign.design import Plan
 from resilient_heads.campaign.golden import GoldenRun
 from resilient_heads.campaign.parquet import digest
 from resilient_heads.campaign.trial_file import golden_columns
@@ -17,13 +17,15 @@ from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import ResultError
 from resilient_heads.injection.sites import Site
 
-FORMAT = "resilient_heads.campaign/3"
+FORMAT = "resilient_heads.campaign/4"
 _DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
 """Entries of the environment that may change the last bit of a result, so that one campaign has one of each."""
 
 _ADVICE = {
     "seed": "pass seed={then}, or --seed {then}",
-    "injections_per_layer": "pass injections_per_layer={then}, or --injections {then}",
+    "design": "pass the same injections_per_layer= or design=, or --injections",
+    "fault": "pass the same fault=",
+    "until": "pass the same until=, or --until",
     "batch_size": "pass batch_size={then}, or --batch-size {then}",
     "chunk_size": "pass chunk_size={then}, or --chunk-size {then}",
     "model": "pass the same model",
@@ -73,7 +75,7 @@ class CampaignRecord:
     @property
     def plan(self) -> Plan:
         """Which trials the campaign runs."""
-        return uniform(self.sites, self.config.injections_per_layer, seed=self.config.seed)
+        return self.config.design.plan(self.sites, seed=self.config.seed, fault=self.config.fault)
 
     @property
     def layers(self) -> tuple[str, ...]:

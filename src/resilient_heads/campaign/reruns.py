@@ -61,7 +61,30 @@ class Reruns:
         sizes = tuple(range(eighth, len(images), eighth)) if whole is not None else ()
         self._whole = Batch(len(images), self._tape, {}) if whole is None else whole
         self._player = Player(self._whole, self._fewer, sizes)
-        self.groups = self._group(_free_memory(images.device) // 2 if memory_limit is None else memory_limit)
+        self._limit = _free_memory(images.device) // 2 if memory_limit is None else memory_limit
+
+    def groups(self, names: Sequence[str]) -> list[list[str]]:
+        """Share sites out among golden passes, each of which keeps no more than the memory limit.
+
+        Raises:
+            InjectionError: What a single site needs is more.
+        """
+        groups: list[list[str]] = [[]]
+        kept: set[Moment] = set()
+        for name in names:
+            own = self._needs(name) if name in self._slices else frozenset()
+            if self._bytes(own) > self._limit:
+                raise InjectionError(
+                    f"Reruns after {name!r} need {self._bytes(own) / 1e6:.1f} MB for a batch of {len(self._images)}, "
+                    f"more than the {self._limit / 1e6:.1f} MB of memory_limit; pass a smaller batch_size or a higher "
+                    "memory_limit."
+                )
+            if groups[-1] and self._bytes(kept | own) > self._limit:
+                groups.append([])
+                kept = set()
+            groups[-1].append(name)
+            kept |= own
+        return groups
 
     def golden(self, images: Tensor, group: Sequence[str]) -> Golden:
         """Run a batch fault-free, and keep what reruns of some sites need."""
@@ -156,24 +179,6 @@ class Reruns:
         """Return the golden content for one site."""
         piece = self._slices[name]
         return self._player.needs(piece) | {piece.source.view.moment}
-
-    def _group(self, limit: int) -> list[list[str]]:
-        """Share the sites out among golden passes, each of which keeps no more than the limit."""
-        groups: list[list[str]] = [[]]
-        kept: set[Moment] = set()
-        for name in self._sites:
-            own = self._needs(name) if name in self._slices else frozenset()
-            if self._bytes(own) > limit:
-                raise InjectionError(
-                    f"Reruns after {name!r} need {self._bytes(own) / 1e9:.2f} GB for a batch of {len(self._images)}, "
-                    f"more than memory_limit={limit / 1e9:.2f} GB; pass a smaller batch_size or a higher memory_limit."
-                )
-            if groups[-1] and self._bytes(kept | own) > limit:
-                groups.append([])
-                kept = set()
-            groups[-1].append(name)
-            kept |= own
-        return groups
 
     def _bytes(self, moments: set[Moment] | frozenset[Moment]) -> int:
         """Return the memory of golden content that the model does not hold anyway."""

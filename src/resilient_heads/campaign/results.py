@@ -29,7 +29,8 @@ from resilient_heads.campaign.trial_file import encode_trials, golden_from_text,
 from resilient_heads.campaign.trials import StruckSite, Trials
 from resilient_heads.errors import ResultError
 from resilient_heads.files import write_atomic
-from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, weighted_rate
+from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, wilson
+from resilient_heads.metrics.planning import bonferroni
 
 _RECORD = "resilient_heads.record"
 _GOLDEN = "resilient_heads.golden"
@@ -116,7 +117,7 @@ class CampaignResult:
             level=level,
             images=images,
             struck_images=int(self.golden.eligible.sum()),
-            accuracy=weighted_rate(self.golden.correct[None], np.ones(1), level=level),
+            accuracy=wilson(float(self.golden.correct.mean()), images, level=level),
             top2diff=mean_interval(self.golden.top2diff, level=level),
             trials=self.trials.outcome.size,
             scopes={name: self.scope(name, level=level) for name in SCOPES if self.covers(name)},
@@ -141,11 +142,19 @@ class CampaignResult:
                 f"The campaign did not strike all of {name!r} ({SCOPES[name]}): {', '.join(missing) or 'nothing of it'}"
                 " was left out. Run it without layers=, or read by_layer()."
             )
-        return summarize_scope(name, [self.sites[row] for row in rows], self.trials.rows(rows), level=level)
+        sites = [self.sites[row] for row in rows]
+        return summarize_scope(name, sites, self.trials.rows(rows), self.config.design, level=level)
 
-    def by_layer(self, *, level: float = DEFAULT_LEVEL) -> list[LayerSummary]:
-        """Return the figures of each site, in the order of execution."""
-        return summarize_layers(self.sites, self.trials, level=level)
+    def by_layer(self, *, level: float = DEFAULT_LEVEL, simultaneous: bool = False) -> list[LayerSummary]:
+        """Return the figures of each site, in the order of execution.
+
+        Args:
+            level: Confidence level of each interval.
+            simultaneous: Widen the intervals so that those of one figure hold for all sites together with probability
+                ``level`` (Bonferroni): read it so to name the worst layer.
+        """
+        each = bonferroni(level, len(self.sites)) if simultaneous else level
+        return summarize_layers(self.sites, self.trials, self.config.design, level=each)
 
     def by_bit(self, layers: Sequence[str] | None = None, *, level: float = DEFAULT_LEVEL) -> list[BitSummary]:
         """Return the rates of each bit position, lowest bit first.
@@ -165,7 +174,7 @@ class CampaignResult:
         chosen = [self.sites[row] for row in rows]
         if len({struck.site.dtype for struck in chosen}) > 1:
             raise ResultError("The sites have different number formats; pass layers= of one format.")
-        return summarize_bits(chosen, self.trials.rows(rows), level=level)
+        return summarize_bits(chosen, self.trials.rows(rows), self.config.design, level=level)
 
     @property
     def record(self) -> CampaignRecord:

@@ -4,23 +4,27 @@ import contextlib
 import logging
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 from tqdm import tqdm
 
 from resilient_heads.campaign.config import CampaignConfig, Protocol, protocol_named
 from resilient_heads.campaign.data import Data, collect
+from resilient_heads.campaign.design import SINGLE_FLIP, Design, Uniform
 from resilient_heads.campaign.environment import environment_of, fingerprint
 from resilient_heads.campaign.execution import Engine, Execution
 from resilient_heads.campaign.golden import profile_ranges, run_golden
+from resilient_heads.campaign.prefix import Prefix
 from resilient_heads.campaign.record import CampaignRecord
 from resilient_heads.campaign.results import CampaignResult
 from resilient_heads.campaign.shards import Shard
+from resilient_heads.campaign.stopping import Until
 from resilient_heads.campaign.store import CampaignFolder
 from resilient_heads.campaign.trials import StruckSite, Trials
-from resilient_heads.errors import DataError
+from resilient_heads.errors import DamagedChunkError, DataError
 from resilient_heads.evaluation import device_of, evaluating
+from resilient_heads.injection.models import FaultModel
 from resilient_heads.injection.sites import SiteMap, find_sites
 from resilient_heads.injection.taps import open_attention
 
@@ -33,6 +37,9 @@ def run_campaign(
     *,
     protocol: Protocol | str = "goldeneye",
     injections_per_layer: int = 4096,
+    design: Design | None = None,
+    until: Until | None = None,
+    fault: FaultModel | None = None,
     seed: int = 0,
     layers: Sequence[str] | None = None,
     calibration: Data | None = None,
@@ -56,7 +63,11 @@ def run_campaign(
         data: Validation images with labels: a DataLoader, an iterable of ``(images, labels)``, or one pair of tensors.
             They are held in memory.
         protocol: ``"goldeneye"`` (range detector at the struck site), ``"raw"``, or a :class:`Protocol`.
-        injections_per_layer: Trials at each site.
+        injections_per_layer: Trials at each site, uniform over its neurons and bits.
+        design: Takes the place of ``injections_per_layer``: :class:`Uniform` or :class:`Stratified`, such as
+            :func:`neyman` gives.
+        until: Stop as soon as a figure is known this well; None runs the whole design.
+        fault: What a trial does; None flips one bit of one neuron.
         seed: Of all draws.
         layers: Names of sites to strike, or patterns such as ``"layer4.*"``; None takes all that the model has.
         calibration: Images, usually of the training set, that give the range detector its ranges; protocols without
@@ -117,10 +128,14 @@ def run_campaign(
             ranges = profile_ranges(model, calibration, tuple(s.site for s in struck))
             struck = [StruckSite(s.site, ranges.limits[s.site.name], s.is_last) for s in struck]
             calibration_sha256 = ranges.sha256
+        chosen = Uniform(trials=injections_per_layer) if design is None else design
+        plan = chosen.plan(struck, seed=seed, fault=SINGLE_FLIP if fault is None else fault)
         record = CampaignRecord(
             config=CampaignConfig(
                 protocol=rules,
-                injections_per_layer=injections_per_layer,
+                design=plan.design,
+                fault=plan.fault,
+                until=until,
                 seed=seed,
                 batch_size=batch_size,
                 chunk_size=chunk_size,
@@ -139,7 +154,8 @@ def run_campaign(
             model,
             images,
             golden.eligible,
-            record.plan,
+            plan,
+            protocol=rules,
             batch_size=batch_size,
             engine=engine,
             memory_limit=memory_limit,
@@ -179,14 +195,28 @@ def _run(
         desc="injecting",
         leave=False,
     ) as bar:
+        prefix = Prefix(record)
         for chunk in chunks:
+            if prefix.complete(lambda number: _known(number, done, folder)):
+                break
             if chunk not in done:
                 start = chunk * size
                 done[chunk] = execution.run(start, min(start + size, max(counts)), advance=bar.update)
                 execution.close()  # nothing is kept of a model that has changed meanwhile
                 if folder is not None:
                     folder.write(chunk, done[chunk])
-    return Trials.gather(list(done.values()))
+    prefix.complete(lambda number: _known(number, done, folder))
+    return Trials.gather([trials for chunk, trials in done.items() if prefix.holds(chunk)])
+
+
+def _known(chunk: int, done: Mapping[int, Trials], folder: CampaignFolder | None) -> Trials | None:
+    """Return a chunk that this process has run, or that another one has written; None if there is none yet."""
+    if chunk in done or folder is None:
+        return done.get(chunk)
+    try:
+        return folder.read(chunk)
+    except (FileNotFoundError, DamagedChunkError):
+        return None
 
 
 def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> tuple[list[StruckSite], list[StruckSite]]:

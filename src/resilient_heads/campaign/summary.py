@@ -1,17 +1,18 @@
 """What the trials add up to: by layer, by bit, and over the network."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from resilient_heads.campaign.design import Design, Stratified, layer_weights
 from resilient_heads.campaign.trials import RATES, StruckSite, Trials
 from resilient_heads.errors import ResultError
 from resilient_heads.injection.formats import BitRole, format_of
 from resilient_heads.metrics.fit import fit_rate
-from resilient_heads.metrics.intervals import Estimate, Floats, bootstrap, weighted_rate
+from resilient_heads.metrics.intervals import Estimate, Floats
+from resilient_heads.metrics.sample import Sample
+from resilient_heads.metrics.weighted import weighted_mean, weighted_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ class BitSummary:
         bit: Position in the word.
         role: The field it belongs to.
         trials: Trials that flipped it.
-        rates: Outcome to rate; Wilson intervals.
+        rates: Outcome to rate.
     """
 
     bit: int
@@ -142,134 +143,98 @@ def scope_rows(sites: Sequence[StruckSite], scope: str) -> list[int]:
     ]
 
 
-def exposure(sites: Sequence[StruckSite]) -> Floats:
-    """Return each site's share of the bits, ``(L,)``."""
-    bits: Floats = np.array([struck.site.neurons * struck.site.bits for struck in sites], dtype=np.float64)
-    bits /= bits.sum()
-    return bits
-
-
-def summarize_scope(name: str, sites: Sequence[StruckSite], trials: Trials, *, level: float) -> Scope:
+def summarize_scope(name: str, sites: Sequence[StruckSite], trials: Trials, design: Design, *, level: float) -> Scope:
     """Summarize all the given sites together."""
-    equal = np.full(len(sites), 1 / len(sites))
     return Scope(
         name=name,
         layers=tuple(struck.site.name for struck in sites),
         bits=sum(struck.site.neurons * struck.site.bits for struck in sites),
-        per_layer=figures(trials, equal, level=level),
-        exposed=figures(trials, exposure(sites), level=level),
+        per_layer=figures(trials, sample(sites, trials, design, layer_weights(sites, "per_layer")), level=level),
+        exposed=figures(trials, sample(sites, trials, design, layer_weights(sites, "exposed")), level=level),
     )
 
 
-def summarize_layers(sites: Sequence[StruckSite], trials: Trials, *, level: float) -> list[LayerSummary]:
+def summarize_layers(
+    sites: Sequence[StruckSite], trials: Trials, design: Design, *, level: float
+) -> list[LayerSummary]:
     """Summarize each site by itself, in the order of execution."""
-    return [
-        LayerSummary(
-            name=struck.site.name,
-            kind=struck.site.kind,
-            neurons=struck.site.neurons,
-            bits=struck.site.neurons * struck.site.bits,
-            limit=struck.limit,
-            is_layer=struck.site.is_layer,
-            is_last=struck.is_last,
-            figures=figures(trials.rows([row]), np.ones(1), level=level),
+    summaries = []
+    for row, struck in enumerate(sites):
+        own = trials.rows([row])
+        summaries.append(
+            LayerSummary(
+                name=struck.site.name,
+                kind=struck.site.kind,
+                neurons=struck.site.neurons,
+                bits=struck.site.neurons * struck.site.bits,
+                limit=struck.limit,
+                is_layer=struck.site.is_layer,
+                is_last=struck.is_last,
+                figures=figures(own, sample([struck], own, design, np.ones(1)), level=level),
+            )
         )
-        for row, struck in enumerate(sites)
-    ]
+    return summaries
 
 
-def summarize_bits(sites: Sequence[StruckSite], trials: Trials, *, level: float) -> list[BitSummary]:
-    """Summarize each bit position over all the given sites; every trial counts alike."""
+def summarize_bits(sites: Sequence[StruckSite], trials: Trials, design: Design, *, level: float) -> list[BitSummary]:
+    """Summarize each bit position over all the given sites, which count alike."""
     form = format_of(sites[0].site.dtype)
+    whole = sample(sites, trials, design, layer_weights(sites, "per_layer"))
     summaries = []
     for bit in range(form.bits):
         struck = trials.bit == bit
-        rates = {
-            metric: weighted_rate(
-                trials.hits(metric)[struck][None], np.ones(1), image=trials.image[struck], level=level
-            )
-            for metric in RATES
-        }
+        own = whole.only(struck, stratified=isinstance(design, Stratified) and "bit" in design.by)
+        rates = {metric: weighted_rate(trials.hits(metric)[struck], own, level=level) for metric in RATES}
         summaries.append(BitSummary(bit=bit, role=form.role(bit), trials=int(struck.sum()), rates=rates))
     return summaries
 
 
-def figures(trials: Trials, weights: Floats, *, level: float) -> Figures:
-    """Return rates and mean delta loss of L layers with these weights, ``(L,)``, whose sum is 1."""
-    rates = {
-        metric: weighted_rate(
-            trials.hits(metric).reshape(len(weights), -1),
-            weights,
-            image=trials.image.reshape(len(weights), -1)[0],
-            level=level,
-        )
-        for metric in RATES
-    }
-    struck = np.unique(trials.image)
-    table = trials.image.reshape(len(weights), -1)
-    sums = image_sums(trials.delta_loss.reshape(table.shape), table, struck)
-    loss = bootstrap(lambda counts: sums.mean(counts, weights), len(struck), level=level)
-    if loss.low == loss.high and math.isfinite(loss.low):
-        # All resamples agree, as when no trial changed a loss: other images may differ, nobody knows how far.
-        loss = replace(loss, high=math.nan)
+def figures(trials: Trials, weighted: Sample, *, level: float) -> Figures:
+    """Return rates and mean delta loss of weighted trials."""
+    rates = {metric: estimate(trials, weighted, metric, level) for metric in RATES}
     return Figures(
-        trials=trials.outcome.size,
-        delta_loss=loss,
+        trials=len(trials),
+        delta_loss=estimate(trials, weighted, "delta_loss", level),
         nan_losses=int(np.isnan(trials.delta_loss).sum()),
         **rates,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSums:
-    """A column of the trials, added up by layer and struck image.
-
-    Attributes:
-        totals: ``(L, I)``, sums of the finite values.
-        counts: ``(L, I)``, values that are not NaN.
-        infinite: ``(L, I)``, infinite values.
-    """
-
-    totals: Floats
-    counts: Floats
-    infinite: Floats
-
-    def mean(self, image_counts: Floats, weights: Floats) -> Floats:
-        """Return the weighted mean over layers when image i counts so often.
-
-        Args:
-            image_counts: ``(B, I)``.
-            weights: ``(L,)``, with a sum of 1.
-
-        Returns:
-            ``(B,)``; infinite where an infinite value counts, NaN where a layer has no value at all.
-        """
-        with np.errstate(invalid="ignore", divide="ignore"):
-            means = (image_counts @ self.totals.T) / (image_counts @ self.counts.T)
-        means[(image_counts @ self.infinite.T) > 0] = np.inf
-        combined: Floats = means @ weights
-        return combined
+def estimate(trials: Trials, weighted: Sample, metric: str, level: float) -> Estimate:
+    """Return one figure of weighted trials: ``"delta_loss"`` or a rate."""
+    if metric == "delta_loss":
+        return weighted_mean(trials.delta_loss, weighted, level=level)
+    return weighted_rate(trials.hits(metric), weighted, level=level)
 
 
-def image_sums(values: Floats, image: NDArray[np.int64], struck: NDArray[np.int64]) -> ImageSums:
-    """Add a column up by layer and image.
+def sample(sites: Sequence[StruckSite], trials: Trials, design: Design, layers: Floats) -> Sample:
+    """Give each trial its weight: what its stratum counts, divided by the trials that were run in it.
 
     Args:
-        values: ``(L, N)``.
-        image: ``(L, N)``, which image each value belongs to.
-        struck: ``(I,)``, the images that may occur, sorted.
+        sites: The L sites, by which ``trials.site`` counts.
+        trials: N trials; any first part of a campaign's.
+        design: How they were drawn.
+        layers: ``(L,)``, what each site counts; the sum is 1.
+
+    Returns:
+        The N trials with their weights. While a stratum has no trial yet nothing is known of the whole, and the
+        weights are 0.
     """
-    finite, not_nan = np.isfinite(values), ~np.isnan(values)
-    position = np.searchsorted(struck, image)
-
-    def add(amounts: Floats) -> Floats:
-        rows = [
-            np.bincount(own, weights=row, minlength=len(struck)) for own, row in zip(position, amounts, strict=True)
-        ]
-        return np.stack(rows)
-
-    return ImageSums(
-        totals=add(np.where(finite, values, 0.0)),
-        counts=add(not_nan.astype(np.float64)),
-        infinite=add((not_nan & ~finite).astype(np.float64)),
+    stratum, weights = np.zeros(len(trials), dtype=np.int64), []
+    start = 0
+    for row, struck in enumerate(sites):
+        strata, chosen = design.strata(struck), trials.site == row
+        stratum[chosen] = start + strata.of(trials.neuron[chosen], trials.bit[chosen])
+        weights.append(layers[row] * strata.shares)
+        start += len(strata)
+    counts = np.bincount(stratum, minlength=start)
+    each = np.concatenate(weights) / np.maximum(counts, 1)
+    if (counts == 0).any():
+        each[:] = 0.0
+    return Sample(
+        weight=each[stratum],
+        layer=trials.site.astype(np.int64),
+        stratum=stratum,
+        image=trials.image,
+        trial=trials.image * (int(trials.trial.max(initial=0)) + 1) + trials.trial,
     )

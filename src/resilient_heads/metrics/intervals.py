@@ -1,13 +1,12 @@
 """Confidence intervals for rates, means and ratios."""
 
-import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaincinv
 
 from resilient_heads.errors import ResultError
 
@@ -77,45 +76,28 @@ def wilson(rate: float, trials: float, *, level: float = DEFAULT_LEVEL) -> Estim
     return Estimate(rate, low, high, level, "wilson")
 
 
-def weighted_rate(
-    hits: NDArray[np.bool_],
-    weights: Floats,
-    *,
-    image: NDArray[np.int64] | None = None,
-    level: float = DEFAULT_LEVEL,
-) -> Estimate:
-    """Wilson interval of a weighted mean of rates, for trials that share their images.
-
-    Column i of ``hits`` holds trial i of every layer, all on one image. The interval is Wilson's at an effective number
-    of trials, the smallest of three: the number that holds when no event was seen, ``N / max(weights)``; the one that
-    the variance between columns implies, since fragile images are fragile in every layer; and, with ``image``, the one
-    that the variance between images implies, since trials on one image are alike. What no struck image shows, such as
-    a rare kind of image that is fragile, no interval can know.
+def clopper_pearson(hits: int, trials: int, *, level: float = DEFAULT_LEVEL) -> Estimate:
+    """Clopper and Pearson's interval of a rate: it covers at least its level, whatever the rate.
 
     Args:
-        hits: ``(L, N)``, whether trial i of layer l had the outcome.
-        weights: ``(L,)``, non-negative, with a sum of 1.
-        image: ``(N,)``, which image trial i struck; None where every trial has its own.
+        hits: Trials with the outcome.
+        trials: All trials.
         level: Confidence level.
 
-    Returns:
-        The rate; NaN with the interval [0, 1] where there is no trial.
+    Raises:
+        ResultError: More hits than trials, or a level that is none.
 
-    Source: Korn and Graubard, *Survey Methodology* 24, 1998, for an effective size from the variance of clusters.
+    Source: Clopper and Pearson, *The use of confidence or fiducial limits*, Biometrika 1934.
     """
-    trials = hits.shape[1]
+    normal_quantile(level)
+    if not 0 <= hits <= trials:
+        raise ResultError(f"Hits run from 0 to the {trials} trials, found {hits}.")
     if not trials:
-        return wilson(math.nan, 0, level=level)
-    per_trial: Floats = weights @ hits
-    rate = min(float(per_trial.mean()), 1.0)
-    residual = per_trial - rate
-    clusters = [residual] if image is None else [residual, np.bincount(image, weights=residual)]
-    effective = trials / float(weights.max())
-    for sums in clusters:
-        variance = float(np.square(sums).sum()) / trials**2
-        if variance > 0 and 0 < rate < 1:
-            effective = min(effective, rate * (1 - rate) / variance)
-    return wilson(rate, effective, level=level)
+        return Estimate(math.nan, 0.0, 1.0, level, "clopper-pearson")
+    tail = (1 - level) / 2
+    low = float(betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
+    high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
+    return Estimate(hits / trials, low, high, level, "clopper-pearson")
 
 
 def mean_interval(values: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
@@ -132,44 +114,20 @@ def mean_interval(values: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
     return Estimate(mean, mean - spread, mean + spread, level, "normal")
 
 
-@functools.lru_cache(maxsize=4)
-def image_weights(images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Return how often a bootstrap draws each image, ``(resamples, images)``; rows sum to ``images``."""
-    generator = np.random.Generator(np.random.Philox(seed))
-    weights = generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
-    weights.flags.writeable = False
-    return weights
-
-
-def bootstrap(
-    statistic: Callable[[Floats], Floats], images: int, *, level: float = DEFAULT_LEVEL, seed: int = 0
-) -> Estimate:
-    """Percentile bootstrap over images: trials on one image are alike, so images are resampled, not trials.
+def difference_of_rates(first: Estimate, second: Estimate) -> Estimate:
+    """Interval of the difference of two rates that are independent or rise together, from the intervals of each.
 
     Args:
-        statistic: Maps how often each image counts, ``(B, images)``, to B values. Rows of ones give the estimate. NaN
-            marks a resample in which the statistic does not exist; such resamples are left out.
-        images: Number of struck images.
-        level: Confidence level.
-        seed: Of the resampling.
+        first: A rate with its interval.
+        second: What is subtracted, at the same level.
 
-    Returns:
-        The estimate. With fewer than :data:`MIN_IMAGES` images, or where no resample exists, its ends are NaN: nothing
-        can be said of other images.
-
-    Source: Efron, *Bootstrap methods: another look at the jackknife*, Annals of Statistics 1979.
+    Source: Newcombe, *Interval estimation for the difference between independent proportions*, Statistics in Medicine
+    1998, method 10.
     """
-    value = float(statistic(np.ones((1, images)))[0]) if images else math.nan
-    if images < MIN_IMAGES:
-        return Estimate(value, math.nan, math.nan, level, "too few images")
-    values = statistic(image_weights(images, seed=seed))
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return Estimate(value, math.nan, math.nan, level, "bootstrap over images")
-    tail = (1 - level) / 2
-    # "inverted_cdf" takes an observed value, so an infinite ratio stays infinite and never becomes NaN.
-    low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
-    return Estimate(value, float(low), float(high), level, "bootstrap over images")
+    value = first.value - second.value
+    down = math.hypot(first.value - first.low, second.high - second.value)
+    up = math.hypot(first.high - first.value, second.value - second.low)
+    return Estimate(value, value - down, value + up, first.level, "Newcombe")
 
 
 def ratio_of_rates(numerator: Estimate, denominator: Estimate) -> Estimate:
@@ -189,7 +147,7 @@ def ratio_of_rates(numerator: Estimate, denominator: Estimate) -> Estimate:
     p, l1, u1 = numerator.value, numerator.low, numerator.high
     q, l2, u2 = denominator.value, denominator.low, denominator.high
     if math.isnan(p) or math.isnan(q):
-        return Estimate(math.nan, 0.0, math.inf, numerator.level, "MOVER of Wilson")
+        return Estimate(math.nan, 0.0, math.inf, numerator.level, "MOVER")
     both = p * q
     spread = l1 * (2 * p - l1)
     root = math.sqrt(max(0.0, both * both - spread * u2 * (2 * q - u2)))
@@ -198,13 +156,7 @@ def ratio_of_rates(numerator: Estimate, denominator: Estimate) -> Estimate:
     if l2 > 0:
         scale = l2 * (2 * q - l2)
         high = (both + math.sqrt(max(0.0, both * both - u1 * (2 * p - u1) * scale))) / scale
-    return Estimate(ratio(p, q), low, high, numerator.level, "MOVER of Wilson")
-
-
-def hull(first: Estimate, second: Estimate) -> Estimate:
-    """Return the smallest interval that holds both, with the first one's value: at least as cautious as either."""
-    low, high = np.fmin(first.low, second.low), np.fmax(first.high, second.high)
-    return Estimate(first.value, float(low), float(high), first.level, f"wider of {first.method} and {second.method}")
+    return Estimate(ratio(p, q), low, high, numerator.level, "MOVER")
 
 
 def ratio(numerator: float, denominator: float) -> float:

@@ -1,0 +1,89 @@
+"""How many trials a margin of error takes, and what several comparisons cost."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from resilient_heads.errors import ResultError
+from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Floats, normal_quantile
+
+
+def sample_size(
+    population: float, margin: float, *, level: float = DEFAULT_LEVEL, rate: float = 0.5, replacement: bool = False
+) -> int:
+    """Return how many faults to inject for a margin of error, out of a finite number of possible faults.
+
+    Args:
+        population: Number of possible faults, such as bits times images; may be infinite.
+        margin: Half-width of the interval, as a share of 1.
+        level: Confidence level.
+        rate: Expected rate; 0.5 is the most cautious.
+        replacement: Whether a fault may be drawn twice, as this library's campaigns draw; then the population's size
+            does not matter.
+
+    Raises:
+        ResultError: A value that means nothing.
+
+    >>> sample_size(1e9, 0.01, level=0.95)
+    9604
+
+    Source: Leveugle et al., *Statistical fault injection: quantified error and confidence*, DATE 2009, equation 4.
+    """
+    _check(population, rate)
+    if not margin > 0:
+        raise ResultError(f"A margin of error is above 0, found {margin}.")
+    z = normal_quantile(level)
+    endless = z * z * rate * (1 - rate) / (margin * margin)
+    if replacement or math.isinf(population):
+        return math.ceil(endless)
+    if rate in (0, 1):
+        return 1
+    return math.ceil(population / (1 + (population - 1) / endless))
+
+
+def margin_of_error(
+    population: float, trials: int, *, level: float = DEFAULT_LEVEL, rate: float = 0.5, replacement: bool = False
+) -> float:
+    """Return the half-width that a number of trials gives; the inverse of :func:`sample_size`.
+
+    Raises:
+        ResultError: A value that means nothing, or more trials than possible faults.
+
+    Source: Leveugle et al., DATE 2009, equation 5.
+    """
+    _check(population, rate)
+    if not trials >= 1 or (trials > population and not replacement):
+        raise ResultError(f"Trials run from 1 to the population of {population:g}, found {trials}.")
+    left = 1.0 if replacement or math.isinf(population) else (population - trials) / max(population - 1, 1)
+    return normal_quantile(level) * math.sqrt(rate * (1 - rate) / trials * left)
+
+
+def holm(p_values: Sequence[float]) -> Floats:
+    """Return adjusted p-values: those below alpha may be called significant together.
+
+    Source: Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 1979.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    steps = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted
+
+
+def bonferroni(level: float, figures: int) -> float:
+    """Return the level of each of several intervals that shall hold together with probability ``level``.
+
+    Raises:
+        ResultError: The level is not between 0 and 1.
+    """
+    normal_quantile(level)
+    return 1 - (1 - level) / max(figures, 1)
+
+
+def _check(population: float, rate: float) -> None:
+    if not population >= 1:
+        raise ResultError(f"A population has at least one fault, found {population}.")
+    if not 0 <= rate <= 1:
+        raise ResultError(f"A rate lies between 0 and 1, found {rate}.")

@@ -1,0 +1,263 @@
+"""Plans, allocation by a pilot, and estimates against the exhaustive truth."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import resilient_heads as rh
+from resilient_heads.campaign.design import Plan, design_from_dict, stratum_weights
+from resilient_heads.campaign.outcomes import Outcome, judge
+from resilient_heads.campaign.strata import strata_of, visits
+from resilient_heads.campaign.trials import StruckSite
+from resilient_heads.errors import DataError, ResultError
+from resilient_heads.injection.injector import inject_batch
+from resilient_heads.injection.sampling import draw_faults
+from resilient_heads.injection.sites import Site
+
+Data = tuple[Tensor, Tensor]
+CONV = Site(name="conv", kind="Conv2d", shape=(6, 2, 3), dtype=torch.float32, group=None, is_layer=True)
+TOKENS = Site(name="fc", kind="Linear", shape=(5, 7), dtype=torch.float16, group=None, is_layer=True)
+SITES = (StruckSite(CONV, None, False), StruckSite(TOKENS, None, True))
+BYS = [(), ("bit",), ("role",), ("channel",), ("channel", "bit"), ("role", "channel")]
+
+
+def test_uniform_draws_what_it_always_drew() -> None:
+    plan, numbers = rh.Uniform(trials=50).plan(SITES, seed=9), np.arange(50)
+    assert plan.counts == (50, 50)
+    for row, struck in enumerate(SITES):
+        site = struck.site
+        expected = draw_faults(9, site.name, numbers, neurons=site.neurons, bits=site.bits)
+        drawn = plan.draw(row, numbers)
+        np.testing.assert_array_equal(drawn.neurons, expected.neurons)
+        np.testing.assert_array_equal(drawn.bits, expected.bits)
+    np.testing.assert_array_equal(plan.image_numbers(0, numbers), numbers)
+
+
+@pytest.mark.parametrize("by", BYS)
+@pytest.mark.parametrize("site", [CONV, TOKENS], ids=["conv", "tokens"])
+def test_strata_part_the_faults(site: Site, by: tuple[str, ...]) -> None:
+    strata = strata_of(site, by, channel_groups=3)
+    neuron, bit = (part.ravel() for part in np.meshgrid(np.arange(site.neurons), np.arange(site.bits), indexing="ij"))
+    code = strata.of(neuron, bit)
+    np.testing.assert_allclose(np.bincount(code, minlength=len(strata)) / len(code), strata.shares)
+    placed = set()
+    for stratum in range(len(strata)):
+        size, width = strata.size(stratum)
+        own, wide = (part.ravel() for part in np.meshgrid(np.arange(size), np.arange(width), indexing="ij"))
+        neurons, bits = strata.place(stratum, own, wide)
+        assert (strata.of(neurons, bits) == stratum).all()
+        placed |= set(zip(neurons.tolist(), bits.tolist(), strict=True))
+    assert len(placed) == site.neurons * site.bits
+
+
+def test_channels_by_hand() -> None:
+    assert strata_of(CONV, ("channel",), channel_groups=3).of(np.array([0, 11, 12, 35]), np.zeros(4, int)).tolist() == [
+        0,
+        0,
+        1,
+        2,
+    ]
+    assert strata_of(TOKENS, ("channel",), channel_groups=7).of(np.array([0, 6, 7, 34]), np.zeros(4, int)).tolist() == [
+        0,
+        6,
+        0,
+        6,
+    ]
+
+
+@pytest.mark.parametrize("by", BYS)
+def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) -> None:
+    design = rh.Stratified(trials=900, by=by)
+    plan = design.plan(SITES, seed=4)
+    assert plan.total == 900
+    for row, count in enumerate(plan.counts):
+        whole = plan.draw(row, np.arange(count))
+        picked = np.random.default_rng(1).permutation(count)[:17]
+        some = plan.draw(row, picked)
+        np.testing.assert_array_equal(some.neurons, whole.neurons[picked])
+        np.testing.assert_array_equal(some.bits, whole.bits[picked])
+        strata = plan.design.strata(SITES[row])
+        counts = plan.design.counts[SITES[row].site.name]
+        np.testing.assert_array_equal(np.bincount(strata.of(whole.neurons, whole.bits)), counts)
+    again = design_from_dict(json.loads(json.dumps(plan.design.as_dict())))
+    assert again == plan.design
+    assert (
+        Plan(SITES, plan.counts, 4, again).draw(0, np.arange(5)).bits.tolist()
+        == plan.draw(0, np.arange(5)).bits.tolist()
+    )
+
+
+def test_draws_are_uniform_within_a_stratum() -> None:
+    counts = {"conv": (24_000, 24_000, 24_000), "fc": (2, 2, 2)}
+    plan = rh.Stratified(trials=72_006, by=("role",), counts=counts).plan(SITES, seed=4)
+    drawn = plan.draw(0, np.arange(72_000))
+    for bits in (range(23), range(23, 31)):
+        own = np.isin(drawn.bits, bits)
+        table = np.histogram2d(drawn.neurons[own], drawn.bits[own], bins=[36, len(bits)])[0]
+        expected = 24_000 / table.size
+        assert (np.square(table - expected) / expected).sum() < table.size + 5 * math.sqrt(2 * table.size)
+
+
+@pytest.mark.parametrize("counts", [(5, 200, 17, 2), (40, 40, 40), (1000, 2, 2, 2, 2)])
+def test_every_prefix_is_near_the_shares(counts: tuple[int, ...]) -> None:
+    order = visits(counts, offset=0.3)
+    np.testing.assert_array_equal(np.bincount(order), counts)
+    assert sorted(order[: len(counts)].tolist()) == list(range(len(counts)))
+    for length in range(len(counts), len(order) + 1):
+        found = np.bincount(order[:length], minlength=len(counts))
+        assert (np.abs(found - length * np.array(counts) / sum(counts)) <= len(counts) + 1).all()
+
+
+@pytest.mark.parametrize(
+    ("choices", "match"),
+    [
+        ({"trials": 0}, "trials must be"),
+        ({"trials": 9, "by": "bit"}, "by must be"),
+        ({"trials": 9, "by": ("bit", "role")}, "by must be"),
+        ({"trials": 9, "weighting": "bits"}, "weighting"),
+        ({"trials": 9, "counts": {"fc": (0, 3)}}, "needs a trial"),
+    ],
+)
+def test_designs_that_mean_nothing(choices: dict[str, object], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        rh.Stratified(**choices)
+
+
+def test_plans_that_do_not_fit() -> None:
+    with pytest.raises(DataError, match="too few for 48 strata"):
+        rh.Stratified(trials=95).plan(SITES, seed=0)
+    with pytest.raises(DataError, match="has 32"):
+        rh.Stratified(trials=95, counts={"conv": (3, 3), "fc": (1,)}).plan(SITES, seed=0)
+    with pytest.raises(DataError, match="pass another seed"):
+        rh.Stratified(trials=950, pilot_seed=7).plan(SITES, seed=7)
+
+
+@pytest.fixture
+def tiny() -> tuple[nn.Module, Data]:
+    """A trained network small enough to strike every bit of every neuron."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)
+    )
+    images, labels = torch.randn(60, 1, 5, 5), torch.arange(60) % 3
+    images += 1.5 * labels[:, None, None, None] - 1.5
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(60):
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval(), (images[:12], labels[:12])
+
+
+def exhaustive(model: nn.Module, data: Data, sites: tuple[StruckSite, ...]) -> dict[str, np.ndarray]:
+    """Strike every bit of every neuron of every site on every correctly classified image."""
+    images, labels = data
+    with torch.inference_mode():
+        golden = model(images)
+        good = golden.argmax(dim=1) == labels
+        images, labels, golden = images[good], labels[good], golden[good]
+        sdc, loss = [], []
+        for struck in sites:
+            site = struck.site
+            count = site.neurons * site.bits
+            neurons, bits = torch.arange(count) // site.bits, torch.arange(count) % site.bits
+            hit, lost = np.zeros(count), np.zeros(count)
+            for image, label, clean in zip(images, labels, golden, strict=True):
+                batch = image[None].repeat(count, 1, 1, 1)
+                with inject_batch(model, site.name, neurons, bits, limit=struck.limit):
+                    judged = judge(clean.repeat(count, 1), model(batch), label.repeat(count))
+                hit += judged.outcome.numpy() == Outcome.SDC
+                lost += judged.delta_loss.numpy()
+            sdc.append((hit / len(images)).reshape(-1, site.bits))
+            loss.append((lost / len(images)).reshape(-1, site.bits))
+    return {
+        "layer": np.array([own.mean() for own in sdc]),
+        "bit": np.mean([own.mean(axis=0) for own in sdc], axis=0),
+        "loss": np.array([own.mean() for own in loss]),
+        "sizes": np.array([own.size for own in sdc]),
+    }
+
+
+def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Module, Data]) -> None:
+    model, data = tiny
+
+    def run(seed: int, design: rh.Uniform | rh.Stratified) -> rh.CampaignResult:
+        return rh.run_campaign(model, data, calibration=data, design=design, seed=seed, batch_size=512, progress=False)
+
+    first = run(1000, rh.Uniform(trials=150))
+    truth = exhaustive(model, data, first.sites)
+    share = truth["sizes"] / truth["sizes"].sum()
+    expected = {
+        "per layer": truth["layer"].mean(),
+        "exposed": share @ truth["layer"],
+        "first layer": truth["layer"][0],
+        "loss": truth["loss"].mean(),
+        "bit 30": truth["bit"][30],
+    }
+    found: dict[str, list[float]] = {name: [] for name in expected}
+    for seed in range(40):
+        pilot = run(2000 + seed, rh.Uniform(trials=60))
+        result = run(seed, rh.neyman(pilot, trials=400, metric="sdc", weighting="exposed"))
+        network = result.scope("network")
+        found["per layer"].append(network.per_layer.sdc.value)
+        found["exposed"].append(network.exposed.sdc.value)
+        found["first layer"].append(result.by_layer()[0].figures.sdc.value)
+        found["loss"].append(network.per_layer.delta_loss.value)
+        found["bit 30"].append(result.by_bit()[30].rates["sdc"].value)
+    for name, values in found.items():
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        assert abs(np.mean(values) - expected[name]) < 3.7 * error, name  # five tests: one in a thousand by chance
+        assert error < 0.2 * expected[name], name
+    # What unweighted shares of the trials say is far off: the test would see a forgotten weight.
+    naive = float(result.trials.hits("sdc").mean())
+    assert naive > 1.5 * expected["exposed"]
+
+
+def test_neyman_leaves_no_stratum_out_and_goes_where_harm_is(tiny: tuple[nn.Module, Data]) -> None:
+    model, data = tiny
+    pilot = rh.run_campaign(model, data, calibration=data, injections_per_layer=300, seed=5, progress=False)
+    design = rh.neyman(pilot, trials=3000)
+    assert sum(sum(own) for own in design.counts.values()) == 3000
+    weights = np.concatenate(stratum_weights(design, pilot.sites, "per_layer"))
+    counts = np.concatenate(list(design.counts.values()))
+    assert (counts >= np.maximum(2, np.floor(0.5 * weights * 3000) - 1)).all()
+    last = np.array(design.counts[pilot.sites[-1].site.name])
+    assert last[24:].sum() > 3 * last[:20].sum()
+    with pytest.raises(ResultError, match="No metric is named"):
+        rh.neyman(pilot, trials=3000, metric="harm")
+    with pytest.raises(ResultError, match="no variation"):
+        rh.neyman(pilot, trials=3000, metric="due")
+    with pytest.raises(DataError, match="pass another seed"):
+        rh.run_campaign(model, data, calibration=data, design=design, seed=5, progress=False)
+
+
+def test_until_stops_at_a_prefix_of_the_whole(tiny: tuple[nn.Module, Data]) -> None:
+    model, data = tiny
+    design = rh.Stratified(trials=6000, image_groups=3)
+    until = rh.Until(half_width=0.04)
+
+    def run(until: rh.Until | None) -> rh.CampaignResult:
+        return rh.run_campaign(model, data, calibration=data, design=design, until=until, progress=False)
+
+    whole, early = run(None), run(until)
+    estimate = early.scope("network").per_layer.sdc
+    assert estimate.high - estimate.low <= 0.08
+    assert len(early.trials) < len(whole.trials)
+    prefix = whole.trials.where(whole.trials.trial <= early.trials.trial.max())
+    for name, column in prefix.columns.items():
+        np.testing.assert_array_equal(column, early.trials.columns[name])
+    assert len(run(rh.Until(half_width=1e-9, max_trials=400)).trials) in range(400, 400 + 3 * 64)
+    with pytest.raises(DataError, match="half_width"):
+        rh.Until(half_width=0)
+
+
+def test_intervals_of_all_layers_together_are_wider(tiny: tuple[nn.Module, Data]) -> None:
+    model, data = tiny
+    result = rh.run_campaign(model, data, calibration=data, injections_per_layer=300, progress=False)
+    for alone, together in zip(result.by_layer(), result.by_layer(simultaneous=True), strict=True):
+        assert together.figures.sdc.level == pytest.approx(1 - 0.01 / 3)
+        assert together.figures.sdc.high > alone.figures.sdc.high

@@ -1,0 +1,34 @@
+"""Trials as tables of layers and numbers, turned into weighted samples."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Estimate
+from resilient_heads.metrics.sample import Sample
+from resilient_heads.metrics.weighted import weighted_rate
+
+Floats = NDArray[np.float64]
+
+
+def survey(weights: Floats, trials: int, image: NDArray[np.int64] | None = None) -> Sample:
+    """Return ``trials`` trials of each of L layers; trial i strikes one image in all of them."""
+    layer = np.repeat(np.arange(len(weights)), trials)
+    number = np.tile(np.arange(trials), len(weights))
+    return Sample(
+        weight=np.repeat(np.asarray(weights, dtype=float) / max(trials, 1), trials),
+        layer=layer,
+        stratum=layer,
+        image=number if image is None else np.tile(image, len(weights)),
+        trial=number,
+    )
+
+
+def table_rate(
+    hits: NDArray[np.bool_],
+    weights: Floats,
+    *,
+    image: NDArray[np.int64] | None = None,
+    level: float = DEFAULT_LEVEL,
+) -> Estimate:
+    """Return the weighted rate of a table ``(L, N)``."""
+    return weighted_rate(hits.ravel(), survey(weights, hits.shape[1], image), level=level)
