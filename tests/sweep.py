@@ -67,31 +67,36 @@ def check(name: str, model: nn.Module) -> Row:
         return Row(name, f"refused: {error}")
     count = places[0].num_classes
     before = (dict(model.named_modules()), list(model.state_dict()), getattr(model, "num_classes", None))
-    seen = trace(model)
-    shape = "unknown"
-    for classes in (count, 7):
-        rows = ClassEmbeddings(torch.randn(classes, 16), tuple(f"class {row}" for row in range(classes)))
-        try:
-            wrap_model(model, embeddings=rows, new_classes=classes != count)
-        except ModelError as error:
-            return Row(name, f"refused: {error}")
-        found = list(find_heads(model))
-        after = trace(model)
-        if seen is not None and after is not None:
-            same = seen.shapes == after.shapes if classes == count else any(7 in shape for shape in after.shapes)
-            shape = "ok" if same and shape != "WRONG" else "WRONG"
+    rows = [
+        ClassEmbeddings(torch.randn(classes, 16), tuple(f"class {row}" for row in range(classes)))
+        for classes in (count, 7)
+    ]
+    try:
+        wrap_model(model, embeddings=rows[0])
+        fuse(model)
+        heads = find_heads(model)
+        cosine = all(isinstance(head, FusedCosineHead) for head in heads.values())
         unwrap_model(model)
-        if (dict(model.named_modules()), list(model.state_dict()), getattr(model, "num_classes", None)) != before:
-            return Row(name, "wrapped", ", ".join(found), unwrapped="WRONG")
-    rows = ClassEmbeddings(torch.randn(count, 16), tuple(f"class {row}" for row in range(count)))
-    fuse(wrap_model(model, embeddings=rows))
-    cosine = all(isinstance(head, FusedCosineHead) for head in find_heads(model).values())
-    unwrap_model(model)
-    fuse(wrap_model(model, embeddings=rows, normalize=False))
+        after = (dict(model.named_modules()), list(model.state_dict()), getattr(model, "num_classes", None))
+        # wrap_model compares the output's shape with what seven classes must give, and refuses where they differ.
+        wrap_model(model, embeddings=rows[1], normalize=False, new_classes=True)
+    except ModelError as error:
+        return Row(name, f"refused: {error}")
+    seen = trace(model)
+    shape = "unknown" if seen is None else "ok" if any(7 in shape for shape in seen.shapes) else "WRONG"
+    fuse(model)
     linear = dict(model.named_modules()).keys() == before[0].keys() and list(model.state_dict()) == before[1]
-    widths = ", ".join(dict.fromkeys(str(place.in_features) for place in places))
-    fused = "ok" if cosine and linear else "WRONG"
-    return Row(name, "wrapped", ", ".join(found), widths, count, shape, "ok", fused)
+    linear = linear and all(model.get_submodule(place.name).weight.shape[0] == 7 for place in places)
+    return Row(
+        model=name,
+        outcome="wrapped",
+        heads=", ".join(heads),
+        features=", ".join(dict.fromkeys(str(place.in_features) for place in places)),
+        classes=count,
+        shape=shape,
+        unwrapped="ok" if after == before else "WRONG",
+        fused="ok" if cosine and linear else "WRONG",
+    )
 
 
 def torchvision_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
@@ -151,7 +156,9 @@ def main(libraries: list[str]) -> int:
             rows.append(row)
             print(f"| {' | '.join(str(getattr(row, field.name)) for field in fields(Row))} |", flush=True)
         wrapped = [row for row in rows if row.outcome == "wrapped"]
-        bad = [row for row in rows if row.outcome.startswith("FAILED") or "WRONG" in (row.shape, row.unwrapped, row.fused)]
+        bad = [
+            row for row in rows if row.outcome.startswith("FAILED") or "WRONG" in (row.shape, row.unwrapped, row.fused)
+        ]
         wrong += len(bad)
         print(
             f"\n{library}: {len(rows)} models, {len(wrapped)} wrapped, {sum(', ' in row.heads for row in wrapped)} of "

@@ -22,12 +22,11 @@ def with_auxiliary(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     """Add the classifiers of auxiliary branches, as of GoogLeNet and Inception, which answer in training only."""
     classes = {place_of(model, name).num_classes for name in names if name}
     found = list(names)
-    for branch, module in model.named_modules():
+    for branch, _ in model.named_modules():
         if branch.rpartition(".")[2].casefold().startswith("aux") and not is_auxiliary(branch.rpartition(".")[0]):
             leaves = leaf_names(model, branch)
             if leaves and leaves[-1] not in found and place_of(model, leaves[-1]).num_classes in classes:
                 found.append(leaves[-1])
-            del module
     return tuple(found)
 
 

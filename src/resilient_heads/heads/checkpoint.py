@@ -23,7 +23,7 @@ def guard_loading(model: nn.Module) -> None:
     """
     hooks = model._load_state_dict_pre_hooks.values()
     if not any(getattr(hook, "hook", hook) is _check_heads for hook in hooks):
-        model.register_load_state_dict_pre_hook(_check_heads)
+        model.register_load_state_dict_pre_hook(_check_heads)  # type: ignore[no-untyped-call]
 
 
 def load_checkpoint(model: nn.Module, state: Mapping[str, Any]) -> None:

@@ -88,7 +88,7 @@ def candidates(model: nn.Module) -> str:
 def why_not(module: nn.Module) -> str:
     """Return what keeps a module from being a classifier, as the end of a sentence "is a ..."."""
     kind = type(module).__name__
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return f"{kind} without sizes; run the model once on a batch, then wrap it"
     weight = getattr(module, "weight", None)
     if type(module) in (nn.Linear, nn.Conv2d) and isinstance(weight, Tensor) and type(weight) is not nn.Parameter:

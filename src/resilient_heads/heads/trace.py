@@ -1,7 +1,8 @@
 """Which layers give a model's output: one forward pass of a twin without weights, on the meta device.
 
-No value is computed and the model itself is not run. Each Linear and 1x1 convolution hands on a fresh leaf of autograd's
-graph, so the leaves found by walking back from the output are those whose result reaches it through no other such layer.
+No value is computed and the model itself is not run. Each Linear and 1x1 convolution hands on a fresh leaf of
+autograd's graph, so the leaves found by walking back from the output are the layers whose result reaches it through no
+other such layer.
 """
 
 import copy

@@ -2,10 +2,10 @@
 
 With projection ``P (C, E)`` and classifier ``y = W x + b``, the latent layer that comes closest for every input is
 ``P^+ W`` and ``P^+ b``: for each ``x`` it is the least-squares solution of ``P z = W x + b``, whatever the features'
-distribution. Where the rows of ``P`` are independent, which needs C <= E, ``P z`` are the classifier's scores. Otherwise
-all scores of an image may move together without a change of decision, so both sides are centred over the classes first,
-and what lies outside the span of ``P`` is lost. The cosine head divides the scores of an image by one positive number,
-``||z||``: its decisions are those of the scores, its confidences are not.
+distribution. Where the rows of ``P`` are independent, which needs C <= E, ``P z`` are the classifier's scores.
+Otherwise all scores of an image may move together without a change of decision, so both sides are centred over the
+classes first, and what lies outside the span of ``P`` is lost. The cosine head divides the scores of an image by one
+positive number, ``||z||``: its decisions are those of the scores, its confidences are not.
 """
 
 import math

@@ -237,7 +237,7 @@ def _warm(model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuid
 
 
 def _features(model: nn.Module, places: tuple[Classifier, ...], sample: Tensor) -> dict[str, Tensor]:
-    """Return what each classifier is given for a batch, ``(N, F)``; positions of a map are averaged for convolutions."""
+    """Return what each classifier is given for a batch, ``(N, F)``; of a feature map, its average."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str, args: tuple[Any, ...]) -> None:
