@@ -54,9 +54,9 @@ def test_a_cosine_heads_scale_comes_closest_to_the_scores() -> None:
     warm_start(head, plain, x)
     scores, best = plain(x), head.logit_scale.clone()
 
+    @torch.no_grad()
     def error(shift: float) -> float:
-        with torch.no_grad():
-            head.logit_scale.copy_(best + shift)
+        head.logit_scale.copy_(best + shift)
         logits = head(x)
         centred = (logits - logits.mean(1, keepdim=True)) - (scores - scores.mean(1, keepdim=True))
         return float(centred.square().sum())

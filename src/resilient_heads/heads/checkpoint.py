@@ -1,6 +1,8 @@
 """Checkpoints of another architecture are refused before a single weight changes.
 
 ``nn.Module.load_state_dict`` copies module by module and complains at the end, when the backbone has been overwritten.
+It does not tell its hooks whether it was called with ``strict=False``, so a checkpoint with the wrong head is refused
+either way, and one without any head passes.
 """
 
 from collections.abc import Mapping
@@ -40,7 +42,7 @@ def load_checkpoint(model: nn.Module, state: Mapping[str, Any]) -> None:
         ModelError: A tensor is missing, left over, or of another shape; the model is as it was.
     """
     own = model.state_dict()
-    _compare_heads(model, state, "", strict=True)
+    _compare_heads(model, state, "")
     missing, left = [name for name in own if name not in state], [name for name in state if name not in own]
     shapes = [
         f"{name} is {tuple(state[name].shape)} there, {tuple(tensor.shape)} here"
@@ -62,27 +64,28 @@ def _check_heads(
     model: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
 ) -> None:
     """Run first in ``load_state_dict``; an exception leaves it before anything is copied."""
-    _compare_heads(model, state, prefix, strict=strict)
+    _compare_heads(model, state, prefix)
 
 
-def _compare_heads(model: nn.Module, state: Mapping[str, Any], prefix: str, *, strict: bool) -> None:
+def _compare_heads(model: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
     """Raise ModelError where a state dict does not hold what a model's heads need."""
     heads = find_heads(model)
     for name, head in heads.items():
         start = f"{prefix}{name}." if name else prefix
         own = head.state_dict()
         there = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-        if there and set(there) <= set(_PLAIN) and strict:
+        if there and set(there) <= set(_PLAIN):
             raise ModelError(
                 f"The checkpoint holds a plain classifier at {start[:-1]!r}, the model a text-guided head; nothing was "
                 'loaded. Unwrap the model and load, then wrap it again: wrap_model(model, init="from_classifier") '
-                "keeps what the classifier decides."
+                "keeps what the classifier decides. For the backbone alone, leave the classifier's tensors out and pass "
+                "strict=False."
             )
-        if strict and set(there) != set(own):
+        if there and set(there) != set(own):
             kind = "fused" if any(key.startswith("layer.") for key in there) else "other"
             raise ModelError(
                 f"The checkpoint's tensors at {start[:-1]!r} are those of {'a' if kind == 'fused' else 'an'} {kind} "
-                f"head ({', '.join(sorted(there)) or 'none'}), the model needs {', '.join(sorted(own))}; nothing was "
+                f"head ({', '.join(sorted(there))}), the model needs {', '.join(sorted(own))}; nothing was "
                 "loaded. Wrap and fuse the model as it was when saved."
             )
         for key, tensor in own.items():
@@ -92,7 +95,7 @@ def _compare_heads(model: nn.Module, state: Mapping[str, Any], prefix: str, *, s
                     f"The checkpoint's {start}{key} is {tuple(other.shape)}, the head's {tuple(tensor.shape)}; nothing "
                     "was loaded. Wrap the model with the embeddings that it had when saved."
                 )
-    if not heads and strict:
+    if not heads:
         for key in state:
             start, found, _ = key.rpartition("projection.weight")
             if found and key.startswith(prefix) and f"{start}latent.weight" in state and not _holds(model, key, prefix):
