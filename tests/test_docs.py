@@ -65,7 +65,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     }
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/measuring.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/heads.md", "docs/measuring.md"])
 def test_code_runs(page: str, namespace: dict[str, object]) -> None:
     code = blocks(ROOT / page)
     assert "rh." in code

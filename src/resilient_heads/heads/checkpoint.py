@@ -78,8 +78,8 @@ def _compare_heads(model: nn.Module, state: Mapping[str, Any], prefix: str) -> N
             raise ModelError(
                 f"The checkpoint holds a plain classifier at {start[:-1]!r}, the model a text-guided head; nothing was "
                 'loaded. Unwrap the model and load, then wrap it again: wrap_model(model, init="from_classifier") '
-                "keeps what the classifier decides. For the backbone alone, leave the classifier's tensors out and pass "
-                "strict=False."
+                "keeps what the classifier decides. For the backbone alone, leave the classifier's tensors out and "
+                "pass strict=False."
             )
         if there and set(there) != set(own):
             kind = "fused" if any(key.startswith("layer.") for key in there) else "other"
