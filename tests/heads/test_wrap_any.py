@@ -205,6 +205,8 @@ TIMM = {
     "volo_d1_224": ["head", "aux_head"],
     "crossvit_9_240": ["head.0", "head.1"],
     "efficientvit_m0": ["head.linear"],
+    "efficientvim_m1": ["heads.0", "heads.1", "heads.2", "heads.3"],
+    "levit_128": ["head.linear", "head_dist.linear"],
     "resnetv2_50": ["head.fc"],
     "dla34": ["fc"],
     "dpn68": ["classifier"],
