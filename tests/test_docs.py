@@ -66,7 +66,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     }
 
 
-PAGES = ["README.md", "docs/index.md", "docs/faults.md", "docs/measuring.md", "docs/campaigns.md"]
+PAGES = ["README.md", "docs/index.md", "docs/faults.md", "docs/heads.md", "docs/measuring.md", "docs/campaigns.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)

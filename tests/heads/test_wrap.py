@@ -248,10 +248,10 @@ def test_new_classes_change_the_models_number_of_classes_and_unwrapping_changes_
 
 def test_a_named_layer_is_replaced_instead_of_the_last() -> None:
     model = Small()
-    fc = model.fc
-    wrap_model(model, embeddings=embeddings(F), classifier="aside")
-    assert isinstance(model.aside, TextGuidedHead)
-    assert model.fc is fc
+    with pytest.raises(ModelError, match=r"'aside' does not give the output of Small\. What gives it: fc"):
+        wrap_model(model, embeddings=embeddings(F), classifier="aside")
+    wrap_model(model, embeddings=embeddings(), classifier="fc")
+    assert list(find_heads(model)) == ["fc"]
     nested = nn.Sequential(nn.Flatten(), Small())
     wrap_model(nested, embeddings=embeddings(), classifier="1.fc")
     assert list(find_heads(nested)) == ["1.fc"]

@@ -1,49 +1,23 @@
-"""Where a model keeps its classifier."""
+"""Where a model keeps its classifiers."""
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
+from resilient_heads.heads.adapters import is_auxiliary, named_by_library, with_auxiliary
+from resilient_heads.heads.leaves import Classifier as Classifier
+from resilient_heads.heads.leaves import Leaf as Leaf
+from resilient_heads.heads.leaves import candidates, is_leaf, leaf_names, place_of, why_not
 from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
+from resilient_heads.heads.trace import Trace, trace
 
-Leaf = nn.Linear | nn.Conv2d
-
-
-@dataclass(frozen=True, slots=True)
-class Classifier:
-    """A classifier leaf and its place.
-
-    Attributes:
-        name: Dotted path from the model.
-        parent: The module that holds it.
-        key: Its name in the parent.
-        leaf: The Linear or 1x1 Conv2d.
-    """
-
-    name: str
-    parent: nn.Module
-    key: str
-    leaf: Leaf
-
-    @property
-    def in_features(self) -> int:
-        """F."""
-        return self.leaf.in_channels if isinstance(self.leaf, nn.Conv2d) else self.leaf.in_features
-
-    @property
-    def num_classes(self) -> int:
-        """Outputs of the leaf."""
-        return self.leaf.out_channels if isinstance(self.leaf, nn.Conv2d) else self.leaf.out_features
+logger = logging.getLogger(__name__)
 
 
 def find_classifier(model: nn.Module, name: str | None = None) -> Classifier:
-    """Find the layer that gives the class scores.
-
-    Without a name it is the last module, in the order of registration, that has parameters of its own. That holds for
-    every classifier of torchvision, and a model whose classifier was removed is recognised by it: there the last one is
-    a normalisation layer or a convolution larger than 1x1. A layer that is registered last and never run is not seen
-    for what it is; name the classifier there. A campaign lists such layers as skipped.
+    """Find the layer that gives the class scores: the first of :func:`find_classifiers`.
 
     Args:
         model: The model.
@@ -52,38 +26,53 @@ def find_classifier(model: nn.Module, name: str | None = None) -> Classifier:
     Raises:
         ModelError: There is no such layer, or it is no Linear and no 1x1 Conv2d.
     """
+    return find_classifiers(model, name)[0]
+
+
+def find_classifiers(
+    model: nn.Module, names: str | Sequence[str] | None = None, *, sample: Tensor | None = None
+) -> tuple[Classifier, ...]:
+    """Find every layer that gives class scores, the main one first.
+
+    In this order: the names given; what timm's ``pretrained_cfg["classifier"]`` names; in transformers, the layers of
+    ``config.num_labels`` outputs outside the backbone; the last module, in the order of registration, that has
+    parameters of its own. Auxiliary branches are added. What was found is then checked against one pass of a weightless
+    twin (:mod:`resilient_heads.heads.trace`): a layer that does not reach the output is no classifier, and another one
+    that does is a second classifier. Where the last layer is none, the pass must show exactly one.
+
+    Args:
+        model: The model; it is not run.
+        names: Dotted path of the layer, or several.
+        sample: A batch as the model takes it, of which only shape and dtype are used, for models whose input cannot be
+            guessed from their first layer.
+
+    Raises:
+        ModelError: There is no such layer, it is no Linear and no 1x1 Conv2d, or another contributes to the output.
+    """
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
-    if name is None:
-        name, leaf = _last_with_parameters(model)
-        if any(part.startswith("aux") for part in name.casefold().split(".")):
-            raise ModelError(
-                f"{type(model).__name__} has no classifier where one was expected: the last layer with parameters, "
-                f"{name!r}, belongs to an auxiliary one. {_candidates(model)}"
-            )
-        if not _is_leaf(leaf):
-            raise ModelError(
-                f"{type(model).__name__} has no classifier where one was expected: its last layer "
-                f"{name!r} is a {type(leaf).__name__}. {_candidates(model)}"
-            )
+    if names is not None:
+        found = tuple(_given(model, name) for name in ([names] if isinstance(names, str) else names))
+        if not found:
+            raise ModelError(f"classifier= names no layer. {candidates(model)}")
+        if len(set(found)) < len(found):
+            raise ModelError(f"classifier= names a layer twice: {', '.join(found)}.")
+        seen = trace(model, sample)
     else:
-        found = dict(model.named_modules(remove_duplicate=False)).get(name)
-        if found is None or not name:
-            raise ModelError(f"{type(model).__name__} has no layer named {name!r}. {_candidates(model)}")
-        if not _is_leaf(found):
-            raise ModelError(
-                f"{name!r} is a {type(found).__name__}; a classifier must be a Linear or a 1x1 Conv2d. "
-                f"{_candidates(model)}"
-            )
-        leaf = found
-    if not name:
+        _refuse_quantised(model)
+        seen = trace(model, sample)
+        library = named_by_library(model)
+        found = with_auxiliary(model, library if library is not None else (_by_position(model, seen),))
+    places = tuple(place_of(model, name) for name in found)
+    _check_widths(model, places)
+    _check_ties(model, places)
+    if sample is not None and seen is None:
         raise ModelError(
-            f"The model is the {type(model).__name__} layer itself; pass the model that holds it, "
-            "or build a TextGuidedHead in its stead."
+            f"{type(model).__name__} does not take a batch of shape {tuple(sample.shape)} on the meta device; pass a "
+            "sample that it takes, or none."
         )
-    parent_name, _, key = name.rpartition(".")
-    assert isinstance(leaf, nn.Linear | nn.Conv2d)
-    return Classifier(name, model.get_submodule(parent_name), key, leaf)
+    _check_against(model, places, seen)
+    return places
 
 
 def find_heads(model: nn.Module) -> dict[str, TextGuidedHead | FusedCosineHead]:
@@ -93,34 +82,102 @@ def find_heads(model: nn.Module) -> dict[str, TextGuidedHead | FusedCosineHead]:
     }
 
 
-def _last_with_parameters(model: nn.Module) -> tuple[str, nn.Module]:
-    """Return the module registered last among those that hold parameters themselves."""
+def _given(model: nn.Module, name: str) -> str:
+    """Return the path of the leaf that a user's path means: itself, or the only one in a container."""
+    found = dict(model.named_modules(remove_duplicate=False)).get(name)
+    if found is None or not name:
+        raise ModelError(f"{type(model).__name__} has no layer named {name!r}. {candidates(model)}")
+    if is_leaf(found):
+        return name
+    inner = leaf_names(model, name)
+    if len(inner) == 1:
+        return inner[0]
+    hint = f"It holds {', '.join(inner)}; name one of them." if inner else candidates(model)
+    raise ModelError(f"{name!r} is a {why_not(found)}; a classifier must be a Linear or a 1x1 Conv2d. {hint}")
+
+
+def _by_position(model: nn.Module, seen: Trace | None) -> str:
+    """Return the module registered last among those with parameters, or the only one that the trace allows."""
+    last: tuple[str, nn.Module] | None = None
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None and not is_auxiliary(name):
+            last = (name, module)
+    auxiliary = [name for name, module in model.named_modules() if is_leaf(module) and is_auxiliary(name)]
+    if last is None:
+        raise ModelError(f"{type(model).__name__} has no parameters, so it has no classifier to replace.")
+    name, leaf = last
+    if is_leaf(leaf) and (not name or seen is None or seen.direct is None or name in seen.direct):
+        return name
+    if seen is not None and seen.direct is not None and len(seen.last) == 1:
+        logger.info("The last layer %r is no classifier; %r gives the output.", name, seen.last[0])
+        return seen.last[0]
+    if is_leaf(leaf):
+        several = seen.last if seen is not None else ()
+        found = f"several do: {', '.join(several)}" if several else "no plain layer does"
+        raise ModelError(
+            f"{type(model).__name__}'s last layer {name!r} does not give its output; {found}. {candidates(model)}"
+        )
+    remark = f" ({auxiliary[-1]!r} belongs to an auxiliary one)" if auxiliary else ""
+    raise ModelError(
+        f"{type(model).__name__} has no classifier where one was expected: its last layer "
+        f"{name!r} is a {why_not(leaf)}{remark}. {candidates(model)}"
+    )
+
+
+def _refuse_quantised(model: nn.Module) -> None:
+    """Raise ModelError where a layer is quantised."""
     for name, module in model.named_modules():
         if "quantized" in type(module).__module__.split("."):
             raise ModelError(
                 f"{type(model).__name__} is quantised ({name!r} is a {type(module).__name__}); wrap it first, then "
                 "quantise."
             )
-    last: tuple[str, nn.Module] | None = None
-    for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None:
-            last = (name, module)
-    if last is None:
-        raise ModelError(f"{type(model).__name__} has no parameters, so it has no classifier to replace.")
-    return last
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    """Whether a module is a plain Linear or a plain 1x1 convolution; lazy and quantised kinds are neither."""
-    if type(module) is nn.Conv2d:
-        plain = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
-        return plain and module.padding in ((0, 0), "valid", "same")
-    return type(module) is nn.Linear
+def _check_widths(model: nn.Module, places: tuple[Classifier, ...]) -> None:
+    """Raise ModelError unless all classifiers tell the same classes apart."""
+    if len({place.num_classes for place in places}) > 1:
+        sizes = ", ".join(f"{place.name!r} has {place.num_classes}" for place in places)
+        raise ModelError(f"{type(model).__name__}'s classifiers differ in their number of classes: {sizes}.")
 
 
-def _candidates(model: nn.Module) -> str:
-    """Return a sentence that names the layers that could be meant."""
-    names = [name for name, module in model.named_modules() if name and _is_leaf(module)]
-    if not names:
-        return "It has no Linear and no 1x1 Conv2d layer at all."
-    return f'Name it: classifier="{names[-1]}" (candidates: {", ".join(names[-5:])}).'
+def _check_ties(model: nn.Module, places: tuple[Classifier, ...]) -> None:
+    """Raise ModelError where a classifier's weight serves another layer too: replacing it would untie them unseen."""
+    for place in places:
+        for name, module in model.named_modules():
+            if module is not place.leaf and any(p is place.leaf.weight for p in module.parameters(recurse=False)):
+                raise ModelError(
+                    f"The weight of {place.name!r} is shared with {name!r}; give the classifier a weight of its own "
+                    "first."
+                )
+
+
+def _check_against(model: nn.Module, places: tuple[Classifier, ...], seen: Trace | None) -> None:
+    """Raise ModelError where the pass contradicts what was found."""
+    if seen is None:
+        logger.info(
+            "%s could not be followed without data, so it is unproven that %s gives its output; sample= may help.",
+            type(model).__name__,
+            places[0].name,
+        )
+        return
+    aliases = _aliases(model)
+    names = {aliases[place.leaf] for place in places}
+    others = [name for name in sorted(seen.direct or {}) if name not in names]
+    for place in places:
+        silent = seen.direct is not None and aliases[place.leaf] not in seen.direct
+        if not is_auxiliary(place.name) and (silent or aliases[place.leaf] not in seen.ran):
+            giving = f"What gives it: {', '.join(seen.last)}." if seen.last else candidates(model)
+            raise ModelError(f"{place.name!r} does not give the output of {type(model).__name__}. {giving}")
+    rivals = [name for name in others if (seen.direct or {})[name] == places[0].num_classes]
+    if rivals:
+        every = ", ".join(f'"{name}"' for name in [*(place.name for place in places), *rivals])
+        raise ModelError(
+            f"{type(model).__name__} has more classifiers than {places[0].name!r}: {', '.join(rivals)} would stay and "
+            f"contribute to the output. Name them all: classifier=({every})."
+        )
+
+
+def _aliases(model: nn.Module) -> dict[nn.Module, str]:
+    """Return each module's first name, by which a trace knows it."""
+    return {module: name for name, module in model.named_modules()}

@@ -1,15 +1,23 @@
 """Swap a model's classifier for a text-guided head, and back."""
 
+import logging
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
-from resilient_heads.heads.locate import Classifier, Leaf, find_classifier, find_heads
+from resilient_heads.evaluation import evaluating
+from resilient_heads.heads.checkpoint import guard_loading
+from resilient_heads.heads.leaves import Classifier, Leaf
+from resilient_heads.heads.locate import find_classifiers, find_heads
+from resilient_heads.heads.surroundings import Surroundings, adapt, allow_reset, restore, survey
 from resilient_heads.heads.text_guided import FusedCosineHead, Initialisation, TextGuidedHead, check_initialisation
+from resilient_heads.heads.trace import trace
+from resilient_heads.heads.warm_start import warm_start
 from resilient_heads.text.bundled import bundled_names, load_bundled
 from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.embeddings import ClassEmbeddings
@@ -18,7 +26,10 @@ from resilient_heads.text.pooling import embed_classes
 from resilient_heads.text.prebuilt import load_embeddings
 from resilient_heads.text.questions import TEMPLATE
 
+logger = logging.getLogger(__name__)
+
 M = TypeVar("M", bound=nn.Module)
+Start = Initialisation | Literal["from_classifier"]
 
 _KEEPSAKE = "_replaced"
 
@@ -28,7 +39,7 @@ class _Replaced:
     """What a head stands in for. A plain attribute of the head: no module, so no part of the state dict."""
 
     layer: Leaf
-    num_classes: int | None
+    around: Surroundings
 
 
 def wrap_model(
@@ -36,73 +47,93 @@ def wrap_model(
     *,
     embeddings: ClassEmbeddings | str | None = None,
     head: TextGuidedHead | None = None,
-    classifier: str | None = None,
+    classifier: str | Sequence[str] | None = None,
     normalize: bool = True,
     new_classes: bool = False,
-    init: Initialisation = "descriptions",
+    init: Start = "descriptions",
+    sample: Tensor | None = None,
 ) -> M:
-    """Replace a model's classifier by a text-guided head, in place.
+    """Replace a model's classifier by a text-guided head, in place; of several classifiers, every one.
 
     Everything else keeps its bits. The head takes over dtype, device, mode, ``requires_grad`` and, for its latent
-    layer, whether there is a bias. Wrap before the optimizer, an EMA copy, DDP or compile see the parameters.
+    layer, whether there is a bias. ``num_classes``, ``num_labels`` and a transformers configuration's labels follow.
+    Wrap before the optimizer, an EMA copy, DDP or compile see the parameters. The model is not run (but see
+    ``sample``): which layers give its output is seen on a twin without weights, see
+    :func:`~resilient_heads.heads.locate.find_classifiers`.
 
     Args:
-        model: Any torchvision classifier, or a module whose last parameters belong to a Linear or 1x1 Conv2d.
+        model: A classifier of torchvision, timm or transformers, or any module that ends in a Linear or 1x1 Conv2d.
         embeddings: Class embeddings, or the name of prebuilt ones (``"imagenet1k"``, ``"cifar100"``...). With neither
             ``embeddings`` nor ``head``, a model of 1,000 classes gets ``"imagenet1k"``.
         head: A head built before, instead of ``embeddings``; it is used itself, not copied.
-        classifier: Dotted path of the layer to replace, where it is not the last.
+        classifier: Dotted path of the layer to replace, or of several, where they are not found by themselves.
         normalize: Cosine head (True) or two linear layers (False); ignored with ``head``.
-        init: Where the head's rows start: at the embeddings as they are (``"descriptions"``), at those of
-            ``"a photo of a {}"`` from the same encoder (``"template"``), or at ``"random"`` in the same sizes; not with
-            ``head``, which has started already.
+        init: Where the head starts: its rows at the embeddings as they are (``"descriptions"``), at those of
+            ``"a photo of a {}"`` from the same encoder (``"template"``), or at ``"random"`` in the same sizes; or rows
+            at the embeddings and the latent layer solved so that the classifier's decisions stay
+            (``"from_classifier"``, see :func:`~resilient_heads.heads.warm_start.warm_start`; what was kept is
+            logged). With ``head``, whose rows have started already, only the last.
         new_classes: Allow embeddings whose number of classes is not the model's, as when fine-tuning on other classes.
+        sample: A batch as the model takes it, where its shape cannot be guessed. With ``init="from_classifier"`` the
+            model also runs on it, to set a cosine head's scale and to log how many decisions were kept.
 
     Returns:
         The same model.
 
     Raises:
-        ModelError: No classifier, a model that is already wrapped or compiled, a wrong number of classes or features.
+        ModelError: No classifier, or several of which one would stay; a model that is already wrapped or compiled; a
+            wrong number of classes or features; an output whose shape would not follow.
         EmbeddingError: No prebuilt embeddings of that name.
     """
     _require_module(model)
-    if is_wrapped(model):
-        raise ModelError(
-            f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
-            "call unwrap_model(model) first."
-        )
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
-        raise ModelError("The model is compiled, or holds a compiled module; wrap it first, then compile it.")
+    _require_plain(model)
     if embeddings is not None and head is not None:
         raise ModelError("Pass either embeddings= or head=, not both.")
-    if head is not None and init != "descriptions":
+    if head is not None and init not in ("descriptions", "from_classifier"):
         raise ModelError(f"head= has started already, so init={init!r} cannot apply; build the head with it.")
-    place = find_classifier(model, classifier)
-    if head is None:
-        head = _build_head(place, embeddings, normalize, init)
-    _check_head(head, place)
-    if head.num_classes != place.num_classes and not new_classes:
+    if init == "from_classifier" and new_classes:
+        raise ModelError('init="from_classifier" keeps the old classes\' decisions; it cannot go with new_classes.')
+    places = find_classifiers(model, classifier, sample=sample)
+    if head is not None and len(places) > 1:
         raise ModelError(
-            f"{type(model).__name__}'s classifier {place.name!r} has {place.num_classes} classes, the embeddings have "
-            f"{head.num_classes}. Build the model with num_classes={head.num_classes}, or pass new_classes=True "
-            "to give it these classes instead."
+            f"{type(model).__name__} has {len(places)} classifiers ({', '.join(place.name for place in places)}), and "
+            "one head cannot stand for all; pass embeddings= instead."
         )
-    _fit_head(head, place)
-    _warn_about_relu(place)
-    own_count = vars(model).get("num_classes")  # a property follows by itself, or cannot be set
-    head.__dict__[_KEEPSAKE] = _Replaced(place.leaf, own_count if isinstance(own_count, int) else None)
-    head.train(place.leaf.training)
-    head.requires_grad_(place.leaf.weight.requires_grad)
-    _swap(model, place.leaf, head)
-    if isinstance(own_count, int):
-        model.num_classes = head.num_classes  # type: ignore[assignment]
+    if head is not None:
+        heads = [head]
+    else:
+        text = _text_for(places[0], embeddings, init)
+        heads = [_build_head(place, text, normalize, init) for place in places]
+    for place, each in zip(places, heads, strict=True):
+        _check_head(each, place)
+        if each.num_classes != place.num_classes and not new_classes:
+            raise ModelError(
+                f"{type(model).__name__}'s classifier {place.name!r} has {place.num_classes} classes, the embeddings "
+                f"have {each.num_classes}. Build the model with num_classes={each.num_classes}, or pass "
+                "new_classes=True to give it these classes instead."
+            )
+    for place, each in zip(places, heads, strict=True):
+        _fit_head(each, place)
+    if init == "from_classifier":
+        _warm(model, places, heads, sample)
+    _warn_about_relu(places[0])
+    expected = _expected_shapes(model, places, heads, sample)
+    around = [survey(model, place.name, place.num_classes) for place in places]
+    for place, each, before in zip(places, heads, around, strict=True):
+        each.__dict__[_KEEPSAKE] = _Replaced(place.leaf, before)
+        each.train(place.leaf.training)
+        each.requires_grad_(place.leaf.weight.requires_grad)
+        _swap(model, place.leaf, each)
+        adapt(model, place.name, before, each.num_classes, each.class_names)
+    _check_shapes(model, expected, sample)
+    guard_loading(model)
     return model
 
 
 def unwrap_model(model: M) -> M:
-    """Put back the classifier that :func:`wrap_model` replaced, bit for bit, in place.
+    """Put back the classifiers that :func:`wrap_model` replaced, bit for bit, in place.
 
-    It follows the model to the device and dtype that the head has now.
+    They follow the model to the device and dtype that the head has now.
 
     Returns:
         The same model.
@@ -122,17 +153,16 @@ def unwrap_model(model: M) -> M:
             raise ModelError("This is the head itself; pass the model that holds it.")
         if _KEEPSAKE not in head.__dict__:
             raise ModelError(f"The head at {name!r} was not put there by wrap_model, so nothing can be restored.")
-    for name, head in heads.items():
         replaced: _Replaced = head.__dict__[_KEEPSAKE]
-        reference = next(head.parameters())
-        if replaced.layer.weight.is_meta and not reference.is_meta:
+        if replaced.layer.weight.is_meta and not next(head.parameters()).is_meta:
             raise ModelError(
                 f"The layer that the head at {name!r} replaced was on the meta device and has no values to restore."
             )
+    for name, head in heads.items():
+        replaced = head.__dict__.pop(_KEEPSAKE)
+        reference = next(head.parameters())
         _swap(model, head, replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training))
-        if replaced.num_classes is not None:
-            model.num_classes = replaced.num_classes  # type: ignore[assignment]
-        del head.__dict__[_KEEPSAKE]
+        restore(model, name, replaced.around)
     return model
 
 
@@ -165,15 +195,95 @@ def fuse(model: nn.Module) -> nn.Module:
     if isinstance(model, TextGuidedHead):
         return model.fused()
     _require_module(model)
-    heads = [head for head in find_heads(model).values() if isinstance(head, TextGuidedHead)]
+    heads = {name: head for name, head in find_heads(model).items() if isinstance(head, TextGuidedHead)}
     if not heads:
         raise ModelError(f"{type(model).__name__} has no unfused text-guided head; call wrap_model(model) first.")
-    for head in heads:
+    for name, head in heads.items():
         fused = head.fused()
-        if isinstance(fused, FusedCosineHead) and _KEEPSAKE in head.__dict__:
+        if not isinstance(fused, FusedCosineHead):
+            allow_reset(model, name)  # the model is a stock one again
+        elif _KEEPSAKE in head.__dict__:
             fused.__dict__[_KEEPSAKE] = head.__dict__[_KEEPSAKE]
         _swap(model, head, fused)
     return model
+
+
+def _require_plain(model: nn.Module) -> None:
+    """Raise ModelError for a model that is wrapped already, or that something holds which a swap would escape."""
+    if is_wrapped(model):
+        raise ModelError(
+            f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
+            "call unwrap_model(model) first."
+        )
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
+        raise ModelError("The model is compiled, or holds a compiled module; wrap it first, then compile it.")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ModelError("The model is TorchScript, or holds some; wrap it first, then trace it.")
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
+        raise ModelError("The model is in DistributedDataParallel; wrap the model itself first, then distribute it.")
+
+
+def _warm(model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None) -> None:
+    """Solve each head's latent layer from its classifier, and log what was kept."""
+    given: dict[str, Tensor] = {} if sample is None else _features(model, places, sample)
+    for place, head in zip(places, heads, strict=True):
+        kept = warm_start(head, place.leaf, given.get(place.name))
+        logger.info(
+            "Warm start of %r: %s; decisions kept: %s.",
+            place.name,
+            "exact" if kept.exact else f"rank {kept.rank} of {head.num_classes}, {kept.lost:.2%} of the variation lost",
+            "not measured (pass sample=)" if kept.agreement is None else f"{kept.agreement:.2%} of {kept.samples}",
+        )
+
+
+def _features(model: nn.Module, places: tuple[Classifier, ...], sample: Tensor) -> dict[str, Tensor]:
+    """Return what each classifier is given for a batch, ``(N, F)``; of a feature map, its average."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, args: tuple[Any, ...]) -> None:
+        x = args[0].detach()
+        found[name] = x.mean(dim=(2, 3)) if x.ndim == 4 and x.shape[1] == features[name] else x.flatten(0, -2)
+
+    features = {place.name: place.in_features for place in places}
+    handles = [
+        place.leaf.register_forward_pre_hook(lambda _, args, name=place.name: keep(name, args)) for place in places
+    ]
+    try:
+        with evaluating(model):
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _expected_shapes(
+    model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None
+) -> tuple[tuple[int, ...], ...] | None:
+    """Return the output shapes that new classes must give; None where their number stays, or nothing is known."""
+    old, new = places[0].num_classes, heads[0].num_classes
+    seen = trace(model, sample) if old != new else None
+    if seen is None:
+        return None
+    batch = seen.inputs[0]
+    return tuple(
+        tuple(new if size == old and (at > 0 or size != batch) else size for at, size in enumerate(shape))
+        for shape in seen.shapes
+    )
+
+
+def _check_shapes(model: nn.Module, expected: tuple[tuple[int, ...], ...] | None, sample: Tensor | None) -> None:
+    """Undo the wrapping and raise ModelError where the output's shape did not follow the classes."""
+    if expected is None:
+        return
+    seen = trace(model, sample)
+    if seen is None or seen.shapes != expected:
+        found = "no output" if seen is None else str(seen.shapes)
+        unwrap_model(model)
+        raise ModelError(
+            f"With the new classes {type(model).__name__} gives {found} instead of {expected}: something after the "
+            "classifier depends on their number. Build the model with that number, then wrap it."
+        )
 
 
 def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None) -> ClassEmbeddings:
@@ -197,16 +307,20 @@ def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None)
     )
 
 
-def _build_head(
-    place: Classifier, embeddings: ClassEmbeddings | str | None, normalize: bool, init: Initialisation
-) -> TextGuidedHead:
-    """Return a head that fits the place."""
-    leaf = place.leaf
-    check_initialisation(init)
+def _text_for(place: Classifier, embeddings: ClassEmbeddings | str | None, init: Start) -> ClassEmbeddings:
+    """Return the embeddings to start from."""
+    if init != "from_classifier":
+        check_initialisation(init)
     text = _embeddings_for(place, embeddings)
     if init == "template":
         plain = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
         text = embed_classes(plain, named_encoder(text.provenance.encoder))
+    return text
+
+
+def _build_head(place: Classifier, text: ClassEmbeddings, normalize: bool, init: Start) -> TextGuidedHead:
+    """Return a head that fits the place."""
+    leaf = place.leaf
     head = TextGuidedHead(
         place.in_features,
         (text.num_classes, text.embed_dim) if init == "random" else text,
