@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LongTextWarning, MissingExtraError
-from resilient_heads.text.encoders import openclip
 from resilient_heads.text.encoders.batching import Batching, encode_in_batches
 from resilient_heads.text.encoders.huggingface import TransformersEncoder
 from resilient_heads.text.encoders.named import encoder_id, named_encoder
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
+from resilient_heads.text.encoders.openclip_source import known_to_open_clip
+from resilient_heads.text.encoders.pins import PINS
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.encoders.protocol import TextEncoder
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
@@ -183,9 +184,9 @@ def test_open_clip_names_are_checked(settings: HubSettings) -> None:
 
 
 def test_the_usual_weights_lie_where_open_clip_says() -> None:
-    for model, repo in openclip._REPOS.items():
-        config, found, file = openclip._known(open_clip, model)
-        assert (found, file, config["quick_gelu"]) == (repo, "", True)
+    for model, pin in PINS.items():
+        config, found, file = known_to_open_clip(model)
+        assert (found, file, config["quick_gelu"]) == (pin.repo, "", True)
 
 
 def test_transformers_encoder_equals_the_model(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from resilient_heads.heads.text_guided import FusedCosineHead, Initialisation, T
 from resilient_heads.text.bundled import bundled_names, load_bundled
 from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.encoders.named import named_encoder
+from resilient_heads.text.encoders.named import encoder_of
 from resilient_heads.text.pooling import embed_classes
 from resilient_heads.text.prebuilt import load_embeddings
 from resilient_heads.text.questions import TEMPLATE
@@ -40,6 +40,7 @@ def wrap_model(
     normalize: bool = True,
     new_classes: bool = False,
     init: Initialisation = "descriptions",
+    offline: bool = False,
 ) -> M:
     """Replace a model's classifier by a text-guided head, in place.
 
@@ -57,13 +58,14 @@ def wrap_model(
             ``"a photo of a {}"`` from the same encoder (``"template"``), or at ``"random"`` in the same sizes; not with
             ``head``, which has started already.
         new_classes: Allow embeddings whose number of classes is not the model's, as when fine-tuning on other classes.
+        offline: Never touch the network for embeddings that are named, or for the encoder of ``init="template"``.
 
     Returns:
         The same model.
 
     Raises:
         ModelError: No classifier, a model that is already wrapped or compiled, a wrong number of classes or features.
-        EmbeddingError: No prebuilt embeddings of that name.
+        EmbeddingError: No prebuilt embeddings of that name, or no way back to the encoder that made them.
     """
     _require_module(model)
     if is_wrapped(model):
@@ -79,7 +81,7 @@ def wrap_model(
         raise ModelError(f"head= has started already, so init={init!r} cannot apply; build the head with it.")
     place = find_classifier(model, classifier)
     if head is None:
-        head = _build_head(place, embeddings, normalize, init)
+        head = _build_head(place, embeddings, normalize, init, offline)
     _check_head(head, place)
     if head.num_classes != place.num_classes and not new_classes:
         raise ModelError(
@@ -176,19 +178,19 @@ def fuse(model: nn.Module) -> nn.Module:
     return model
 
 
-def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None) -> ClassEmbeddings:
+def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None, offline: bool) -> ClassEmbeddings:
     """Resolve what ``wrap_model`` was given to class embeddings."""
     if isinstance(embeddings, ClassEmbeddings):
         return embeddings
     if isinstance(embeddings, str):
-        return load_embeddings(embeddings)
+        return load_embeddings(embeddings, offline=offline)
     if embeddings is not None:
         raise ModelError(
             f"embeddings must be ClassEmbeddings or a name, found {type(embeddings).__name__}; "
             "a tensor needs its class names: ClassEmbeddings(vectors, class_names)."
         )
     if place.num_classes == 1000:
-        return load_embeddings("imagenet1k")
+        return load_embeddings("imagenet1k", offline=offline)
     fitting = [name for name in bundled_names() if load_bundled(name).num_classes == place.num_classes]
     offer = f"Prebuilt ones of that size: {', '.join(fitting)}" if fitting else "No prebuilt ones have that size"
     raise ModelError(
@@ -198,15 +200,15 @@ def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None)
 
 
 def _build_head(
-    place: Classifier, embeddings: ClassEmbeddings | str | None, normalize: bool, init: Initialisation
+    place: Classifier, embeddings: ClassEmbeddings | str | None, normalize: bool, init: Initialisation, offline: bool
 ) -> TextGuidedHead:
     """Return a head that fits the place."""
     leaf = place.leaf
     check_initialisation(init)
-    text = _embeddings_for(place, embeddings)
+    text = _embeddings_for(place, embeddings, offline)
     if init == "template":
         plain = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
-        text = embed_classes(plain, named_encoder(text.provenance.encoder))
+        text = embed_classes(plain, encoder_of(text.provenance, offline=offline))
     head = TextGuidedHead(
         place.in_features,
         (text.num_classes, text.embed_dim) if init == "random" else text,
