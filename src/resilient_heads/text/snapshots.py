@@ -90,19 +90,21 @@ def _cached(
     repo: str, revision: str | None, files: Sequence[str], any_of: Sequence[str], settings: HubSettings
 ) -> Path | None:
     """Return the cache's folder if it is there and holds the file that matters; never touches the network."""
-    try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=[*files, *any_of],
-            cache_dir=settings.cache_dir,
-            endpoint=settings.address,
-            local_files_only=True,
-        )
-    except (OSError, HFValidationError):
-        return None
-    found = Path(folder)
-    return found if not any_of or any((found / name).is_file() for name in any_of) else None
+    for name in any_of or ("",):
+        try:
+            folder = snapshot_download(
+                repo,
+                revision=revision,
+                allow_patterns=[*files, name],
+                cache_dir=settings.cache_dir,
+                endpoint=settings.address,
+                local_files_only=True,  # raises where the client knows that files are missing
+            )
+        except (OSError, HFValidationError):
+            continue
+        if not name or (Path(folder) / name).is_file():
+            return Path(folder)
+    return None
 
 
 def _listing(repo: str, revision: str | None, settings: HubSettings) -> ModelInfo:
