@@ -104,8 +104,11 @@ class TransformersEncoder:
             )
         text_config = model.config
         self._model = model.to(device=self._device, dtype=dtype).eval()
-        # SigLIP was trained on padding to the full context and attends to it; CLIP's causal mask never sees it.
-        self._padding = "max_length" if config.model_type.startswith("siglip") else "longest"
+        # SigLIP was trained on padding to the full context and attends to it (open_clip#984), so it gets no mask,
+        # whatever its tokenizer offers; CLIP's causal mask never sees padding.
+        siglip = config.model_type.startswith("siglip")
+        self._padding = "max_length" if siglip else "longest"
+        self._inputs = ("input_ids",) if siglip else ("input_ids", "attention_mask")
         self.context_length = int(text_config.max_position_embeddings)
         self.embed_dim = int(self._run([""]).shape[1])
 
@@ -128,7 +131,7 @@ class TransformersEncoder:
         tokens = self._tokenizer(
             sentences, truncation=True, max_length=self.context_length, padding=self._padding, return_tensors="pt"
         ).to(self._device)
-        given = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
+        given = {name: tokens[name] for name in self._inputs if name in tokens}
         output = self._model(**given)
         found = getattr(output, "text_embeds", None)
         return found if isinstance(found, Tensor) else torch.as_tensor(output.pooler_output)
