@@ -32,6 +32,8 @@ def test_list_show_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "food101" in capsys.readouterr().out
     assert main(["embeddings", "show", "cifar10"]) == 0
     assert "encoder: all-MiniLM-L6-v2" in capsys.readouterr().out
+    assert main(["embeddings", "show", "cifar11"]) == 1
+    assert "no prebuilt embeddings; those are cifar10" in capsys.readouterr().err
     assert main(["embeddings", "verify"]) == 0
     assert capsys.readouterr().out.count("ok  ") == 6
     path = ClassEmbeddings(torch.randn(2, 3), ("a", "b")).save(tmp_path / "e.safetensors")

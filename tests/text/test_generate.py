@@ -65,7 +65,9 @@ def test_a_damaged_answers_file_is_refused(tmp_path: Path) -> None:
         generate_descriptions(["a"], answer, answers=file, asking=FAST)
 
 
-@pytest.mark.parametrize("rubbish", ["", "   ", "12345", '{"error": 1}', "<html>", "x" * 3000, "\ufffd bad", None, 7])
+@pytest.mark.parametrize(
+    "rubbish", ["", "   ", "12345", '{"error": 1}', "<html>", "x" * 3000, "\ufffd bad", "half \ud800", None, 7]
+)
 def test_rubbish_is_no_description(rubbish: Any) -> None:
     with pytest.raises(LanguageModelError, match="no usable answer after 3 attempts"):
         generate_descriptions(["a"], lambda prompt: rubbish, questions=["{}?"], asking=FAST)

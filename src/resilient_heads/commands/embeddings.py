@@ -54,6 +54,10 @@ def run_show(arguments: argparse.Namespace) -> None:
     from resilient_heads.text.embeddings import ClassEmbeddings
 
     bundled = arguments.source in bundled_names() and not Path(arguments.source).exists()
+    if not bundled and not Path(arguments.source).exists():
+        raise EmbeddingError(
+            f"{arguments.source!r} is no file, and no prebuilt embeddings; those are {', '.join(bundled_names())}."
+        )
     embeddings = load_bundled(arguments.source) if bundled else ClassEmbeddings.load(arguments.source)
     print(repr(embeddings))
     for key, value in asdict(embeddings.provenance).items():

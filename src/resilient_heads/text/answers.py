@@ -12,6 +12,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
+from resilient_heads.text.descriptions import is_writable_text
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ def usable(answer: object) -> str:
     if not isinstance(answer, str):
         raise LanguageModelError(f"the answer is a {type(answer).__name__}, expected text")
     line = " ".join(answer.split())
-    if not any(character.isalpha() for character in line) or "\N{REPLACEMENT CHARACTER}" in line:
+    broken = "\N{REPLACEMENT CHARACTER}" in line or not is_writable_text(line)
+    if broken or not any(character.isalpha() for character in line):
         raise LanguageModelError(f"the answer is no sentence: {line!r:.60}")
     if line[0] in "{[<":
         raise LanguageModelError(f"the answer is markup, not a sentence: {line!r:.60}")
