@@ -53,7 +53,13 @@ class EmbeddingError(ResilientHeadsError, ValueError):
 
 
 class HubError(ResilientHeadsError, OSError):
-    """The Hugging Face Hub cannot be reached, refuses, or gives something else than what was pinned."""
+    """The Hugging Face Hub cannot be reached, refuses, or gives something else than what was pinned.
+
+    Attributes:
+        temporary: Whether another attempt may succeed: nobody answered, or the Hub said that it is out of order.
+    """
+
+    temporary: bool = False
 
 
 class LanguageModelError(ResilientHeadsError, RuntimeError):

@@ -104,8 +104,15 @@ def test_push_then_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         push_to_hub(trained(), "owner/head", tmp_path / "newer", hub=settings)
         found = from_pretrained("owner/head", revision=commit, hub=settings)
         assert torch.equal(found.projection.weight, head.projection.weight)
+        card = server.commits["owner/head"][commit]["README.md"].decode()
+        assert 'rh.from_pretrained("owner/head")' in card
+        assert not any(gap in card for gap in ("OWNER", "NAME", "COMMIT", "path/to"))
         with pytest.raises(HubError, match="no such repository"):
             from_pretrained("owner/other", hub=settings)
+        with pytest.raises(HubError, match="offline mode forbids"):
+            from_pretrained("owner/other", hub=settings, offline=True)
+        with pytest.raises(ModelError, match="leave revision='abc' out"):
+            from_pretrained(tmp_path / "out", revision="abc")
     finally:
         server.shutdown()
         server.server_close()
@@ -123,6 +130,7 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     assert "100 trials, protocol `raw`" in card
     save_pretrained(trained(), tmp_path)
     assert "Not measured" in (tmp_path / "README.md").read_text()
+    assert "have not been published" in (tmp_path / "README.md").read_text()
 
 
 def test_initialisations_of_the_ablation() -> None:

@@ -70,7 +70,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, int):
             return self.answer(fault, b"{}", X_Error_Code=_REFUSALS.get(fault, "Unavailable"))
         if fault == "slow":
-            time.sleep(1.0)
+            time.sleep(0.4)
         if match := _API.match(self.path):
             repo, revision = match[2], server.main.get(match[2], "") if match[4] == "main" else match[4]
             tree = server.commits.get(repo, {}).get(revision)

@@ -32,6 +32,8 @@ def test_list_show_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "food101" in capsys.readouterr().out
     assert main(["embeddings", "show", "cifar10"]) == 0
     assert "encoder: all-MiniLM-L6-v2" in capsys.readouterr().out
+    assert main(["embeddings", "show", "cifar11"]) == 1
+    assert "no prebuilt embeddings; those are cifar10" in capsys.readouterr().err
     assert main(["embeddings", "verify"]) == 0
     assert capsys.readouterr().out.count("ok  ") == 6
     path = ClassEmbeddings(torch.randn(2, 3), ("a", "b")).save(tmp_path / "e.safetensors")
@@ -60,3 +62,41 @@ def test_publish(
     printed = capsys.readouterr().out
     assert json.loads(printed[printed.index("[") :])[0]["revision"] == server.main["owner/pets"]
     assert main(["embeddings", "publish", str(path), str(path), "--folder", str(folder)]) == 1
+
+
+def test_embed_tells_the_order_and_what_was_taken(
+    tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, said = tmp_path / "names.json", tmp_path / "d.json"
+    names.write_text('["dog", "cat"]')
+    said.write_text('{"cat": ["It purrs."], "dog": ["It barks."]}')
+    arguments = ["embed", "--descriptions", str(said), "--encoder", f"local-dir:{tiny_clip}"]
+    arguments += ["--output", str(tmp_path / "e.safetensors")]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert f"as the classes stand in {said} (cat, dog)" in printed
+    assert "pass --classes names.json" in printed
+    made = ClassEmbeddings.load(tmp_path / "e.safetensors").provenance
+    assert f"at {made.encoder_revision}, weights sha256 {made.weights_sha256}" in printed
+    assert main([*arguments, "--classes", str(names)]) == 0
+    assert f"Class order: as in {names} (dog, cat)." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "nonsense"], "The device 'nonsense' cannot be used"),
+        (["--revision", "abc"], "its files pin"),
+        (["--encoder", "minilm-l6", "--revision", "abc"], "no revision to choose"),
+        (["--long-text", "error"], "longer than the encoder's 77 tokens"),
+    ],
+)
+def test_embed_refuses_with_a_message(
+    tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    said = tmp_path / "d.json"
+    said.write_text(json.dumps({"cat": ["It purrs " * 60]}))
+    arguments = ["embed", "--descriptions", str(said), "--encoder", f"local-dir:{tiny_clip}"]
+    assert main([*arguments, "--output", str(tmp_path / "e.safetensors"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "e.safetensors").exists()

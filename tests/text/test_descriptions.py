@@ -3,9 +3,11 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import torch
 
-from resilient_heads.errors import DescriptionError, DuplicateClassWarning
+from resilient_heads.errors import DescriptionError, DuplicateClassWarning, EmbeddingError
 from resilient_heads.text.descriptions import ClassDescriptions, match_report
+from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 
 CAT_DOG = (("cat", ("It purrs.", "It has whiskers.")), ("dog", ("It barks.",)))
 
@@ -109,6 +111,34 @@ def test_templates_say_what_descriptions_do_not() -> None:
         ClassDescriptions.match(["a"], None, templates=("no blank",))
     with pytest.raises(DescriptionError, match=r"matches 1 of 1 classes \('cow'\).*Unused descriptions: 'cat'"):
         ClassDescriptions.match(["cow"], {"cat": ["x"]})
+
+
+@pytest.mark.parametrize("table", ["classes", "descriptions"])
+@pytest.mark.parametrize("beside", [["It barks."], "It barks.", {"sound": ["It barks."]}])
+def test_a_class_beside_the_table_of_classes_is_never_lost(table: str, beside: object, tmp_path: Path) -> None:
+    with pytest.raises(DescriptionError, match=f"has 'dog' beside '{table}'.*move it in there"):
+        load({table: {"cat": ["It purrs."]}, "dog": beside}, tmp_path)
+    about = {"meta": {"by": "me"}, "questions": ["What is a {}?"], "Source": "a book", "seed": 7, "checked": True}
+    assert load({table: {"cat": ["It purrs."]}, **about}, tmp_path).class_names == ("cat",)
+    both = {"classes": ["cat"], "descriptions": {"cat": ["It purrs."]}}
+    assert load(both, tmp_path).class_names == ("cat",)
+
+
+HALF = "\ud800"
+
+
+def test_half_a_character_is_told_before_it_is_saved(tmp_path: Path) -> None:
+    for parts in [((HALF,), (("x",),)), (("a",), ((HALF,),)), (("a",), (("x",),), {"by": HALF})]:
+        with pytest.raises(DescriptionError, match="Half a character"):
+            ClassDescriptions(*parts)  # type: ignore[arg-type]
+    record = {"format": "resilient_heads.descriptions/1", "provenance": {"by": HALF}, "classes": {"a": ["x"]}}
+    with pytest.raises(DescriptionError, match="Half a character"):
+        load(record, tmp_path)
+    with pytest.raises(EmbeddingError, match=r"class_names\[1\] cannot be written"):
+        ClassEmbeddings(torch.eye(2), ("a", HALF))
+    for field in ("encoder", "encoder_revision", "descriptions_sha256", "pooling", "weights_sha256"):
+        with pytest.raises(EmbeddingError, match=f"provenance {field} cannot be written"):
+            Provenance(**{field: HALF})
 
 
 @pytest.mark.shared_data

@@ -62,6 +62,19 @@ def test_any_metadata_is_read_or_refused(tree: object) -> None:
         ClassEmbeddings.from_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\x80?")
 
 
+def test_files_from_before_the_weights_were_recorded_load() -> None:
+    content = valid()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    record = json.loads(header["__metadata__"]["resilient_heads"])
+    assert record["provenance"].pop("weights_sha256")
+    header["__metadata__"]["resilient_heads"] = json.dumps(record)
+    old = json.dumps(header).encode()
+    found = ClassEmbeddings.from_bytes(len(old).to_bytes(8, "little") + old + content[8 + length :])
+    assert found.provenance.weights_sha256 == ""
+    assert found.provenance.encoder == "all-MiniLM-L6-v2"
+
+
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(DescriptionError):
         ClassDescriptions.from_bytes(b'{"a":' * 20_000 + b"1" + b"}" * 20_000)

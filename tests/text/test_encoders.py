@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -10,11 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LongTextWarning, MissingExtraError
-from resilient_heads.text.encoders import openclip
+from resilient_heads.text.bundled import load_bundled, load_descriptions
 from resilient_heads.text.encoders.batching import Batching, encode_in_batches
 from resilient_heads.text.encoders.huggingface import TransformersEncoder
 from resilient_heads.text.encoders.named import encoder_id, named_encoder
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
+from resilient_heads.text.encoders.openclip_source import known_to_open_clip
+from resilient_heads.text.encoders.pins import PINS
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.encoders.protocol import TextEncoder
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
@@ -183,9 +186,9 @@ def test_open_clip_names_are_checked(settings: HubSettings) -> None:
 
 
 def test_the_usual_weights_lie_where_open_clip_says() -> None:
-    for model, repo in openclip._REPOS.items():
-        config, found, file = openclip._known(open_clip, model)
-        assert (found, file, config["quick_gelu"]) == (repo, "", True)
+    for model, pin in PINS.items():
+        config, found, file = known_to_open_clip(model)
+        assert (found, file, config["quick_gelu"]) == (pin.repo, "", True)
 
 
 def test_transformers_encoder_equals_the_model(tmp_path: Path) -> None:
@@ -213,18 +216,83 @@ def test_transformers_encoder_never_makes_weights_up(tmp_path: Path) -> None:
         TransformersEncoder(tmp_path)
 
 
-def _tiny_hf_clip(transformers: object, folder: Path) -> None:
+def _tiny_hf_clip(transformers: Any, folder: Path) -> None:
     """Write a tiny CLIP text model with a vocabulary of a handful of words."""
     words = ["<|startoftext|>", "<|endoftext|>", "a", "b", "a</w>", "b</w>"]
     (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))  # type: ignore[attr-defined]
+    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
     tokenizer.save_pretrained(folder)
-    config = transformers.CLIPTextConfig(  # type: ignore[attr-defined]
+    config = transformers.CLIPTextConfig(
         vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         max_position_embeddings=12, projection_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
-    transformers.CLIPTextModelWithProjection(config).save_pretrained(folder)  # type: ignore[attr-defined]
+    transformers.CLIPTextModelWithProjection(config).save_pretrained(folder)
+
+
+def _tiny_sibling(transformers: Any, folder: Path, kind: str) -> None:
+    """Write a tiny text tower of another kind, with a tokenizer of three words."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    plain = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1, "<unk>": 2, "a": 3, "b": 4}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    plain.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    sizes = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "max_position_embeddings": 12, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
+    if kind == "MetaClip2":
+        config = transformers.MetaClip2TextConfig(**sizes, projection_dim=8, bos_token_id=2)
+        transformers.MetaClip2TextModelWithProjection(config).save_pretrained(folder)
+    else:
+        config = getattr(transformers, f"{kind}TextConfig")(**sizes, projection_size=16, bos_token_id=2)
+        getattr(transformers, f"{kind}TextModel")(config).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["Siglip", "Siglip2", "MetaClip2"])
+def test_siblings_equal_their_models(tmp_path: Path, kind: str) -> None:
+    """SigLIP sees its padding, so all texts are padded to the context; the others may be padded to the longest."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
+    _tiny_sibling(transformers, tmp_path, kind)
+    encoder = TransformersEncoder(tmp_path)
+    name = "MetaClip2TextModelWithProjection" if kind == "MetaClip2" else f"{kind}TextModel"
+    model = getattr(transformers, name).from_pretrained(tmp_path).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    tokens = tokenizer(["a b", "b"], padding="max_length", max_length=12, return_tensors="pt")
+    siglip = kind != "MetaClip2"
+    given = (
+        {"input_ids": tokens["input_ids"]} if siglip else {key: tokens[key] for key in ("input_ids", "attention_mask")}
+    )
+    with torch.inference_mode():
+        output = model(**given)
+    expected = output.pooler_output if siglip else output.text_embeds
+    assert torch.allclose(encoder.encode(["a b", "b"]), expected, atol=1e-6)
+    assert torch.allclose(encoder.encode(["b"]), expected[1:], atol=1e-6)
+    assert (encoder.embed_dim, encoder.context_length) == (16 if siglip else 8, 12)
+    assert encoder.revision == f"sha256:{encoder.weights_sha256}"
+    with pytest.warns(LongTextWarning):
+        encoder.encode(["a " * 30])
+
+
+def test_transformers_encoder_from_the_hub_is_pinned(
+    server: HubServer, settings: HubSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    _tiny_hf_clip(transformers, folder)
+    commit = server.commit("owner/text", {path.name: path.read_bytes() for path in folder.iterdir()})
+    encoder = TransformersEncoder("owner/text", hub=settings)
+    assert (encoder.id, encoder.revision) == ("owner/text", commit)
+    assert f"owner/text at {commit}, weights sha256 {encoder.weights_sha256}" in caplog.text
+    server.commit("owner/text", {"model.safetensors": b"something else"})
+    server.requests.clear()
+    again = TransformersEncoder("owner/text", revision=commit, hub=settings)
+    assert torch.equal(again.encode(["a b"]), encoder.encode(["a b"]))
+    assert server.requests == []
+    with pytest.raises(HubError, match="offline mode forbids"):
+        TransformersEncoder("owner/other", hub=settings, offline=True)
 
 
 def test_precomputed_encoder_looks_up() -> None:
@@ -251,15 +319,46 @@ def test_encoder_names() -> None:
         named_encoder("word2vec")
 
 
+# The twenty superclasses of CIFAR-100 (Krizhevsky, 2009), five classes each.
+SUPERCLASSES = """
+beaver dolphin otter seal whale | aquarium_fish flatfish ray shark trout | orchid poppy rose sunflower tulip |
+bottle bowl can cup plate | apple mushroom orange pear sweet_pepper | clock keyboard lamp telephone television |
+bed chair couch table wardrobe | bee beetle butterfly caterpillar cockroach | bear leopard lion tiger wolf |
+bridge castle house road skyscraper | cloud forest mountain plain sea | camel cattle chimpanzee elephant kangaroo |
+fox porcupine possum raccoon skunk | crab lobster snail spider worm | baby boy girl man woman |
+crocodile dinosaur lizard snake turtle | hamster mouse rabbit shrew squirrel |
+maple_tree oak_tree palm_tree pine_tree willow_tree | bicycle bus motorcycle pickup_truck train |
+lawn_mower rocket streetcar tank tractor
+"""
+
+
+def nearest(vectors: Tensor) -> tuple[dict[str, str], int]:
+    """Return each class's nearest neighbour, and how many of them share its superclass (4 by chance)."""
+    names = [name.replace(" ", "_") for name in _cifar100()]
+    group = {name: row for row, own in enumerate(SUPERCLASSES.split("|")) for name in own.split()}
+    assert set(group) == set(names)
+    unit = torch.nn.functional.normalize(vectors.double(), dim=1)
+    found = (unit @ unit.T).fill_diagonal_(-1).argmax(dim=1)
+    neighbour = {name: names[int(row)] for name, row in zip(names, found, strict=True)}
+    return neighbour, sum(group[name] == group[other] for name, other in neighbour.items())
+
+
 @pytest.mark.real_encoder
 def test_minilm_knows_what_is_like_what(minilm: SentenceTransformerEncoder) -> None:
-    groups = {"boy": "girl man baby", "oak tree": "maple tree pine tree", "bus": "streetcar train pickup truck"}
-    names = [name.replace("_", " ") for name in _cifar100()]
-    vectors = torch.nn.functional.normalize(minilm.encode(names), dim=1)
-    for name, alike in groups.items():
-        nearest = vectors @ vectors[names.index(name)]
-        nearest[names.index(name)] = -1
-        assert names[int(nearest.argmax())] in alike
+    """56 of 100 bare names have their nearest neighbour in their own superclass, and 73 classes by description."""
+    by_name, of_names = nearest(minilm.encode([name.replace("_", " ") for name in _cifar100()]))
+    by_text, of_texts = nearest(load_bundled("cifar100").vectors)
+    assert of_names >= 50
+    assert of_texts >= 65
+    alike = "chair couch, crab lobster, porcupine possum, bicycle motorcycle, poppy rose, lawn_mower tractor"
+    for one, other in (pair.split() for pair in alike.split(", ")):
+        for found in (by_name, by_text):
+            assert (found[one], found[other]) == (other, one)
+    # What a name alone leaves open, a description settles: a mouse has no keys, and an orange hangs on no plain.
+    assert (by_name["mouse"], by_text["mouse"]) == ("keyboard", "hamster")
+    assert (by_name["apple"], by_text["apple"]) == ("leopard", "pear")
+    shuffled = load_bundled("cifar100").vectors[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
+    assert nearest(shuffled)[1] < 20
     assert (minilm.embed_dim, minilm.context_length) == (384, 256)
     assert minilm.revision.startswith("sha256:53aa5117")
 
@@ -272,6 +371,4 @@ def test_minilm_detects_long_texts(minilm: SentenceTransformerEncoder) -> None:
 
 
 def _cifar100() -> tuple[str, ...]:
-    from resilient_heads.text.bundled import load_descriptions
-
     return load_descriptions("cifar100").class_names

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -63,7 +65,9 @@ def test_a_damaged_answers_file_is_refused(tmp_path: Path) -> None:
         generate_descriptions(["a"], answer, answers=file, asking=FAST)
 
 
-@pytest.mark.parametrize("rubbish", ["", "   ", "12345", '{"error": 1}', "<html>", "x" * 3000, "\ufffd bad", None, 7])
+@pytest.mark.parametrize(
+    "rubbish", ["", "   ", "12345", '{"error": 1}', "<html>", "x" * 3000, "\ufffd bad", "half \ud800", None, 7]
+)
 def test_rubbish_is_no_description(rubbish: Any) -> None:
     with pytest.raises(LanguageModelError, match="no usable answer after 3 attempts"):
         generate_descriptions(["a"], lambda prompt: rubbish, questions=["{}?"], asking=FAST)
@@ -84,6 +88,7 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Chat)
         self.script = script
         self.keys: list[str] = []
+        self.requests: list[dict[str, Any]] = []
         self.under_way = self.most = 0
         self.lock = threading.Lock()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -101,6 +106,7 @@ class _Chat(BaseHTTPRequestHandler):
         with server.lock:
             act = server.script.pop(0) if server.script else "answer"
             server.keys.append(self.headers["Authorization"])
+            server.requests.append(request)
             server.under_way += 1
             server.most = max(server.most, server.under_way)
         if act == "stall":
@@ -177,3 +183,179 @@ def test_a_missing_or_refused_key_is_told(chat: ChatServer, monkeypatch: pytest.
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with pytest.raises(LanguageModelError, match="did not answer"):
         OpenAIChat("m", base_url=f"http://127.0.0.1:{chat.server_address[1]}/v1")("hello")
+
+
+def test_an_answer_keeps_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "answers.jsonl"
+
+    class Model:
+        def __init__(self, name: str, knows: str) -> None:
+            self.id, self.knows = name, knows
+
+        def __call__(self, prompt: str) -> str:
+            if self.knows not in prompt:
+                raise ConnectionError("gone")
+            return answer(prompt)
+
+    with pytest.raises(LanguageModelError):
+        generate_descriptions(["cat", "dog"], Model("small-1", "cat"), questions=["{}?"], answers=file, asking=FAST)
+    made = generate_descriptions(["cat", "dog"], Model("big-2", "dog"), questions=["{}?"], answers=file, asking=FAST)
+    assert made.provenance["written_by"] == "big-2, small-1"
+    assert "The answers come from big-2, small-1" in caplog.text
+    assert {json.loads(line)["model"] for line in file.read_text().splitlines()} == {"small-1", "big-2"}
+    only = generate_descriptions(["dog"], Model("other-3", ""), questions=["{}?"], answers=file, asking=FAST)
+    assert only.provenance["written_by"] == "big-2"
+    file.write_text('{"class": "cat", "question": "cat?", "answer": "It purrs."}\n')
+    made = generate_descriptions(["cat"], Model("big-2", "dog"), questions=["{}?"], answers=file, asking=FAST)
+    assert made.provenance["written_by"] == "unknown"
+
+
+class RefusalError(Exception):
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status_code = status
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_refusal_for_good_ends_the_run_and_keeps_what_was_answered(tmp_path: Path, status: int) -> None:
+    file, asked = tmp_path / "answers.jsonl", []
+
+    def llm(prompt: str) -> str:
+        asked.append(prompt)
+        if len(asked) > 2:
+            raise RefusalError(status)
+        return answer(prompt)
+
+    patient = Asking(concurrency=1, attempts=4, wait=30.0)
+    with pytest.raises(LanguageModelError, match=rf"for good.*8 of 10 questions stayed open; .*status {status}"):
+        generate_descriptions(list("abcdefghij"), llm, questions=["{}?"], answers=file, asking=patient)
+    assert len(asked) == 3
+    assert len(file.read_text().splitlines()) == 2
+
+
+def test_a_refusal_that_passes_is_asked_again() -> None:
+    statuses = [429, 500, 503]
+
+    def llm(prompt: str) -> str:
+        if statuses:
+            raise RefusalError(statuses.pop())
+        return answer(prompt)
+
+    asking = Asking(concurrency=1, attempts=4, wait=0.001)
+    assert generate_descriptions(["a"], llm, questions=["{}?"], asking=asking).sentences
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from resilient_heads.text.generate import Asking, generate_descriptions
+
+def llm(prompt):
+    if prompt == "a?":
+        return "An answer."
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    raise ConnectionError
+
+try:
+    asking = Asking(concurrency=1, wait=60)
+    generate_descriptions(["a", "b"], llm, questions=["{}?"], answers=sys.argv[1], asking=asking)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_does_not_wait_for_a_back_off(tmp_path: Path) -> None:
+    began = time.monotonic()
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "answers.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.stdout.split() == ["interrupted"], done.stderr
+    assert time.monotonic() - began < 40
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+HOLDING = """
+import sys, time
+from resilient_heads.text.generate import generate_descriptions
+
+def llm(prompt):
+    print("asked", flush=True)
+    time.sleep(60)
+
+generate_descriptions(["a"], llm, questions=["{}?"], answers=sys.argv[1])
+"""
+
+
+def test_one_run_at_a_time_uses_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    command = [sys.executable, "-c", HOLDING, str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "asked\n"
+        try:
+            with pytest.raises(DescriptionError, match=r"answers.jsonl is in use: another run"):
+                generate_descriptions(["a"], answer, questions=["{}?"], answers=file, asking=FAST)
+        finally:
+            other.kill()  # which leaves the lock's file behind, and no lock
+    assert generate_descriptions(["a"], answer, questions=["{}?"], answers=file, asking=FAST).sentences
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"concurrency": 0}, {"concurrency": 2.0}, {"attempts": 0}, {"wait": -1.0}, {"wait": float("nan")}, {"wait": "1"}],
+)
+def test_choices_that_make_no_sense_are_refused(choice: dict[str, Any]) -> None:
+    with pytest.raises(DescriptionError, match=f"{next(iter(choice))} must be"):
+        Asking(**choice)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, I can't help with that.",
+        "I\N{RIGHT SINGLE QUOTATION MARK}m sorry, but I cannot assist with that request.",
+        "Sorry, I don't know what that is.",
+        "As an AI language model, I have never seen a dog.",
+        "I cannot describe this.",
+        "Unfortunately, I am unable to describe it.",
+        '"I apologize, but I won\'t do that."',
+        "My apologies, no.",
+    ],
+)
+def test_a_model_that_declines_has_not_answered(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(LanguageModelError, match="the model declined"):
+        generate_descriptions(["a"], lambda prompt: text, questions=["{}?"], asking=FAST)
+    file = tmp_path / "answers.jsonl"  # of a run that took it for an answer
+    file.write_text(json.dumps({"class": "a", "question": "a?", "answer": text}) + "\n")
+    made = generate_descriptions(["a"], answer, questions=["{}?"], answers=file, asking=FAST)
+    assert made.sentences == (("An answer to: a?",),)
+    assert "is asked again" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["As an adult, the dog is brown.", "In the photo I see a dog.", "Sorrel is a red horse."]
+)
+def test_a_description_is_no_refusal(text: str) -> None:
+    assert generate_descriptions(["a"], lambda prompt: text, questions=["{}?"], asking=FAST).sentences == ((text,),)
+
+
+@pytest.mark.parametrize("chat", [["404"] * 9], indirect=True)
+def test_a_server_without_the_model_is_asked_once(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="needs the extra 'llm'")
+    from resilient_heads.text.openai_chat import OpenAIChat
+
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    llm = OpenAIChat("m", base_url=f"http://127.0.0.1:{chat.server_address[1]}/v1")
+    with pytest.raises(LanguageModelError, match="refuses for good"):
+        generate_descriptions(list("abcd"), llm, asking=Asking(concurrency=1, wait=30.0))
+    assert len(chat.requests) == 1
+
+
+@pytest.mark.parametrize("chat", [[]], indirect=True)
+def test_settings_that_a_server_rejects_can_be_left_out(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="needs the extra 'llm'")
+    from resilient_heads.text.openai_chat import OpenAIChat
+
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    address = f"http://127.0.0.1:{chat.server_address[1]}/v1"
+    OpenAIChat("m", base_url=address)("hello")
+    OpenAIChat("m", base_url=address, max_tokens=None, temperature=None)("hello")
+    assert [set(own) & {"max_tokens", "temperature"} for own in chat.requests] == [{"max_tokens", "temperature"}, set()]

@@ -1,34 +1,162 @@
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import HubServer
+from safetensors.torch import load_file, save_file
 
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.text.bundled import load_bundled, load_descriptions
+from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
+from resilient_heads.text.encoders.pins import PINS
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
 from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.manifest import Manifest
 from resilient_heads.text.pooling import embed_classes
-from resilient_heads.text.prebuilt import load_embeddings
+from resilient_heads.text.prebuilt import _build_path, load_embeddings
+
+
+@pytest.fixture(autouse=True)
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep what is built here in a folder of the test."""
+    monkeypatch.setenv("RESILIENT_HEADS_CACHE", str(tmp_path / "built"))
+    return tmp_path / "built"
+
+
+@pytest.fixture
+def taken(caplog: pytest.LogCaptureFixture) -> "Taken":
+    return Taken(caplog)
+
+
+class Taken:
+    """What the log said since the last call."""
+
+    def __init__(self, log: pytest.LogCaptureFixture) -> None:
+        self.log = log
+
+    def __call__(self) -> str:
+        said = [own.message for own in self.log.records if own.name == "resilient_heads.text.prebuilt"]
+        self.log.clear()
+        (found,) = {how for how in ("built here with", "built here before") for own in said if how in own}
+        return found
 
 
 @pytest.mark.parametrize("writable", [True, False])
-def test_built_here_once_then_cached(
-    tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, writable: bool
+def test_built_here_once_then_kept(
+    tiny_clip: Path, built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, writable: bool
 ) -> None:
-    root = tmp_path / "built"
     if not writable:
-        root.write_text("in the way")
-    monkeypatch.setenv("RESILIENT_HEADS_CACHE", str(root))
+        built.write_text("in the way")
     encoder = f"local-dir:{tiny_clip}"
     expected = embed_classes(load_descriptions("digits"), OpenClipEncoder(encoder))
-    found = load_embeddings("digits", encoder=encoder)
-    assert torch.equal(found.vectors, expected.vectors)
-    assert "built here with" in caplog.text
-    again = load_embeddings("digits", encoder=encoder)
-    assert torch.equal(again.vectors, expected.vectors)
+    for round_ in range(2):
+        found = load_embeddings("digits", encoder=encoder)
+        assert torch.equal(found.vectors, expected.vectors)
+        assert found.provenance == expected.provenance
+        assert found.provenance.weights_sha256
+        assert ("built here before" in caplog.text) is (bool(round_) and writable)
     assert ("not kept" in caplog.text) is not writable
+
+
+def test_a_kept_file_is_of_the_very_weights_config_and_folder(tiny_clip: Path, tmp_path: Path, taken: Taken) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_clip, folder)
+    absolute = load_embeddings("digits", encoder=f"local-dir:{folder}")
+    assert taken() == "built here with"
+    relative = load_embeddings("digits", encoder=f"local-dir:{folder}/../model")
+    assert taken() == "built here before"
+    assert relative.provenance == absolute.provenance
+    weights = folder / "open_clip_model.safetensors"
+    content, state = weights.read_bytes(), load_file(weights)
+    save_file({**state, "text_projection": -state["text_projection"]}, weights)
+    other = load_embeddings("digits", encoder=f"local-dir:{folder}")
+    assert taken() == "built here with"
+    assert not torch.equal(other.vectors, absolute.vectors)
+    assert other.provenance.encoder_revision != absolute.provenance.encoder_revision
+    weights.write_bytes(content)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["quick_gelu"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert not torch.equal(load_embeddings("digits", encoder=f"local-dir:{folder}").vectors, absolute.vectors)
+    assert taken() == "built here with"
+
+
+def test_a_moved_main_is_another_encoder(
+    server: HubServer, settings: HubSettings, tiny_clip: Path, taken: Taken
+) -> None:
+    files = {path.name: path.read_bytes() for path in tiny_clip.iterdir()}
+    first = server.commit("owner/clip", files)
+    old = load_embeddings("digits", encoder="hf-hub:owner/clip", hub=settings)
+    assert (taken(), old.provenance.encoder_revision) == ("built here with", first)
+    load_embeddings("digits", encoder="hf-hub:owner/clip", hub=settings)
+    assert taken() == "built here before"
+    weights = files["open_clip_model.safetensors"]
+    second = server.commit(
+        "owner/clip", {"open_clip_model.safetensors": weights[:-2] + bytes([weights[-2] ^ 0x40, weights[-1]])}
+    )
+    new = load_embeddings("digits", encoder="hf-hub:owner/clip", hub=settings)
+    assert (taken(), new.provenance.encoder_revision) == ("built here with", second)
+    again = load_embeddings("digits", encoder="hf-hub:owner/clip", encoder_revision=first, hub=settings)
+    assert (taken(), again.provenance) == ("built here before", old.provenance)
+    with pytest.raises(EmbeddingError, match="no such revision"):
+        load_embeddings("digits", encoder="hf-hub:owner/clip", encoder_revision="no-such-branch", hub=settings)
+    with pytest.raises(EmbeddingError, match="pass one of them"):
+        load_embeddings("digits", encoder="hf-hub:owner/clip", encoder_revision=first, revision=first)
+
+
+def test_kept_embeddings_serve_offline_without_the_weights(
+    server: HubServer, settings: HubSettings, tiny_clip: Path, tmp_path: Path, taken: Taken
+) -> None:
+    server.commit("owner/clip", {path.name: path.read_bytes() for path in tiny_clip.iterdir()})
+    online = load_embeddings("digits", encoder="hf-hub:owner/clip", hub=settings)
+    taken()
+    server.requests.clear()
+    bare = dataclasses.replace(settings, cache_dir=tmp_path / "no-weights-here", offline=True)
+    found = load_embeddings("digits", encoder="hf-hub:owner/clip", hub=bare)
+    assert (taken(), found.provenance) == ("built here before", online.provenance)
+    assert server.requests == []
+    with pytest.raises(EmbeddingError, match="offline mode forbids"):
+        load_embeddings("stl10", encoder="hf-hub:owner/clip", hub=bare)
+
+
+@pytest.mark.parametrize("changed", ["encoder", "encoder_revision", "descriptions_sha256", "pooling", "normalized"])
+def test_whatever_decides_the_content_decides_the_file(changed: str, taken: Taken, built: Path) -> None:
+    made = Provenance(
+        encoder="ViT-B-16/openai",
+        encoder_revision=PINS["ViT-B-16/openai"].revision,
+        descriptions_sha256=load_descriptions("digits").sha256,
+    )
+    kept = ClassEmbeddings(torch.randn(10, 4), load_descriptions("digits").class_names, made)
+    kept.save(_build_path("digits", made))
+    assert torch.equal(load_embeddings("digits", encoder="clip-vit-b-16", offline=True).vectors, kept.vectors)
+    assert taken() == "built here before"
+    other = dataclasses.replace(made, **{changed: False if changed == "normalized" else "other"})
+    assert _build_path("digits", other) != _build_path("digits", made)
+    # A file under the right name that holds something else is not believed.
+    ClassEmbeddings(kept.vectors, kept.class_names, other).save(_build_path("digits", made))
+    with pytest.raises(EmbeddingError, match="offline mode forbids"):
+        load_embeddings("digits", encoder="clip-vit-b-16", offline=True, hub=HubSettings(cache_dir=built))
+
+
+def test_a_manifest_that_trusts_other_bytes_is_heeded() -> None:
+    other = Manifest(bundled={**Manifest.of_wheel().bundled, "cifar10": "0" * 64})
+    with pytest.raises(EmbeddingError, match="other embeddings 'cifar10' than the given manifest trusts"):
+        load_embeddings("cifar10", manifest=other)
+    assert load_embeddings("stl10", manifest=other).num_classes == 10
+
+
+def test_failures_of_the_hub_are_told_where_nothing_can_be_built(settings: HubSettings) -> None:
+    from resilient_heads.text.manifest import HubEntry
+
+    entry = HubEntry(
+        name="pets", encoder="ViT-B-16/openai", repo="o/n", revision="0" * 40, file="p.safetensors", sha256="0" * 64
+    )
+    with pytest.raises(EmbeddingError, match=r"Hub: o/n.*no such repository.*built here: No descriptions are named"):
+        load_embeddings("pets", encoder="clip-vit-b-16", hub=settings, manifest=Manifest(bundled={}, hub=(entry,)))
 
 
 def test_clip_offline_says_why_at_once(

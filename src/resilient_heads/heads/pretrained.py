@@ -19,7 +19,8 @@ from resilient_heads.files import file_sha256, write_atomic
 from resilient_heads.heads.locate import find_heads
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub import HubSettings, check_reachable, explaining, fetch_snapshot
+from resilient_heads.text.hub import HubSettings, check_reachable, explaining
+from resilient_heads.text.snapshots import fetch_snapshot
 
 _CONFIG, _WEIGHTS, _TEXT, _CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
 _FORMAT = "resilient_heads.head/1"
@@ -97,9 +98,12 @@ def from_pretrained(
         HubError: The files cannot be had from the Hub.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    if folder.is_dir():
+        if revision is not None:
+            raise ModelError(f"{folder} is a folder and has no revisions; leave revision={revision!r} out.")
+    else:
         folder = fetch_snapshot(
-            os.fspath(source), (_CONFIG, _WEIGHTS, _TEXT), revision=revision, offline=offline, settings=hub
+            os.fspath(source), (_CONFIG, _TEXT), any_of=(_WEIGHTS,), revision=revision, offline=offline, settings=hub
         )
     config = _Config.read(folder / _CONFIG)
     for name, expected_digest in config.sha256.items():
@@ -165,6 +169,7 @@ def push_to_hub(
     if settings.is_offline:
         raise HubError("Publishing needs the network, and offline mode forbids it.")
     folder = save_pretrained(model, folder, campaign=campaign, licence=licence)
+    write_atomic(folder / _CARD, _card(_head_of(model), campaign, licence, repo=repo).encode())
     files = [name for name in (_CONFIG, _WEIGHTS, _TEXT, _CARD) if (folder / name).is_file()]
     api = HfApi(endpoint=settings.address, token=settings.token)
     check_reachable(settings.address)
@@ -239,8 +244,15 @@ def _head_of(model: nn.Module) -> TextGuidedHead:
     return heads[0]
 
 
-def _card(head: TextGuidedHead, campaign: Measured | None, licence: str) -> str:
-    """Return the model card."""
+def _card(head: TextGuidedHead, campaign: Measured | None, licence: str, *, repo: str | None = None) -> str:
+    """Return the model card; ``repo`` is where it is published, None while it lies in a folder."""
+    place = "path/to/this/folder" if repo is None else repo
+    pin = (
+        "These files have not been published; the path is that of the folder that holds them."
+        if repo is None
+        else "A card cannot name the commit that it is part of. The repository's history lists it; pass it as "
+        "`revision=`, and the same bits load for ever."
+    )
     made = head.provenance
     text = "random rows" if made is None else f"`{made.encoder}` ({made.encoder_revision or 'revision not recorded'})"
     kind = "cosine" if head.normalize else "linear"
@@ -261,9 +273,11 @@ dimensions; its rows started from {text}.
 ```python
 import resilient_heads as rh
 
-head = rh.from_pretrained("OWNER/NAME", revision="COMMIT")
+head = rh.from_pretrained("{place}")
 model = rh.wrap_model(model, head=head)
 ```
+
+{pin}
 
 ## Measured resilience
 

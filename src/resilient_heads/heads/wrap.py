@@ -21,7 +21,6 @@ from resilient_heads.heads.warm_start import warm_start
 from resilient_heads.text.bundled import bundled_names, load_bundled
 from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.encoders.named import named_encoder
 from resilient_heads.text.pooling import embed_classes
 from resilient_heads.text.prebuilt import load_embeddings
 from resilient_heads.text.questions import TEMPLATE
@@ -52,6 +51,7 @@ def wrap_model(
     new_classes: bool = False,
     init: Start = "descriptions",
     sample: Tensor | None = None,
+    offline: bool = False,
 ) -> M:
     """Replace a model's classifier by a text-guided head, in place; of several classifiers, every one.
 
@@ -76,6 +76,7 @@ def wrap_model(
         new_classes: Allow embeddings whose number of classes is not the model's, as when fine-tuning on other classes.
         sample: A batch as the model takes it, where its shape cannot be guessed. With ``init="from_classifier"`` the
             model also runs on it, to set a cosine head's scale and to log how many decisions were kept.
+        offline: Never touch the network for embeddings that are named, or for the encoder of ``init="template"``.
 
     Returns:
         The same model.
@@ -102,7 +103,7 @@ def wrap_model(
     if head is not None:
         heads = [head]
     else:
-        text = _text_for(places[0], embeddings, init)
+        text = _text_for(places[0], embeddings, init, offline)
         heads = [_build_head(place, text, normalize, init) for place in places]
     for place, each in zip(places, heads, strict=True):
         _check_head(each, place)
@@ -286,19 +287,19 @@ def _check_shapes(model: nn.Module, expected: tuple[tuple[int, ...], ...] | None
         )
 
 
-def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None) -> ClassEmbeddings:
+def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None, offline: bool) -> ClassEmbeddings:
     """Resolve what ``wrap_model`` was given to class embeddings."""
     if isinstance(embeddings, ClassEmbeddings):
         return embeddings
     if isinstance(embeddings, str):
-        return load_embeddings(embeddings)
+        return load_embeddings(embeddings, offline=offline)
     if embeddings is not None:
         raise ModelError(
             f"embeddings must be ClassEmbeddings or a name, found {type(embeddings).__name__}; "
             "a tensor needs its class names: ClassEmbeddings(vectors, class_names)."
         )
     if place.num_classes == 1000:
-        return load_embeddings("imagenet1k")
+        return load_embeddings("imagenet1k", offline=offline)
     fitting = [name for name in bundled_names() if load_bundled(name).num_classes == place.num_classes]
     offer = f"Prebuilt ones of that size: {', '.join(fitting)}" if fitting else "No prebuilt ones have that size"
     raise ModelError(
@@ -307,14 +308,16 @@ def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None)
     )
 
 
-def _text_for(place: Classifier, embeddings: ClassEmbeddings | str | None, init: Start) -> ClassEmbeddings:
+def _text_for(
+    place: Classifier, embeddings: ClassEmbeddings | str | None, init: Start, offline: bool
+) -> ClassEmbeddings:
     """Return the embeddings to start from."""
     if init != "from_classifier":
         check_initialisation(init)
-    text = _embeddings_for(place, embeddings)
+    text = _embeddings_for(place, embeddings, offline)
     if init == "template":
         plain = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
-        text = embed_classes(plain, named_encoder(text.provenance.encoder))
+        text = embed_classes(plain, encoder_of(text.provenance, offline=offline))
     return text
 
 

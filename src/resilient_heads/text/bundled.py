@@ -15,21 +15,29 @@ def bundled_names() -> list[str]:
     return sorted(Manifest.of_wheel().bundled)
 
 
-def load_bundled(name: str) -> ClassEmbeddings:
+def load_bundled(name: str, *, manifest: Manifest | None = None) -> ClassEmbeddings:
     """Return the wheel's class embeddings, checked against the manifest's sha256.
 
     Args:
         name: One of :func:`bundled_names`, such as ``"cifar100"``. They were made with all-MiniLM-L6-v2 (E = 384)
             from the descriptions that ship beside them.
+        manifest: What to trust instead of the wheel's manifest.
 
     Raises:
-        EmbeddingError: There are no such embeddings, or their file is damaged.
+        EmbeddingError: There are no such embeddings, their file is damaged, or it is another than the given manifest
+            trusts.
     """
-    expected = Manifest.of_wheel().bundled
-    if name not in expected:
+    wheel = Manifest.of_wheel().bundled
+    expected = wheel if manifest is None else manifest.bundled
+    if name not in expected or name not in wheel:
         raise EmbeddingError(unknown(name))
     content = (_assets() / "embeddings" / f"{name}.safetensors").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
+    if digest == wheel[name] != expected[name]:
+        raise EmbeddingError(
+            f"This release bundles other embeddings {name!r} than the given manifest trusts: sha256 {digest[:12]}, "
+            f"expected {expected[name][:12]}. Install the release that the manifest belongs to."
+        )
     if digest != expected[name]:
         raise EmbeddingError(
             f"The bundled embeddings {name!r} are damaged (sha256 {digest[:12]}, expected {expected[name][:12]}); "

@@ -31,6 +31,11 @@ def normalized_name(name: str) -> str:
     return _spaced(name).casefold()
 
 
+def is_writable_text(text: str) -> bool:
+    """Whether a text can be encoded: a lone half of a surrogate pair, as JSON may hold it, cannot."""
+    return not re.search("[\ud800-\udfff]", text)
+
+
 def _spaced(name: str) -> str:
     """Return the name with single blanks where blanks, underscores or hyphens stood, its accents composed."""
     name = unicodedata.normalize("NFC", name)
@@ -45,11 +50,20 @@ class ClassDescriptions:
         class_names: C names.
         sentences: C tuples of one or more sentences; classes may have different numbers of them.
         provenance: Who wrote them and how, as names and text; no part of :attr:`sha256`.
+
+    Raises:
+        DescriptionError: Something cannot be encoded as UTF-8.
     """
 
     class_names: tuple[str, ...]
     sentences: tuple[tuple[str, ...], ...]
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        texts = [*self.class_names, *(text for own in self.sentences for text in own)]
+        for text in (*texts, *self.provenance, *self.provenance.values()):
+            if not is_writable_text(text):
+                raise DescriptionError(f"Half a character makes {text!r:.80} no text that can be saved.")
 
     @classmethod
     def match(

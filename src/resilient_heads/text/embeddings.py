@@ -16,7 +16,7 @@ from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.files import write_atomic
-from resilient_heads.text.descriptions import normalized_name, warn_about_duplicates
+from resilient_heads.text.descriptions import is_writable_text, normalized_name, warn_about_duplicates
 
 _FORMAT = "resilient_heads.class_embeddings/1"
 _TENSOR = "vectors"
@@ -30,7 +30,9 @@ class Provenance:
 
     Attributes:
         encoder: Name of the text encoder, such as ``"ViT-B-16/openai"``; "unknown" where nobody recorded it.
-        encoder_revision: What pins the encoder's weights: a commit, or ``"sha256:..."`` of the weights' file.
+        encoder_revision: What pins the encoder: a commit, or ``"sha256:..."`` of the weights' file, or of all files of
+            a folder.
+        weights_sha256: Hex digest of the file with the encoder's weights; empty where nobody recorded it.
         descriptions_sha256: ``ClassDescriptions.sha256`` of the sentences; empty when there were none.
         pooling: How the sentences of a class became one vector.
         normalized: Whether each sentence's embedding had unit norm before pooling.
@@ -41,15 +43,22 @@ class Provenance:
     descriptions_sha256: str = ""
     pooling: str = "mean"
     normalized: bool = True
+    weights_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("encoder", "encoder_revision", "descriptions_sha256", "pooling", "weights_sha256"):
+            if not is_writable_text(getattr(self, name)):
+                raise EmbeddingError(f"provenance {name} cannot be written as UTF-8: {getattr(self, name)!r:.80}.")
 
     @classmethod
     def from_dict(cls, record: object) -> Self:
         """Build a record from what a file holds; ValueError where that is something else."""
         expected = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        if not isinstance(record, dict) or set(record) != set(expected):
+        # Files from before the weights' digest was recorded are read too.
+        if not isinstance(record, dict) or set(record) | {"weights_sha256"} != set(expected):
             raise ValueError(f"provenance must hold {sorted(expected)}")
         for name, kind in expected.items():
-            if type(record[name]) is not kind:
+            if name in record and type(record[name]) is not kind:
                 raise ValueError(f"provenance {name} must be a {kind.__name__}")
         return cls(**record)
 
@@ -80,6 +89,9 @@ class ClassEmbeddings:
             raise EmbeddingError(f"Class embeddings must be floating point, found {self.vectors.dtype}.")
         if isinstance(self.class_names, str) or not all(isinstance(name, str) for name in self.class_names):
             raise EmbeddingError("class_names must be a sequence of strings.")
+        for position, name in enumerate(self.class_names):
+            if not is_writable_text(name):
+                raise EmbeddingError(f"class_names[{position}] cannot be written as UTF-8: {name!r:.80}.")
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "vectors", self.vectors.detach())
         if 0 in self.vectors.shape or len(self.class_names) != len(self.vectors):

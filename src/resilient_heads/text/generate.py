@@ -4,23 +4,25 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from tqdm import tqdm
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
+from resilient_heads.text.answers import Answers, usable
 from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.questions import QUESTIONS
 
 logger = logging.getLogger(__name__)
 
 LanguageModel = Callable[[str], str]
-_LONGEST_ANSWER = 2000
 _LONGEST_WAIT = 60.0
+# Asking again cannot help: the request is malformed, the key is wrong, or there is no such model.
+_PERMANENT = frozenset({400, 401, 403, 404, 422})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +34,23 @@ class Asking:
         attempts: How often a question is asked before it is given up.
         wait: Seconds before the second attempt; each later one waits twice as long, up to a minute.
         progress: Show a progress bar on stderr.
+
+    Raises:
+        DescriptionError: A choice that makes no sense.
     """
 
     concurrency: int = 4
     attempts: int = 4
     wait: float = 1.0
     progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "attempts"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise DescriptionError(f"{name} must be a positive integer, found {value!r}.")
+        if not isinstance(self.wait, int | float) or not isfinite(self.wait) or self.wait < 0:
+            raise DescriptionError(f"wait must be a number of seconds, 0 or more, found {self.wait!r}.")
 
 
 def generate_descriptions(
@@ -55,126 +68,102 @@ def generate_descriptions(
         llm: Prompt to answer; :class:`~resilient_heads.text.openai_chat.OpenAIChat`, or any function. With
             ``concurrency`` above 1 it is called from several threads.
         questions: D templates with one ``{}`` for the class name.
-        answers: A file of finished answers, one JSON object a line. It is read first and appended to, so that a run
-            which was broken off asks only what is open. Answers to other questions or classes in it are left alone.
+        answers: A file of finished answers, one JSON object a line, with the model that gave it. It is read first and
+            appended to, so that a run which was broken off asks only what is open. Answers to other questions or
+            classes in it are left alone. One run at a time may use it.
         asking: How many at once, how often, how patiently.
 
     Returns:
-        D descriptions a class, with the model's name (its ``id`` attribute, if it has one) as provenance.
+        D descriptions a class. The provenance names the models that gave the answers (their ``id`` attributes, where
+        they have one): several, if a file of answers was begun with another.
 
     Raises:
-        DescriptionError: A question without a ``{}``, unusable names, or a damaged file of answers.
-        LanguageModelError: Some questions stayed open after all attempts; what was answered is in the file.
+        DescriptionError: A question without a ``{}``, unusable names, a file of answers that is damaged or in use.
+        LanguageModelError: Some questions stayed open after all attempts, or the model refused for good (a status 400,
+            401, 403, 404 or 422), which ends the run at once. What was answered is in the file.
 
     Source: Pratt et al., *What does a platypus look like?*, ICCV 2023.
     """
     asking = asking or Asking()
     names = list(dict.fromkeys(class_names))
     prompts = ClassDescriptions.match(names, None, templates=questions)  # checks both, and fills the names in
-    store = _Answers(Path(answers) if answers is not None else None)
-    todo = [
-        (name, prompt)
-        for name, own in zip(prompts.class_names, prompts.sentences, strict=True)
-        for prompt in own
-        if (name, prompt) not in store.found
-    ]
-    failures: list[tuple[str, Exception]] = []
-
-    def ask(item: tuple[str, str]) -> None:
-        try:
-            store.add(*item, _patiently(llm, item[1], asking))
-        except LanguageModelError as error:
-            failures.append((item[1], error))
-
-    with (
-        ThreadPoolExecutor(asking.concurrency) as pool,
-        tqdm(total=len(todo), desc="Asking", unit="question", disable=not asking.progress) as bar,
-    ):
-        for _ in pool.map(ask, todo):
-            bar.update()
-    if failures:
-        where = f"; the others are in {answers}, so the same call asks only these again" if answers is not None else ""
-        prompt, error = failures[0]
-        raise LanguageModelError(f"{len(failures)} of {len(todo)} questions stayed open{where}. {prompt!r}: {error}")
-    matched = ClassDescriptions.match(
-        class_names,
-        [[store.found[name, prompt] for prompt in prompts.sentences[names.index(name)]] for name in class_names],
-    )
-    provenance = {
-        "written_by": str(getattr(llm, "id", "") or getattr(llm, "__name__", type(llm).__name__)),
-        "questions": json.dumps(list(questions)),
-    }
+    model = str(getattr(llm, "id", "") or getattr(llm, "__name__", type(llm).__name__))
+    with Answers(Path(answers) if answers is not None else None) as store:
+        todo = [
+            (name, prompt)
+            for name, own in zip(prompts.class_names, prompts.sentences, strict=True)
+            for prompt in own
+            if (name, prompt) not in store.found
+        ]
+        _ask_all(llm, model, todo, store, asking)
+    given = [[store.found[name, prompt] for prompt in prompts.sentences[names.index(name)]] for name in class_names]
+    matched = ClassDescriptions.match(class_names, [[answer.text for answer in own] for own in given])
+    models = sorted({answer.model for own in given for answer in own})
+    if models != [model]:
+        logger.warning("The answers come from %s; the provenance names all of them.", ", ".join(models))
+    provenance = {"written_by": ", ".join(models), "questions": json.dumps(list(questions))}
     return ClassDescriptions(matched.class_names, matched.sentences, provenance)
 
 
-def _patiently(llm: LanguageModel, prompt: str, asking: Asking) -> str:
-    """Ask until an answer is usable."""
-    reason: Exception | None = None
-    for attempt in range(max(1, asking.attempts)):
-        if attempt:
-            time.sleep(min(asking.wait * 2 ** (attempt - 1), _LONGEST_WAIT))
+def _ask_all(llm: LanguageModel, model: str, todo: Sequence[tuple[str, str]], store: Answers, asking: Asking) -> None:
+    """Ask what is open; raise LanguageModelError where something stays open."""
+    failures: list[tuple[str, LanguageModelError]] = []
+    stop = threading.Event()
+
+    def ask(name: str, prompt: str) -> None:
+        if stop.is_set():
+            return
         try:
-            return _usable(llm(prompt))
+            store.add(name, prompt, _patiently(llm, prompt, asking, stop), model=model)
+        except LanguageModelError as error:
+            if _is_permanent(error):
+                stop.set()
+            failures.append((prompt, error))
+
+    with tqdm(total=len(todo), desc="Asking", unit="question", disable=not asking.progress) as bar:
+        pool = ThreadPoolExecutor(asking.concurrency)
+        try:
+            for done in as_completed([pool.submit(ask, *item) for item in todo]):
+                done.result()
+                bar.update()
+        finally:
+            # Interrupted or not: nothing new is asked, nobody sits a back-off out, and answers under way are kept.
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    if not failures:
+        return
+    left = sum(item not in store.found for item in todo)
+    where = f"; the others are in {store.path}, so the same call asks only these again" if store.path else ""
+    prompt, error = next((own for own in failures if _is_permanent(own[1])), failures[0])
+    if _is_permanent(error):
+        raise LanguageModelError(
+            f"The model refuses for good, so the run was ended at once. {left} of {len(todo)} questions stayed open"
+            f"{where}. {prompt!r}: {error}"
+        ) from error
+    raise LanguageModelError(f"{left} of {len(todo)} questions stayed open{where}. {prompt!r}: {error}") from error
+
+
+def _patiently(llm: LanguageModel, prompt: str, asking: Asking, stop: threading.Event) -> str:
+    """Ask until an answer is usable, the model refuses for good, or the run is stopped."""
+    reason: Exception | None = None
+    for attempt in range(asking.attempts):
+        if attempt and stop.wait(min(asking.wait * 2 ** (attempt - 1), _LONGEST_WAIT)):
+            raise LanguageModelError(f"the run was stopped before another attempt ({reason})") from reason
+        try:
+            return usable(llm(prompt))
         except Exception as error:  # any function may be the model, and any error of it is a reason to ask again
             logger.info("%r failed: %s", prompt, error)
             reason = error
+            if _is_permanent(error):
+                raise LanguageModelError(str(error)) from error
     raise LanguageModelError(f"no usable answer after {asking.attempts} attempts ({reason})") from reason
 
 
-def _usable(answer: object) -> str:
-    """Return the answer as one line, or say why it is no description."""
-    if not isinstance(answer, str):
-        raise LanguageModelError(f"the answer is a {type(answer).__name__}, expected text")
-    line = " ".join(answer.split())
-    if not any(character.isalpha() for character in line) or "\N{REPLACEMENT CHARACTER}" in line:
-        raise LanguageModelError(f"the answer is no sentence: {line!r:.60}")
-    if line[0] in "{[<":
-        raise LanguageModelError(f"the answer is markup, not a sentence: {line!r:.60}")
-    if len(line) > _LONGEST_ANSWER:
-        raise LanguageModelError(f"the answer has {len(line)} characters, at most {_LONGEST_ANSWER} make a description")
-    return line
-
-
-_LINE_START = b'{"class": "'
-
-
-class _Answers:
-    """Finished answers, in memory and, line by line, in a file."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.found: dict[tuple[str, str], str] = {}
-        self._path = path
-        self._lock = threading.Lock()
-        if path is None or not path.exists():
-            return
-        content = path.read_bytes()
-        lines = content.split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                self.found[record["class"], record["question"]] = _usable(record["answer"])
-            except (ValueError, KeyError, TypeError, RecursionError, LanguageModelError) as error:
-                if number == len(lines) and line.startswith(_LINE_START[: len(line)]) and not line.endswith(b"}"):
-                    logger.warning("%s ends in half an answer, from a run that was stopped; it is asked again.", path)
-                    os.truncate(path, len(content) - len(line))
-                    return
-                raise DescriptionError(
-                    f"Line {number} of {path} is no answer: {error!r}; remove it, or name another file."
-                ) from error
-        if lines[-1].strip():  # whole, but for its end
-            with path.open("ab") as file:
-                file.write(b"\n")
-
-    def add(self, name: str, prompt: str, answer: str) -> None:
-        """Keep an answer for good."""
-        record = json.dumps({"class": name, "question": prompt, "answer": answer})
-        with self._lock:
-            self.found[name, prompt] = answer
-            if self._path is not None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(record + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
+def _is_permanent(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, carries a status that asking again does not change."""
+    while error is not None:
+        for holder in (error, getattr(error, "response", None)):
+            if getattr(holder, "status_code", None) in _PERMANENT:
+                return True
+        error = error.__cause__
+    return False

@@ -1,22 +1,23 @@
 """Files from the Hugging Face Hub: from the cache first, pinned, verified, and never waited for without a network."""
 
 import contextlib
+import dataclasses
+import errno
 import hashlib
 import logging
 import os
-import re
 import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 RepoType = Literal["model", "dataset"]
 _CONNECT_SECONDS = 1.5
-_ANSWER_SECONDS = 10.0
+ANSWER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,10 @@ class HubSettings:
     endpoint: str | None = None
     cache_dir: str | Path | None = None
     token: str | None = None
+
+    def with_offline(self, offline: bool) -> Self:
+        """Return the same settings, offline if either says so."""
+        return dataclasses.replace(self, offline=True) if offline and not self.offline else self
 
     @property
     def is_offline(self) -> bool:
@@ -115,7 +120,7 @@ def fetch_file(
     with explaining(f"{repo}/{file} at {revision[:12]}", settings):
         # A request without retries first: the client would repeat a refusal for half a minute.
         url = hf_hub_url(repo, file, repo_type=repo_type, revision=revision, endpoint=settings.address)
-        get_hf_file_metadata(url, timeout=_ANSWER_SECONDS, token=settings.token, endpoint=settings.address)
+        get_hf_file_metadata(url, timeout=ANSWER_SECONDS, token=settings.token, endpoint=settings.address)
         content = _download(repo, file, revision, repo_type, settings)
     if sha256 is not None and (digest := hashlib.sha256(content).hexdigest()) != sha256:
         raise HubError(
@@ -123,47 +128,6 @@ def fetch_file(
             "It was damaged on the way or replaced; nothing of it is used."
         )
     return content
-
-
-def fetch_snapshot(
-    repo: str, files: Sequence[str], *, revision: str | None, offline: bool = False, settings: HubSettings | None = None
-) -> Path:
-    """Return the cache's folder with the files of a model repository; its name is the commit.
-
-    Args:
-        repo: ``"owner/name"``.
-        files: Patterns of the files that are needed.
-        revision: Commit, branch or tag; None takes the newest and logs which that is.
-        offline: Use only what is cached.
-        settings: How the Hub is reached; ``offline`` adds to it.
-
-    Raises:
-        HubError: The files cannot be had.
-    """
-    settings = settings or HubSettings(offline=offline)
-    local = settings.is_offline or offline
-    if not local:
-        try:
-            check_reachable(settings.address)
-        except HubError:
-            if revision is None or not re.fullmatch("[0-9a-f]{40}", revision):
-                raise
-            local = True  # a commit never changes, so what is cached of it is as good as the Hub
-    with explaining(f"{repo} at {revision or 'its newest commit'}", settings):
-        folder = Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=list(files),
-                cache_dir=settings.cache_dir,
-                endpoint=settings.address,
-                token=settings.token,
-                local_files_only=local,
-            )
-        )
-    if revision != folder.name:
-        logger.warning("Took %s at commit %s; pin it: revision=%r.", repo, folder.name, folder.name)
-    return folder
 
 
 @contextlib.contextmanager
@@ -183,7 +147,10 @@ def explaining(what: str, settings: HubSettings) -> Iterator[None]:
 def explained(error: Exception, what: str, settings: HubSettings) -> HubError:
     """Turn an error of the Hub's client into ours, which says what to do."""
     status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:  # the client hides what the Hub said behind "cannot find the file on the Hub"
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
     refused = "access is refused; log in with `hf auth login`, or set HF_TOKEN to a token that is allowed to"
+    temporary = False
     if isinstance(error, GatedRepoError):
         reason = refused
     elif isinstance(error, RepositoryNotFoundError):  # the Hub answers 401 to strangers, to hide private ones
@@ -194,15 +161,18 @@ def explained(error: Exception, what: str, settings: HubSettings) -> HubError:
         reason = "there is no such revision"
     elif isinstance(error, LocalEntryNotFoundError) and settings.is_offline:
         reason = "it is not in the cache, and offline mode forbids fetching it"
-    elif isinstance(error, LocalEntryNotFoundError):
-        reason = f"{settings.address} could not be reached, and it is not in the cache"
-    elif isinstance(error, EntryNotFoundError):
+    elif isinstance(error, LocalEntryNotFoundError) and status is None:
+        reason, temporary = f"{settings.address} could not be reached, and it is not in the cache", True
+    elif isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
         reason = "the repository has no such file"
     elif status is not None:
-        reason = f"the Hub answered {status}; try again later"
+        temporary = status >= 500 or status == 429
+        reason = f"the Hub answered {status}" + ("; try again later" if temporary else "")
     else:
-        reason = f"{type(error).__name__}: {error}"
-    return HubError(f"{what} could not be had: {reason}.")
+        reason, temporary = f"{type(error).__name__}: {error}", not isinstance(error, (OSError, ValueError))
+    found = HubError(f"{what} could not be had: {reason}.")
+    found.temporary = temporary
+    return found
 
 
 def _download(repo: str, file: str, revision: str, repo_type: RepoType, settings: HubSettings) -> bytes:
@@ -219,13 +189,15 @@ def _download(repo: str, file: str, revision: str, repo_type: RepoType, settings
             token=settings.token,
             # The cache was found wanting: whatever it holds under this name is missing or damaged.
             force_download=True,
-            etag_timeout=_ANSWER_SECONDS,
+            etag_timeout=ANSWER_SECONDS,
         )
         return Path(path).read_bytes()
 
     try:
         return to(settings.cache_dir)
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
+        if not is_unwritable(error):
+            raise
         logger.warning("The cache cannot be written (%s); the file is fetched without it.", error)
         temporary = tempfile.mkdtemp()
         try:
@@ -235,20 +207,44 @@ def _download(repo: str, file: str, revision: str, repo_type: RepoType, settings
                 shutil.rmtree(temporary)
 
 
+def is_unwritable(error: OSError) -> bool:
+    """Whether an error of the client says that its cache folder cannot be written."""
+    return error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
 def check_reachable(address: str) -> None:
-    """Raise at once where nothing listens: the client would retry for tens of seconds."""
+    """Raise at once where nothing listens: the client would retry for tens of seconds.
+
+    All addresses of the host are tried at the same time, so that one which leads nowhere takes no time from another.
+    """
     parts = urlsplit(address)
     if parts.scheme in getproxies() or "all" in getproxies():
         return
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    answered: list[bool] = []
+    answered, over = threading.Event(), threading.Event()
 
-    def knock() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((parts.hostname or "", port), _CONNECT_SECONDS):
-            answered.append(True)
+    def knock(family: int, target: Any) -> None:
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_STREAM) as one:
+            one.settimeout(_CONNECT_SECONDS)
+            one.connect(target)
+            answered.set()
+            over.set()
 
-    thread = threading.Thread(target=knock, daemon=True)  # looking up a name knows no time limit of its own
-    thread.start()
-    thread.join(_CONNECT_SECONDS)
-    if not answered:
-        raise HubError(f"{address} could not be reached; with no network, pass offline=True or set HF_HUB_OFFLINE=1.")
+    def knock_everywhere() -> None:
+        with contextlib.suppress(OSError, UnicodeError):
+            found = {
+                (own[0], own[4]) for own in socket.getaddrinfo(parts.hostname or "", port, type=socket.SOCK_STREAM)
+            }
+            knocks = [threading.Thread(target=knock, args=own, daemon=True) for own in found]
+            for one in knocks:
+                one.start()
+            for one in knocks:
+                one.join()
+        over.set()
+
+    threading.Thread(target=knock_everywhere, daemon=True).start()  # looking up a name knows no time limit of its own
+    over.wait(_CONNECT_SECONDS)
+    if not answered.is_set():
+        error = HubError(f"{address} could not be reached; with no network, pass offline=True or set HF_HUB_OFFLINE=1.")
+        error.temporary = True
+        raise error

@@ -9,6 +9,12 @@ from resilient_heads.errors import DescriptionError
 FORMAT = "resilient_heads.descriptions/1"
 _NAME_KEYS = ("name", "class", "class_name", "label")
 _TEXT_KEYS = ("descriptions", "sentences", "prompts", "texts")
+# Keys that stand beside a table of classes and are none of them.
+_ABOUT_THE_FILE = {
+    "about", "author", "authors", "citation", "class_names", "classes", "comment", "created", "dataset", "date",
+    "description", "format", "id", "info", "licence", "license", "meta", "metadata", "model", "names", "notes",
+    "prompts", "provenance", "questions", "source", "sources", "templates", "title", "url", "version",
+}  # fmt: skip
 _EXPECTED = 'expected {"class name": ["sentence", ...]}'
 
 
@@ -21,8 +27,9 @@ def parse(text: str, *, name: str) -> tuple[list[tuple[str, list[str]]], dict[st
     - ``{"class": {"question": ["sentence", ...] or "sentence"}}``, nested to any depth;
     - ``[{"name": "class", "descriptions": [...]}, ...]`` (also ``class``, ``class_name``, ``label``; ``sentences``,
       ``prompts``, ``texts``);
-    - any of these under a ``"descriptions"`` or ``"classes"`` key beside other keys that are no classes, as
-      :meth:`ClassDescriptions.save` writes it.
+    - any of these under a ``"descriptions"`` or ``"classes"`` key, as :meth:`ClassDescriptions.save` writes it, beside
+      keys that say something about the file, such as ``"meta"``, ``"source"`` or ``"questions"``; beside another key
+      with text it is refused, since that may be a class.
 
     Args:
         text: The file's content.
@@ -48,6 +55,7 @@ def parse(text: str, *, name: str) -> tuple[list[tuple[str, list[str]]], dict[st
             # A class may be called "classes"; only an object or a list of objects is a table of classes.
             table = content.get(key)
             if isinstance(table, dict) or (isinstance(table, list) and table and isinstance(table[0], dict)):
+                _check_company(content, key, name)
                 content = table
                 break
     try:
@@ -68,6 +76,17 @@ def render(classes: list[tuple[str, tuple[str, ...]]], provenance: Mapping[str, 
         "classes": [{"name": name, "descriptions": list(own)} for name, own in classes],
     }
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+
+def _check_company(content: Mapping[str, Any], table: str, name: str) -> None:
+    """Refuse what could be a class beside a table of classes, where it would be lost in silence."""
+    for key, value in content.items():
+        spoken = isinstance(value, str | list | dict)
+        if key != table and spoken and key.casefold() not in _ABOUT_THE_FILE:
+            raise DescriptionError(
+                f"{name} has {key!r} beside {table!r}, which holds its classes. If {key!r} is a class, move it in "
+                'there; if it says something about the file, move it under "meta".'
+            )
 
 
 def _entry(position: int, value: Any) -> tuple[str, list[str]]:

@@ -18,8 +18,8 @@ class OpenAIChat:
         key_variable: Environment variable that holds the key. The key is never stored or shown.
         timeout: Seconds until an answer must be complete.
         retries: How often the client repeats a request.
-        max_tokens: Longest answer.
-        temperature: 0 for the likeliest words.
+        max_tokens: Longest answer; None leaves it to the server, for those that reject the setting.
+        temperature: 0 for the likeliest words; None leaves it to the server.
 
     Raises:
         LanguageModelError: The environment variable is not set.
@@ -34,8 +34,8 @@ class OpenAIChat:
         key_variable: str = "OPENAI_API_KEY",
         timeout: float = 60.0,
         retries: int = 4,
-        max_tokens: int = 120,
-        temperature: float = 0.7,
+        max_tokens: int | None = 120,
+        temperature: float | None = 0.7,
     ) -> None:
         self._package: Any = require("openai", extra="llm", purpose="OpenAIChat")
         key = os.environ.get(key_variable)
@@ -46,8 +46,8 @@ class OpenAIChat:
             )
         self._client = self._package.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=retries)
         self.id = model
-        self._max_tokens = max_tokens
-        self._temperature = temperature
+        chosen = {"max_tokens": max_tokens, "temperature": temperature}
+        self._choices = {name: value for name, value in chosen.items() if value is not None}
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.id!r})"
@@ -62,8 +62,7 @@ class OpenAIChat:
             completion = self._client.chat.completions.create(
                 model=self.id,
                 messages=[{"role": "user", "content": prompt}],
-                max_tokens=self._max_tokens,
-                temperature=self._temperature,
+                **self._choices,
             )
             choice = completion.choices[0]
             answer, reason = choice.message.content, choice.finish_reason

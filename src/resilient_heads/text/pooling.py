@@ -7,6 +7,9 @@ from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.protocol import TextEncoder
 
+POOLING = "mean"
+"""How the sentences of a class become one vector, as provenance records it."""
+
 
 def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, normalize: bool = True) -> ClassEmbeddings:
     """Embed every sentence once and average over the sentences of each class.
@@ -40,8 +43,9 @@ def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, norm
         encoder=encoder.id,
         encoder_revision=encoder.revision,
         descriptions_sha256=descriptions.sha256,
-        pooling="mean",
+        pooling=POOLING,
         normalized=normalize,
+        weights_sha256=str(getattr(encoder, "weights_sha256", "")),
     )
     return ClassEmbeddings(means.float(), descriptions.class_names, provenance)
 

@@ -13,11 +13,13 @@ from huggingface_hub import HfApi
 
 from resilient_heads.errors import EmbeddingError, HubError
 from resilient_heads.files import file_sha256, write_atomic
+from resilient_heads.text.card import CARD, dataset_card
 from resilient_heads.text.embeddings import ClassEmbeddings
 from resilient_heads.text.hub import HubSettings, check_reachable, explaining
 from resilient_heads.text.manifest import HubEntry
 
 _MANIFEST = "manifest.json"
+_MARK = "OWNER-AND-NAME"
 _FORMAT = "resilient_heads.published/1"
 
 
@@ -26,54 +28,83 @@ def write_folder(
     folder: str | os.PathLike[str],
     *,
     licence: str = "apache-2.0",
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write embeddings, their manifest and a dataset card; equal input gives equal bytes.
+
+    Files of an earlier publication in the same folder that are no part of this one are removed.
 
     Args:
         embeddings: Dataset name (letters, digits, ``-``, ``_``, ``.``) to embeddings; several encoders may share one.
         folder: Where to write.
         licence: Licence identifier for the card.
-        dtype: Dtype of the stored vectors.
+        dtype: Dtype of the stored vectors; None stores them as they are.
 
     Raises:
-        EmbeddingError: No embeddings, a name that makes no file name, or vectors that overflow ``dtype``.
+        EmbeddingError: No embeddings, a name that makes no file name, vectors that overflow ``dtype``, or a folder with
+            embeddings that are of no earlier publication.
     """
     folder = Path(folder)
     if not embeddings:
         raise EmbeddingError("There is nothing to publish; pass at least one set of embeddings.")
-    files: dict[str, dict[str, object]] = {}
-    for name, own in sorted(embeddings.items()):
+    for name, own in embeddings.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise EmbeddingError(f"{name!r} makes no file name; use letters, digits, '-', '_' and '.'.")
-        if not bool(own.vectors.to(dtype).isfinite().all()):
+        stored = own.vectors.to(dtype)
+        if not bool(stored.isfinite().all()):
             raise EmbeddingError(f"The embeddings {name!r} overflow {dtype}; publish them as torch.float32.")
+        if bool(stored.eq(0).all(dim=1).any()):
+            raise EmbeddingError(f"In {dtype} a vector of {name!r} is all zeros; publish them as torch.float32.")
+    old = _earlier(folder, {f"{name}.safetensors" for name in embeddings})
+    files: dict[str, dict[str, object]] = {}
+    for name, own in sorted(embeddings.items()):
         path = own.save(folder / f"{name}.safetensors", dtype=dtype)
         files[path.name] = {
             "name": name,
             "sha256": file_sha256(path),
             "classes": own.num_classes,
             "dimensions": own.embed_dim,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": str(dtype or own.vectors.dtype).removeprefix("torch."),
             "provenance": dataclasses.asdict(own.provenance),
         }
     listing = {"format": _FORMAT, "licence": licence, "files": files}
     write_atomic(folder / _MANIFEST, (json.dumps(listing, indent=2, sort_keys=True) + "\n").encode())
-    write_atomic(folder / "README.md", _card(files, licence).encode())
+    write_atomic(folder / CARD, dataset_card(listing).encode())
+    for path in old:
+        path.unlink(missing_ok=True)
     return folder
 
 
-def verify_folder(folder: str | os.PathLike[str]) -> dict[str, ClassEmbeddings]:
+def _earlier(folder: Path, kept: set[str]) -> list[Path]:
+    """Return the files of an earlier publication that go; refuse a folder that holds embeddings of somebody else."""
+    present = {path.name for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
+    if not present:
+        return []
+    listed = set(_files(folder)) if (folder / _MANIFEST).is_file() else set()
+    if spare := sorted(present - listed):
+        raise EmbeddingError(
+            f"{folder} holds {', '.join(spare)}, which no earlier publication put there; name another folder."
+        )
+    return [folder / name for name in sorted(present - kept)]
+
+
+def verify_folder(folder: str | os.PathLike[str], *, manifest_sha256: str | None = None) -> dict[str, ClassEmbeddings]:
     """Check a folder of :func:`write_folder` against its manifest.
+
+    Args:
+        folder: The folder.
+        manifest_sha256: Hex digest that its manifest must have; through it, every file is pinned.
 
     Returns:
         Dataset name to embeddings.
 
     Raises:
-        EmbeddingError: There is no manifest, or a file is missing, damaged, or no part of it.
+        EmbeddingError: There is no manifest or another one, or a file is missing, damaged, or no part of it.
     """
     folder = Path(folder)
     files = _files(folder)
+    if manifest_sha256 is not None and (found_digest := file_sha256(folder / _MANIFEST)) != manifest_sha256.lower():
+        raise EmbeddingError(f"{folder / _MANIFEST} has sha256 {found_digest}, expected {manifest_sha256}.")
     spare = {path.name for path in folder.glob("*.safetensors")} - set(files)
     if spare:
         raise EmbeddingError(f"{folder} also holds {', '.join(sorted(spare))}, which its {_MANIFEST} does not list.")
@@ -85,7 +116,7 @@ def verify_folder(folder: str | os.PathLike[str]) -> dict[str, ClassEmbeddings]:
         content = path.read_bytes()
         if (digest := hashlib.sha256(content).hexdigest()) != record["sha256"]:
             raise EmbeddingError(f"{path} is damaged: sha256 {digest[:12]}, expected {str(record['sha256'])[:12]}.")
-        found[str(record["name"])] = ClassEmbeddings.from_bytes(content, name=str(path))
+        found[record["name"]] = ClassEmbeddings.from_bytes(content, name=str(path))
     return found
 
 
@@ -93,6 +124,8 @@ def publish(
     folder: str | os.PathLike[str], repo: str, *, private: bool = False, hub: HubSettings | None = None
 ) -> tuple[HubEntry, ...]:
     """Upload a folder of :func:`write_folder` as a dataset repository.
+
+    The card says from then on where it is published, unless somebody has written another one.
 
     Args:
         folder: The folder; it is verified first.
@@ -115,90 +148,59 @@ def publish(
     api = HfApi(endpoint=settings.address, token=settings.token)
     files = _files(folder)
     check_reachable(settings.address)
+    _sign_card(folder, repo)
     with explaining(f"Publishing to {repo}", settings):
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo,
             repo_type="dataset",
             folder_path=folder,
-            allow_patterns=[*files, _MANIFEST, "README.md"],
+            allow_patterns=[*files, _MANIFEST, CARD],
             commit_message="Publish class embeddings",
         )
     return tuple(
         HubEntry(
-            name=str(record["name"]),
-            encoder=str(record["encoder"]),
+            name=record["name"],
+            encoder=record["encoder"],
             repo=repo,
             revision=str(commit.oid),
             file=file,
-            sha256=str(record["sha256"]),
+            sha256=record["sha256"],
         )
         for file, record in files.items()
     )
 
 
-def _files(folder: Path) -> dict[str, dict[str, object]]:
-    """Read the manifest: file to name, sha256 and encoder."""
+def _sign_card(folder: Path, repo: str) -> None:
+    """Put the repository into the card that :func:`write_folder` wrote; leave a card of somebody else alone."""
+    listing = json.loads((folder / _MANIFEST).read_bytes())
+    card = folder / CARD
+    # Any card of ours is the same but for the repository, whichever that was the last time.
+    own = re.escape(dataset_card(listing, repo=_MARK)).replace(re.escape(_MARK), r"[^\s\"]+")
+    content = card.read_text(encoding="utf-8") if card.is_file() else dataset_card(listing)
+    if content == dataset_card(listing) or re.fullmatch(own, content):
+        write_atomic(card, dataset_card(listing, repo=repo).encode())
+
+
+def _files(folder: Path) -> dict[str, dict[str, str]]:
+    """Read the manifest: file to its record."""
     try:
         listing = json.loads((folder / _MANIFEST).read_bytes())
         if listing["format"] != _FORMAT:
             raise ValueError(f"format {listing['format']!r}")
-        return {
+        files = {
             str(file): {
                 "name": str(record["name"]),
                 "sha256": str(record["sha256"]),
                 "encoder": str(record["provenance"]["encoder"]),
             }
             for file, record in listing["files"].items()
-            if Path(file).name == file
         }
+        for file in files:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors", file):
+                raise ValueError(f"it lists {file!r}, which is no file of embeddings in this folder")
+        if not files:
+            raise ValueError("it lists no file")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EmbeddingError(f"{folder} is no folder of published embeddings: {error!r}.") from error
-
-
-def _card(files: Mapping[str, Mapping[str, object]], licence: str) -> str:
-    """Return the dataset card."""
-    rows = []
-    for file, record in files.items():
-        made = record["provenance"]
-        encoder = made["encoder"] if isinstance(made, dict) else ""
-        rows.append(f"| `{file}` | {record['classes']} | {record['dimensions']} | {encoder} | `{record['sha256']}` |")
-    made_of = "\n".join(
-        f"- `{file}`: `{json.dumps(record['provenance'], sort_keys=True)}`" for file, record in files.items()
-    )
-    first = next(iter(files))
-    return f"""---
-license: {licence}
-tags:
-- class-embeddings
-- text-guided-classifier
-- resilient-heads
----
-
-# Class embeddings
-
-One vector for each class of an image dataset: the mean of a text encoder's embeddings of sentences that say how the
-class looks. They are the rows that a text-guided classifier head starts from.
-
-| file | classes | dimensions | encoder | sha256 |
-|---|---|---|---|---|
-{chr(10).join(rows)}
-
-## How they were made
-
-{made_of}
-
-`descriptions_sha256` is `ClassDescriptions.sha256` of the sentences; the same sentences and encoder give these bytes.
-
-## How to load them
-
-```python
-from huggingface_hub import hf_hub_download
-from resilient_heads import ClassEmbeddings
-
-path = hf_hub_download("OWNER/NAME", "{first}", repo_type="dataset", revision="COMMIT")
-embeddings = ClassEmbeddings.load(path)
-```
-
-Check the file against the sha256 above: the client compares sizes only. `manifest.json` holds the same digests.
-"""
+    return files

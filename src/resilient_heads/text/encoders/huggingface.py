@@ -1,5 +1,6 @@
 """Text towers of the transformers library."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,33 @@ from torch import Tensor
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.extras import require
 from resilient_heads.files import file_sha256
-from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches
-from resilient_heads.text.hub import fetch_snapshot
+from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches, usable_device
+from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.snapshots import fetch_snapshot
 
-_FILES = ("config.json", "model.safetensors", "*token*.json", "vocab.*", "merges.txt", "*.model")
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = "model.safetensors"
+_FILES = ("config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
 _TOWERS = {
     "clip": "CLIPTextModelWithProjection",
     "clip_text_model": "CLIPTextModelWithProjection",
+    "metaclip_2": "MetaClip2TextModelWithProjection",
+    "metaclip_2_text_model": "MetaClip2TextModelWithProjection",
     "siglip": "SiglipTextModel",
     "siglip_text_model": "SiglipTextModel",
+    "siglip2": "Siglip2TextModel",
+    "siglip2_text_model": "Siglip2TextModel",
 }
 
 
 class TransformersEncoder:
-    """A CLIP or SigLIP text tower of transformers: ``CLIPTextModelWithProjection`` or ``SiglipTextModel``.
+    """A text tower of transformers: ``CLIPTextModelWithProjection``, or that of MetaCLIP 2, SigLIP or SigLIP 2.
 
     Args:
         source: Folder of the model, or its repository on the Hub.
-        revision: Commit on the Hub; None takes the newest, and :attr:`revision` then says which that was.
+        revision: Commit on the Hub; None takes the newest, and :attr:`revision` then says which that was. A folder is
+            pinned by the sha256 of its weights and takes none.
         device: Where to run it.
         dtype: Dtype of its weights; embeddings come back as float32 all the same.
         batch_size: Sentences encoded at once.
@@ -35,9 +45,11 @@ class TransformersEncoder:
             :class:`~resilient_heads.text.encoders.batching.Batching`.
         progress: Show a progress bar on stderr.
         offline: Never touch the network.
+        hub: How the Hub is reached, where the usual settings do not fit.
 
     Raises:
-        EmbeddingError: The model is of another kind, or its weights cannot be had whole.
+        EmbeddingError: The model is of another kind, or its weights are not whole.
+        HubError: The model cannot be had from the Hub.
         MissingExtraError: transformers is not installed.
     """
 
@@ -52,19 +64,26 @@ class TransformersEncoder:
         long_text: LongText = "warn",
         progress: bool = False,
         offline: bool = False,
+        hub: HubSettings | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
         package: Any = require("transformers", extra="hf", purpose="TransformersEncoder")
+        self._device = usable_device(device)
         folder = Path(source)
-        if folder.is_dir():
-            self.id, self.revision = folder.name, ""
-        else:
-            folder = fetch_snapshot(str(source), _FILES, revision=revision, offline=offline)
-            self.id, self.revision = str(source), folder.name
-        weights = folder / "model.safetensors"
+        local = folder.is_dir()
+        if local and revision is not None:
+            raise EmbeddingError(f"{source} is a folder, which its weights pin; leave revision={revision!r} out.")
+        if not local:
+            folder = fetch_snapshot(
+                str(source), _FILES, any_of=(_WEIGHTS,), revision=revision, offline=offline, settings=hub
+            )
+        weights = folder / _WEIGHTS
         if not weights.is_file():
-            raise EmbeddingError(f"{source} has no model.safetensors; pickled weights are not read.")
-        self.revision = self.revision or "sha256:" + file_sha256(weights)
+            raise EmbeddingError(f"{source} has no {_WEIGHTS}; pickled weights are not read.")
+        self.weights_sha256 = file_sha256(weights)
+        self.id = folder.resolve().name if local else str(source)
+        self.revision = f"sha256:{self.weights_sha256}" if local else folder.name
+        logger.info("%s at %s, weights sha256 %s.", self.id, self.revision, self.weights_sha256)
         try:
             config = package.AutoConfig.from_pretrained(folder)
             if config.model_type not in _TOWERS:
@@ -84,10 +103,12 @@ class TransformersEncoder:
                 f"{source} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}; they would be random."
             )
         text_config = model.config
-        self._model = model.to(device=device, dtype=dtype).eval()
-        self._device = torch.device(device)
-        # SigLIP was trained on padding to the full context and attends to it; CLIP's causal mask never sees it.
-        self._padding = "max_length" if config.model_type.startswith("siglip") else "longest"
+        self._model = model.to(device=self._device, dtype=dtype).eval()
+        # SigLIP was trained on padding to the full context and attends to it (open_clip#984), so it gets no mask,
+        # whatever its tokenizer offers; CLIP's causal mask never sees padding.
+        siglip = config.model_type.startswith("siglip")
+        self._padding = "max_length" if siglip else "longest"
+        self._inputs = ("input_ids",) if siglip else ("input_ids", "attention_mask")
         self.context_length = int(text_config.max_position_embeddings)
         self.embed_dim = int(self._run([""]).shape[1])
 
@@ -110,7 +131,7 @@ class TransformersEncoder:
         tokens = self._tokenizer(
             sentences, truncation=True, max_length=self.context_length, padding=self._padding, return_tensors="pt"
         ).to(self._device)
-        given = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
+        given = {name: tokens[name] for name in self._inputs if name in tokens}
         output = self._model(**given)
         found = getattr(output, "text_embeds", None)
         return found if isinstance(found, Tensor) else torch.as_tensor(output.pooler_output)

@@ -1,7 +1,6 @@
 """open_clip models, of which only the text tower is ever in memory."""
 
-import hashlib
-import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
-from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches
-from resilient_heads.text.hub import HubSettings, fetch_snapshot
+from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches, usable_device
+from resilient_heads.text.encoders.openclip_source import find_source
+from resilient_heads.text.hub import HubSettings
 
-_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
-_CONFIG = "open_clip_config.json"
-_TOKENIZER = ("*token*.json", "vocab.*", "merges.txt", "*.model")
-# Where the usual weights lie, known without importing open_clip, so that their absence is told at once.
-_REPOS = {
-    "ViT-B-16/openai": "timm/vit_base_patch16_clip_224.openai",
-    "ViT-B-32/openai": "timm/vit_base_patch32_clip_224.openai",
-}
+logger = logging.getLogger(__name__)
+
 _NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
 
 
@@ -31,8 +25,9 @@ class OpenClipEncoder:
     Args:
         model: ``"ARCHITECTURE/TAG"`` as open_clip lists them, such as ``"ViT-B-16/openai"``, or
             ``"hf-hub:OWNER/NAME"``, or ``"local-dir:FOLDER"`` with ``open_clip_config.json`` and safetensors weights.
-        revision: Commit on the Hub; None takes the newest, and :attr:`revision` then says which that was. Weights from
-            a folder are pinned by their sha256 instead.
+        revision: Commit on the Hub. None takes the commit that this library pins for ``ViT-B-16/openai`` and
+            ``ViT-B-32/openai``, weights checked against their known sha256; of any other model it takes the newest,
+            and :attr:`revision` and the log then say which that was. A folder is pinned by its files.
         device: Where to run it.
         dtype: Dtype of its weights; embeddings come back as float32 all the same.
         batch_size: Sentences encoded at once.
@@ -63,42 +58,15 @@ class OpenClipEncoder:
         hub: HubSettings | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
-        settings = hub or HubSettings(offline=offline)
-        if usual := _REPOS.get(model):
-            fetch_snapshot(
-                usual, [_CONFIG, *_WEIGHTS, *_TOKENIZER], revision=revision, offline=offline, settings=settings
-            )
+        self._device = usable_device(device)
+        source = find_source(model, revision=revision, hub=(hub or HubSettings()).with_offline(offline))
         import open_clip  # costs seconds and hundreds of megabytes, so only now
 
-        if model.startswith("local-dir:"):
-            folder, self.id = Path(model.removeprefix("local-dir:")), f"local-dir:{Path(model[10:]).name}"
-            config, weights, self.revision = _config(folder), _weights(folder, _WEIGHTS), ""
-            tokenizer_source = f"local-dir:{folder}"
-        elif model.startswith("hf-hub:"):
-            repo = model.removeprefix("hf-hub:")
-            folder = fetch_snapshot(
-                repo, [_CONFIG, *_WEIGHTS, *_TOKENIZER], revision=revision, offline=offline, settings=settings
-            )
-            config, weights = _config(folder), _weights(folder, _WEIGHTS)
-            self.id, self.revision = model, folder.name
-            tokenizer_source = f"local-dir:{folder}"
-        else:
-            config, repo, name = _known(open_clip, model)
-            architecture = model.rpartition("/")[0]
-            names = (name,) if name else _WEIGHTS
-            folder = fetch_snapshot(
-                repo, [_CONFIG, *names, *_TOKENIZER], revision=revision, offline=offline, settings=settings
-            )
-            weights = _weights(folder, names)
-            self.id, self.revision = model, folder.name
-            # Words of its own vocabulary come with open_clip; any other tokenizer lies in the pinned snapshot.
-            own = bool(config["text_cfg"].get("hf_tokenizer_name"))
-            tokenizer_source = f"local-dir:{folder}" if own else architecture
-        self._device = torch.device(device)
-        tower = _text_tower(open_clip, config, weights, model)
+        self.id, self.revision, self.weights_sha256 = source.id, source.revision, source.weights_sha256
+        tower = _text_tower(open_clip, source.config, source.weights, model)
         self._tower = tower.to(device=self._device, dtype=dtype).eval().requires_grad_(False)
-        self._tokenizer: Any = open_clip.get_tokenizer(tokenizer_source)
-        self.revision = self.revision or _digest(self._tower)
+        self._tokenizer: Any = open_clip.get_tokenizer(source.tokenizer)
+        logger.info("%s at %s, weights sha256 %s.", self.id, self.revision, self.weights_sha256)
         self.context_length = int(self._tower.context_length)
         empty = self._tokens([""], self.context_length)[0]
         self._padding = int(empty[-1])
@@ -150,49 +118,6 @@ class OpenClipEncoder:
     def _tokens(self, sentences: list[str], length: int) -> Tensor:
         tokens: Tensor = self._tokenizer(sentences, context_length=length)
         return tokens
-
-
-def _known(open_clip: Any, model: str) -> tuple[dict[str, Any], str, str]:
-    """Return an architecture's config, the repository of a tag's weights, and their file ("" for the usual names)."""
-    architecture, _, tag = model.rpartition("/")
-    if (architecture, tag) not in open_clip.list_pretrained():
-        raise EmbeddingError(
-            f'open_clip has no pretrained model {model!r}; expected ARCHITECTURE/TAG, such as "ViT-B-16/openai" '
-            "(open_clip.list_pretrained() names all)."
-        )
-    known = open_clip.get_pretrained_cfg(architecture, tag)
-    repo, _, file = str(known.get("hf_hub", "")).rpartition("/")
-    if not repo:
-        raise EmbeddingError(
-            f"The weights of {model!r} are not on the Hub, so they cannot be pinned; download them, convert them to "
-            'safetensors, and pass "local-dir:FOLDER".'
-        )
-    config = open_clip.get_model_config(architecture)
-    # The tag decides: openai's weights were trained with QuickGELU, which the bare architecture's config denies.
-    config["quick_gelu"] = bool(known.get("quick_gelu", config.get("quick_gelu", False)))
-    return config, repo, f"{Path(file).stem}.safetensors" if file else ""
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Read ``open_clip_config.json``."""
-    path = folder / _CONFIG
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
-        if not isinstance(content, dict) or not {"embed_dim", "text_cfg", "vision_cfg"} <= set(content):
-            raise KeyError("embed_dim, text_cfg, vision_cfg")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EmbeddingError(f"{path} is no config of an open_clip model: {error!r}.") from error
-    return content
-
-
-def _weights(folder: Path, names: Sequence[str]) -> Path:
-    """Find the safetensors file."""
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise EmbeddingError(
-        f"{folder} has none of {', '.join(names)}; pickled weights are not read and missing ones never made up."
-    )
 
 
 def _text_tower(open_clip: Any, config: dict[str, Any], weights: Path, model: str) -> Any:
@@ -248,12 +173,3 @@ def _ignores_padding(tower: Any) -> bool:
         and getattr(tower, "text_pool_type", None) == "argmax"
         and isinstance(getattr(tower, "text_projection", None), Tensor)
     )
-
-
-def _digest(tower: Any) -> str:
-    """Return ``"sha256:..."`` over the text tower's tensors, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tower.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return "sha256:" + digest.hexdigest()

