@@ -441,11 +441,11 @@ def test_from_descriptions_refuses_what_does_not_match() -> None:
 
 
 def test_default_encoder_without_its_weights_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from resilient_heads.text.encoders import openclip
+    from resilient_heads.text.encoders import openclip_source
 
     def offline(repo: str, *args: object, **options: object) -> Path:
         raise HubError(f"{repo} could not be had: it is not in the cache.")
 
-    monkeypatch.setattr(openclip, "fetch_snapshot", offline)
+    monkeypatch.setattr(openclip_source, "fetch_snapshot", offline)
     with pytest.raises(HubError, match=r"patch16_clip_224\.openai could not be had"):
         TextGuidedHead.from_descriptions(NAMES, BY_NAME)

@@ -23,7 +23,8 @@ _DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
 
 _ADVICE = {
     "seed": "pass seed={then}, or --seed {then}",
-    "design": "pass the same injections_per_layer= or design=, or --injections",
+    "injections_per_layer": "pass injections_per_layer={then}, or --injections {then}",
+    "design": "pass the same design=",
     "fault": "pass the same fault=",
     "until": "pass the same until=, or --until",
     "batch_size": "pass batch_size={then}, or --batch-size {then}",
@@ -163,6 +164,11 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
     """Return the record's entries by the names that a user knows."""
     config = dict(content["config"])
     environment = config.pop("environment")
+    design = config.pop("design")
+    if design.get("kind") == "uniform":
+        config["injections_per_layer"] = design["trials"]
+    else:
+        config["design"] = design
     rest = {name: value for name, value in content.items() if name != "config"}
     return {**rest, **config, **environment}
 

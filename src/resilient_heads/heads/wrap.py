@@ -21,6 +21,7 @@ from resilient_heads.heads.warm_start import warm_start
 from resilient_heads.text.bundled import bundled_names, load_bundled
 from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.embeddings import ClassEmbeddings
+from resilient_heads.text.encoders.named import encoder_of
 from resilient_heads.text.pooling import embed_classes
 from resilient_heads.text.prebuilt import load_embeddings
 from resilient_heads.text.questions import TEMPLATE
