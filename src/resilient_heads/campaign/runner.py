@@ -42,6 +42,7 @@ def run_campaign(
     fault: FaultModel | None = None,
     seed: int = 0,
     layers: Sequence[str] | None = None,
+    modules: Sequence[str | type[nn.Module]] = (),
     calibration: Data | None = None,
     batch_size: int = 64,
     chunk_size: int | None = None,
@@ -53,8 +54,9 @@ def run_campaign(
 ) -> CampaignResult:
     """Strike every site of a model with single bit flips and record how each trial ends.
 
-    Sites are the outputs of Conv2d and Linear modules and the tensors of a text-guided head. All images of a batch are
-    struck in the same site, each in its own neuron and bit. Trial i is a function of (seed, layer, i) alone, and
+    Sites are the outputs of Conv2d and Linear modules, products with an attention's weights, and the tensors of a
+    text-guided head; see :func:`find_sites`. All images of a batch are struck in the same site, each in its own neuron
+    and bit. Trial i is a function of (seed, layer, i) alone, and
     strikes the same image in every layer. The model runs in evaluation mode and is left as it was: weights, buffers,
     hooks and modes.
 
@@ -70,6 +72,7 @@ def run_campaign(
         fault: What a trial does; None flips one bit of one neuron.
         seed: Of all draws.
         layers: Names of sites to strike, or patterns such as ``"layer4.*"``; None takes all that the model has.
+        modules: Further modules whose outputs shall be sites: classes, names or patterns of names.
         calibration: Images, usually of the training set, that give the range detector its ranges; protocols without
             one do not use them.
         batch_size: Trials run at once.
@@ -122,7 +125,7 @@ def run_campaign(
     calibration_sha256 = ""
     with evaluating(model), open_attention():
         golden = run_golden(model, images, batch_size=batch_size, min_top2diff=rules.min_top2diff)
-        site_map = find_sites(model, images.images[:3].to(device_of(model)))
+        site_map = find_sites(model, images.images[:3].to(device_of(model)), modules=modules)
         struck, unstruck = _chosen(site_map, layers)
         if rules.range_detector is not None and calibration is not None:
             ranges = profile_ranges(model, calibration, tuple(s.site for s in struck))
