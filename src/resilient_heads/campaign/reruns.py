@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resilient_heads.campaign.golden import logits_of
 from resilient_heads.errors import InjectionError
 from resilient_heads.injection.sites import Site, watch_sites
-from resilient_heads.rerun.batches import Batch, smaller_batch, whole_batch
+from resilient_heads.rerun.batches import Batch, smaller_batches, whole_batch
 from resilient_heads.rerun.player import Player
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.slices import ControlFlowError, Slice, slice_after
@@ -47,7 +47,7 @@ class Reruns:
         self._sites = {site.name: site for site in sites}
         self.blocked: dict[str, str] = {}
         self._slices: dict[str, Slice] = {}
-        self._smaller: dict[int, Batch | None] = {}
+        self._smaller: dict[int, Batch] | None = None
         self._images = images
         recorder, self.logits = record(self._run, images)
         self._tape = recorder.tape
@@ -57,10 +57,10 @@ class Reruns:
             except ControlFlowError as error:
                 self.blocked[site.name] = str(error)
         whole = whole_batch(self._run, self._tape, images) if len(images) > _CHECKED_IMAGES else None
-        eighth = max(len(images) // 8, 1)
-        sizes = tuple(range(eighth, len(images), eighth)) if whole is not None else ()
+        eighths = {len(images) * part // 8 for part in (1, 2, 4, 6)} - {0}
+        self._sizes = tuple(sorted(eighths)) if whole is not None else ()
         self._whole = Batch(len(images), self._tape, {}) if whole is None else whole
-        self._player = Player(self._whole, self._fewer, sizes)
+        self._player = Player(self._whole, self._fewer, self._sizes)
         self._limit = _free_memory(images.device) // 2 if memory_limit is None else memory_limit
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
@@ -170,10 +170,10 @@ class Reruns:
             torch.set_autocast_cache_enabled(cached)
 
     def _fewer(self, size: int) -> Batch | None:
-        """Return the pass over fewer images, recorded at the first call."""
-        if size not in self._smaller:
-            self._smaller[size] = smaller_batch(self._run, self._whole, self._images, size)
-        return self._smaller[size]
+        """Return the pass over fewer images; all of them are recorded at the first call."""
+        if self._smaller is None:
+            self._smaller = smaller_batches(self._run, self._whole, self._images, self._sizes)
+        return self._smaller.get(size)
 
     def _needs(self, name: str) -> frozenset[Moment]:
         """Return the golden content for one site."""
