@@ -5,8 +5,9 @@
     python benchmarks/campaign.py resnet20 --weights resnet20.th
 
 Every tool strikes all Conv2d and Linear outputs equally often, each image of a batch in its own neuron, in its best
-batched use. A rate counts everything: golden passes, recording, judging, hooks. Peers repeat one kind of pass, so a few
-batches a layer give their rate; ours is that of a whole campaign. Ratios are the figure, seconds are this machine's.
+batched use. A rate counts everything: golden passes, recording, judging, hooks. Peers run the same full pass whichever
+layer they strike, so a batch at each of a few layers gives their rate; ours is that of a whole campaign, in which the
+recording at its start counts less the longer it is. Ratios are the figure, seconds are this machine's.
 """
 
 import argparse
@@ -105,6 +106,11 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+def spread(layers: int, strike: int) -> list[int]:
+    """Return some of the layers, evenly."""
+    return sorted({layer * layers // strike for layer in range(min(strike, layers))})
+
+
 def plain(model: nn.Module, images: Tensor, passes: int) -> Rate:
     """A forward pass counts as many trials as it has images: what a tool without any overhead could do."""
 
@@ -135,7 +141,7 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor, batches: int) -> tupl
     return Rate(len(results[0].trials), seconds), results[0]
 
 
-def pytorchfi(model: nn.Module, images: Tensor, layers: int, batches: int) -> Rate:
+def pytorchfi(model: nn.Module, images: Tensor, layers: int, strike: int) -> Rate:
     """PyTorchFI's batched use: a declared value in one neuron of each image, all in one layer."""
     from pytorchfi import core  # type: ignore[import-not-found, unused-ignore]
 
@@ -153,28 +159,27 @@ def pytorchfi(model: nn.Module, images: Tensor, layers: int, batches: int) -> Ra
         return torch.randint(size, (len(images),), generator=generator).tolist()
 
     def run() -> None:
-        for layer in range(found):
+        for layer in spread(found, strike):
             shape = [int(size) for size in injector.get_layer_shape(layer)]
             own = [draw(size) for size in shape[1:]]
             own += [[None] * len(images)] * (3 - len(own))  # type: ignore[list-item]
-            for _ in range(batches):
-                faulty = injector.declare_neuron_fi(
-                    batch=list(range(len(images))),
-                    layer_num=[layer] * len(images),
-                    dim1=own[0],
-                    dim2=own[1],
-                    dim3=own[2],
-                    value=[0.5] * len(images),
-                )
-                faulty(images)
+            faulty = injector.declare_neuron_fi(
+                batch=list(range(len(images))),
+                layer_num=[layer] * len(images),
+                dim1=own[0],
+                dim2=own[1],
+                dim3=own[2],
+                value=[0.5] * len(images),
+            )
+            faulty(images)
 
     seconds = timed(run, images.device)
     if found != layers:
         print(f"    PyTorchFI reaches {found} of {layers} layers; its rate is that of the layers it reaches")
-    return Rate(found * batches * len(images), seconds)
+    return Rate(len(spread(found, strike)) * len(images), seconds)
 
 
-def mrfi(model: nn.Module, images: Tensor, layers: int, batches: int) -> Rate:
+def mrfi(model: nn.Module, images: Tensor, layers: int, strike: int) -> Rate:
     """MRFI's batched use: a random bit of one random output neuron of each image."""
     from mrfi import MRFI, EasyConfig  # type: ignore[import-not-found, unused-ignore]
 
@@ -198,16 +203,15 @@ faultinject:
     found = len(switches)
 
     def run() -> None:
-        for layer in range(found):
+        for layer in spread(found, strike):
             switches[layer].enabled = True
-            for _ in range(batches):
-                faulty(images)
+            faulty(images)
             switches[layer].enabled = False
 
     seconds = timed(run, images.device)
     if found != layers:
         print(f"    MRFI reaches {found} of {layers} layers; its rate is that of the layers it reaches")
-    return Rate(found * batches * len(images), seconds)
+    return Rate(len(spread(found, strike)) * len(images), seconds)
 
 
 def main() -> None:
@@ -216,7 +220,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", choices=SIZES, metavar="MODEL", help=", ".join(SIZES))
     parser.add_argument("--weights", type=Path, help="a state dict for the model")
     parser.add_argument("--batches", type=int, default=16, help="batches of trials a layer in our campaign")
-    parser.add_argument("--peer-batches", type=int, default=1, help="batches of trials a layer for each peer")
+    parser.add_argument("--peer-layers", type=int, default=10, help="layers that peers strike, a batch each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -237,9 +241,9 @@ def main() -> None:
             print(f"{name}, {pixels} pixels, batch {batch}, {where}: {len(result.sites)} sites, {masked:.0%} masked")
             layers = len(result.sites)
             if importlib.util.find_spec("pytorchfi") is not None:
-                rates["PyTorchFI 0.6.0"] = pytorchfi(model, images, layers, args.peer_batches)
+                rates["PyTorchFI 0.6.0"] = pytorchfi(model, images, layers, args.peer_layers)
             if importlib.util.find_spec("mrfi") is not None:
-                rates["MRFI 2.1.0"] = mrfi(model, images, layers, args.peer_batches)
+                rates["MRFI 2.1.0"] = mrfi(model, images, layers, args.peer_layers)
             again = plain(model, images, 3)
             rates["plain forward"] = Rate(again.trials * 2, again.seconds + rates["plain forward"].seconds)
         for tool, rate in rates.items():

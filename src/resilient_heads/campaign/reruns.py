@@ -16,7 +16,8 @@ from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.slices import ControlFlowError, Slice, slice_after
 from resilient_heads.rerun.tape import Moment, Tape
 
-_CHECKED_IMAGES = 3
+_LEAST_BATCH = 4
+_CHECKED_IMAGES = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +57,7 @@ class Reruns:
                 self._slices[site.name] = _slice(self._tape, site)
             except ControlFlowError as error:
                 self.blocked[site.name] = str(error)
-        whole = whole_batch(self._run, self._tape, images) if len(images) > _CHECKED_IMAGES else None
+        whole = whole_batch(self._run, self._tape, images) if len(images) >= _LEAST_BATCH else None
         eighths = {len(images) * part // 8 for part in (1, 2, 4, 6)} - {0}
         self._sizes = tuple(sorted(eighths)) if whole is not None else ()
         self._whole = Batch(len(images), self._tape, {}) if whole is None else whole
