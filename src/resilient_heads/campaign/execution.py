@@ -63,7 +63,8 @@ class Execution:
         numbers = np.arange(self._batch_size)
         self._first, _, _ = self._batch(0, numbers)
         sites = [struck.site for struck in plan.sites]
-        self._reruns = Reruns(model, sites, self._first, memory_limit=memory_limit)
+        batches = max(plan.counts) // self._batch_size
+        self._reruns = Reruns(model, sites, self._first, memory_limit=memory_limit, batches=batches)
         self._golden = logits_of(model, self._first)
         _require_same(self._reruns.logits, self._golden, "The model gives different logits on the same images")
         if self._batch_size > 1:

@@ -18,6 +18,7 @@ from resilient_heads.rerun.tape import Moment, Tape
 
 _LEAST_BATCH = 4
 _CHECKED_IMAGES = 2
+_MANY_BATCHES = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,9 +42,18 @@ class Reruns:
         sites: Where faults will strike.
         images: A batch as it will come; its pass is recorded.
         memory_limit: Bytes that golden content may take.
+        batches: How many batches will come; for many it pays to try more sizes to which a batch may shrink.
     """
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], images: Tensor, *, memory_limit: int | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        images: Tensor,
+        *,
+        memory_limit: int | None = None,
+        batches: int = 1,
+    ) -> None:
         self._model = model
         self._sites = {site.name: site for site in sites}
         self.blocked: dict[str, str] = {}
@@ -58,7 +68,8 @@ class Reruns:
             except ControlFlowError as error:
                 self.blocked[site.name] = str(error)
         whole = whole_batch(self._run, self._tape, images) if len(images) >= _LEAST_BATCH else None
-        eighths = {len(images) * part // 8 for part in (1, 2, 4, 6)} - {0}
+        parts = (1, 2, 3, 4, 5, 6, 7) if batches >= _MANY_BATCHES else (1, 2, 4, 6)
+        eighths = {len(images) * part // 8 for part in parts} - {0}
         self._sizes = tuple(sorted(eighths)) if whole is not None else ()
         self._whole = Batch(len(images), self._tape, {}) if whole is None else whole
         self._player = Player(self._whole, self._fewer, self._sizes)
@@ -104,9 +115,7 @@ class Reruns:
 
     def rerun(self, name: str, golden: Golden, struck: Tensor) -> Tensor:
         """Return the logits of the whole batch, ``(N, C)``, given the memory of a site's tensor with faults in it."""
-        # What was cast automatically is on the tape as it was cast.
-        with torch.autocast(struck.device.type, enabled=False):
-            played = self._player.play(self._slices[name], golden.content, struck)
+        played = self._player.play(self._slices[name], golden.content, struck)
         logits = golden.logits.clone()
         logits[played.images] = played.logits
         return logits
@@ -151,8 +160,7 @@ class Reruns:
             root = copy_memory(recorder.kept[view.moment])
             view.on(root).copy_(disturbed[0])
             again = logits.clone()
-            with torch.autocast(images.device.type, enabled=False):
-                played = player.play(slices[site.name], recorder.kept, root)
+            played = player.play(slices[site.name], recorder.kept, root)
             again[played.images] = played.logits
             if not torch.equal(again, full) and not _both_nan(again, full):
                 del self._slices[site.name]

@@ -111,6 +111,8 @@ def smaller_batches(run: Run, whole: Batch, inputs: Tensor, sizes: Sequence[int]
     trial = _Sizes(whole, [(batch, order[:size]) for size, batch in found.items()])
     with trial:
         run(None, inputs)
+    if trial.strayed:
+        return {}
     return {
         size: dataclasses.replace(batch, inexact=frozenset(inexact))
         for (size, batch), inexact in zip(found.items(), trial.inexact, strict=True)
@@ -160,6 +162,7 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, whole: Batch, smaller: Sequence[tuple[Batch, Tensor]]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.inexact: list[set[int]] = [set() for _ in smaller]
+        self.strayed = False  # the pass took another way than the recorded one, so nothing is known
         self._whole, self._smaller = whole, smaller
         self._numbers: Iterator[int] = iter(range(len(whole.tape.steps)))
 
@@ -168,7 +171,11 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operation on the whole batch and on parts of it."""
         kwargs = kwargs or {}
-        number = next(self._numbers)
+        number = next(self._numbers, -1)
+        if number < 0 or self._whole.tape.steps[number].func is not func:
+            self.strayed = True
+        if self.strayed:
+            return func(*args, **kwargs)
         step = self._whole.tape.steps[number]
         kind = func._schema.name.removeprefix("aten::")
         involved = step.reads | step.creates

@@ -1,8 +1,10 @@
 """Run one recorded operation on other memory."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from resilient_heads.rerun.recorder import copy_memory
@@ -27,9 +29,21 @@ def run_step(step: Step, roots: dict[int, Tensor], golden: Callable[[View], Tens
 
     args = [replace_views(value, tensor) for value in step.args]
     kwargs = {name: replace_views(value, tensor) for name, value in step.kwargs}
-    for made, value in zip(step.outputs, as_list(step.func(*args, **kwargs)), strict=True):
+    with _as_recorded(_device(args)):
+        results = as_list(step.func(*args, **kwargs))
+    for made, value in zip(step.outputs, results, strict=True):
         if made is not None and made.buffer in step.creates:
             roots[made.buffer] = value
+
+
+def _as_recorded(device: str) -> AbstractContextManager[object]:
+    """Cast nothing automatically: what was cast is on the tape as it was cast."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _device(args: list[Any]) -> str:
+    """Return the type of the device on which an operation runs."""
+    return next((value.device.type for value in args if isinstance(value, Tensor)), "cpu")
 
 
 def as_list(result: Any) -> list[Any]:
