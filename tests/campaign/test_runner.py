@@ -310,3 +310,12 @@ def test_nothing_to_strike_is_refused(small_net: nn.Module, labelled: Data) -> N
         campaign(small_net, (images, wrong))
     with pytest.raises(DataError, match="logits of shape"):
         campaign(nn.Conv2d(3, 5, 1), labelled)
+
+
+def test_models_whose_layers_no_hook_reaches_are_refused(small_net: nn.Module, labelled: Data) -> None:
+    with pytest.raises(DataError, match=r"compiled, .* model\._orig_mod"):
+        campaign(torch.compile(small_net, backend="eager"), labelled)
+    with pytest.warns(DeprecationWarning, match="trace"):
+        traced = torch.jit.trace(small_net.eval(), labelled[0])
+    with pytest.raises(DataError, match="TorchScript"):
+        campaign(traced, labelled)

@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -104,6 +105,10 @@ def run_campaign(
     rules = protocol_named(protocol)
     if not isinstance(model, nn.Module):
         raise DataError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    if hasattr(model, "_orig_mod"):
+        raise DataError("The model is compiled, so no fault reaches its layers; pass the one inside: model._orig_mod.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise DataError("The model is TorchScript, so no fault reaches its layers; pass the module it was made from.")
     injections_per_layer = _count("injections_per_layer", injections_per_layer, least=1)
     batch_size = _count("batch_size", batch_size, least=1)
     chunk_size = 4 * batch_size if chunk_size is None else _count("chunk_size", chunk_size, least=1)
