@@ -1,5 +1,6 @@
 """The fast engine against the plain loop, trial by trial and bit by bit."""
 
+import concurrent.futures
 import logging
 from collections.abc import Callable
 
@@ -14,8 +15,10 @@ from torchvision import models
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 import resilient_heads as rh
+from resilient_heads.campaign.execution import Engine
 from resilient_heads.campaign.outcomes import Outcome
-from resilient_heads.errors import InjectionError
+from resilient_heads.errors import DataError, InjectionError
+from resilient_heads.rerun.player import Player
 
 
 def _convnext() -> nn.Module:
@@ -124,12 +127,13 @@ def test_autocast() -> None:
         equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32))
 
 
-def test_several_golden_passes_when_memory_is_short() -> None:
+def test_several_golden_passes_when_memory_is_short(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model, images = ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32)
     equal(model, images, memory_limit=2_000_000)
-    with pytest.raises(InjectionError, match="pass a smaller batch_size or a higher memory_limit"):
+    with caplog.at_level(logging.WARNING):
         equal(model, images, memory_limit=1000)
+    assert "more than memory_limit, 0.00 MB" in caplog.text
 
 
 def test_a_batch_that_is_not_full_and_a_batch_of_one() -> None:
@@ -152,23 +156,171 @@ class Looks(nn.Module):
         return self.third(torch.relu(self.second(x)))
 
 
+def _threaded(x: Tensor) -> Tensor:
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.mul, x, 2).result()
+
+
+def _dropped(x: Tensor) -> Tensor:
+    torch.manual_seed(3)
+    return F.dropout(x, 0.3, True)
+
+
 LOOKS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "a branch": (lambda x: x * 2 if float(x.sum()) > 1e9 else x, "looks at values in Python"),
+    "a branch": (lambda x: x * 2 if float(x[0, 0]) == 12345 else x, "looks at values in Python"),
     "numpy": (lambda x: torch.from_numpy(x.numpy() * np.float32(2)), "a rerun differs from a full pass"),
-    "a shape": (lambda x: x + x[x > 0.5].sum() * 0, "shape of a result depends on values"),
+    "numpy for large values only": (
+        lambda x: x.clamp(max=100.0) if x.numpy().max() > 100 else x,
+        "a rerun differs from a full pass",
+    ),
+    "a shape": (lambda x: x + x[x > 0.5].numel() * 0, "shape of a result depends on values"),
+    "another thread": (_threaded, "a rerun differs from a full pass"),
+    "random numbers": (_dropped, "it draws random numbers"),
 }
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("kind", LOOKS)
-def test_what_cannot_be_run_in_part_is_run_in_full_and_said_so(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_run_in_part_is_run_in_full_and_said_so(
+    kind: str, batch_size: int, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
     look, reason = LOOKS[kind]
     with caplog.at_level(logging.WARNING):
-        equal(Looks(look), torch.randn(12, 6))
+        equal(Looks(look), torch.randn(12, 6), batch_size=batch_size)
     told = [record.message for record in caplog.records if "full pass" in record.message]
     assert len(told) == 1
     assert "'first'" in told[0]
     assert reason in told[0]
+
+
+class Keeps(nn.Module):
+    """Models that keep memory, or shapes, from pass to pass."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second, self.third = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 4)
+        self.register_buffer("work", torch.zeros(64, 6))
+        self.register_buffer("table", torch.randn(64, 6))
+        self.register_buffer("out", torch.zeros(64, 4))
+        self.rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "an input written over":
+            x.sub_(0.5).div_(2)
+        x = torch.relu(self.first(x))
+        if self.kind == "a scale by the batch":
+            x = x * (len(x) / 8)
+        if self.kind == "a row of a table for each place":
+            x = x + self.table[: len(x)]
+        if self.kind == "images in another order":
+            x = torch.relu(x.flip(0) @ self.second.weight).flip(0)
+        if self.kind == "a workspace":
+            self.work[: len(x)].copy_(x)
+            x = self.work[: len(x)]
+        if self.kind == "half a workspace":
+            self.work[: len(x), :3] = x[:, 3:]
+            x = self.work[: len(x)] + x
+        if self.kind == "a cache for each batch size":
+            if self.rows != len(x):
+                self.rows, self.cached = len(x), torch.arange(6.0).sin()
+            x = x + self.cached
+        if self.kind == "a division that zeros would break":
+            x = x + (1000 // (x * 10).clamp(0, 100).long().clamp(min=1)).float()
+        x = self.third(torch.relu(self.second(x)))
+        if self.kind == "the same memory for every result":
+            self.out[: len(x)].copy_(x)
+            return self.out[: len(x)]
+        return x
+
+
+KEPT = [
+    "an input written over",
+    "a scale by the batch",
+    "a row of a table for each place",
+    "images in another order",
+    "a workspace",
+    "half a workspace",
+    "a cache for each batch size",
+    "a division that zeros would break",
+    "the same memory for every result",
+]
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_models_that_keep_something(kind: str) -> None:
+    torch.manual_seed(0)
+    model, images = Keeps(kind).eval(), torch.randn(16, 6)
+    with torch.no_grad():
+        labels = model(images[:8].clone()).argmax(dim=1).tolist()
+        labels += model(images[8:].clone()).argmax(dim=1).tolist()
+    results = [
+        rh.run_campaign(
+            model,
+            (images, torch.tensor(labels)),
+            protocol="raw",
+            injections_per_layer=100,
+            batch_size=8,
+            engine=engine,
+            progress=False,
+        ).trials
+        for engine in ("rerun", "full")
+    ]
+    for name, column in results[0].columns.items():
+        assert column.tobytes() == results[1].columns[name].tobytes(), name
+    assert (results[0].outcome != Outcome.MASKED).any()
+
+
+LEAKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "down": lambda x: x - x[-1:],
+    "up": lambda x: x - x[:1],
+    "for large values only": lambda x: x / x.abs().amax().clamp(min=10),
+}
+
+
+@pytest.mark.parametrize("engine", ["rerun", "full"])
+@pytest.mark.parametrize("kind", LEAKS)
+def test_faults_that_reach_other_images_are_refused(kind: str, engine: Engine) -> None:
+    torch.manual_seed(0)
+    model, images = Looks(LEAKS[kind]).eval(), torch.randn(16, 6)
+    labels = torch.cat([model(part).argmax(dim=1) for part in images.split(8)])
+    with pytest.raises(InjectionError, match="reaches other images of its batch"):
+        rh.run_campaign(
+            model,
+            (images, labels),
+            protocol="raw",
+            injections_per_layer=16,
+            batch_size=8,
+            engine=engine,
+            progress=False,
+        )
+
+
+def test_an_engine_that_does_not_exist() -> None:
+    torch.manual_seed(0)
+    model, images = Looks(lambda x: x), torch.randn(16, 6)
+    for choices in ({"engine": "Rerun"}, {"memory_limit": "1GB"}, {"memory_limit": -5}):
+        with pytest.raises(DataError, match=next(iter(choices))):
+            rh.run_campaign(model, (images, torch.zeros(16, dtype=torch.long)), protocol="raw", **choices)
+
+
+def test_a_rerun_that_goes_wrong_is_noticed_and_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is only done for whole batches is checked on whole batches."""
+    torch.manual_seed(0)
+    compact = Player._compact
+
+    def wrong(*args: object) -> object:
+        state = compact(*args)  # type: ignore[arg-type]
+        state.images = state.images.flip(0)
+        return state
+
+    monkeypatch.setattr(Player, "_compact", wrong)
+    with caplog.at_level(logging.WARNING):
+        equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32), trials=24)
+    assert "a rerun of a whole batch differs from a full pass" in caplog.text
 
 
 def test_rows_that_become_golden_are_let_go() -> None:

@@ -36,8 +36,8 @@ def test_layers_that_depend_on_the_batch_are_skipped() -> None:
     sites = find_sites(BySize(), torch.randn(3, 4))
     assert [site.name for site in sites.reached] == ["always"]
     assert sites.skipped == {
-        "even": "it runs for batches of some sizes only",
-        "twice": "it runs 2 times in a forward pass",
+        "even": "how often it runs depends on the size of the batch",
+        "twice": "how often it runs depends on the size of the batch",
     }
 
 

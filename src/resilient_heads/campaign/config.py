@@ -70,7 +70,7 @@ class CampaignConfig:
         fault: What a trial does.
         until: When the campaign stops before the design's end, or None.
         seed: Trial i of a layer is a function of (seed, layer, i) alone.
-        batch_size: Trials run at once; it changes no trial.
+        batch_size: Trials run at once; it changes no draw, but perhaps the last bits of what comes of it.
         chunk_size: Trials of each site that are written to disk together.
         model: Class name of the model.
         model_sha256: Digest of its state dict.

@@ -1,5 +1,6 @@
 """Run the trials of a plan, batch by batch."""
 
+import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,14 +15,26 @@ from resilient_heads.campaign.design import Plan
 from resilient_heads.campaign.golden import logits_of
 from resilient_heads.campaign.outcomes import judge
 from resilient_heads.campaign.reruns import Golden, Reruns
+from resilient_heads.campaign.separation import disturbed_pass, require_separate
 from resilient_heads.campaign.trials import COLUMNS, Trials
 from resilient_heads.errors import InjectionError
 from resilient_heads.evaluation import device_of
-from resilient_heads.injection.hits import Hit, hit_
-from resilient_heads.injection.sites import watch_sites
+from resilient_heads.injection.hits import Hit, first, hit_
+from resilient_heads.injection.sites import Site, watch_sites
+from resilient_heads.rerun.rows import words
+from resilient_heads.rerun.tape import ControlFlowError
+
+logger = logging.getLogger(__name__)
+
+_WITNESSES = 4
+"""Sites whose first batch is also run in full, as a check of everything that is only done for whole batches."""
 
 Engine = Literal["rerun", "full"]
 """``"rerun"`` runs only what comes after a site; ``"full"`` runs the whole model for every batch and site."""
+
+
+class _DistrustedError(Exception):
+    """A rerun gave other bits than a full pass, and no site is rerun from now on."""
 
 
 class Execution:
@@ -63,25 +76,37 @@ class Execution:
         numbers = np.arange(self._batch_size)
         self._first, _, _ = self._batch(0, numbers)
         sites = [struck.site for struck in plan.sites]
-        batches = max(plan.counts) // self._batch_size
-        self._reruns = Reruns(model, sites, self._first, memory_limit=memory_limit, batches=batches)
         self._golden = logits_of(model, self._first)
-        _require_same(self._reruns.logits, self._golden, "The model gives different logits on the same images")
-        if self._batch_size > 1:
+        again = logits_of(model, self._first)
+        _require_same(self._golden, again, "The model gives different logits on the same images")
+        self._reruns: Reruns | None = None
+        if engine == "rerun":
+            batches = max(plan.counts) // self._batch_size
+            self._reruns = Reruns(model, sites, self._first, memory_limit=memory_limit, batches=batches)
             self._reruns.check()
+        else:
+            few = self._first[:2]
+            golden = logits_of(model, few)
+            for site in sites:
+                for image in range(len(few)):
+                    _, disturbed = disturbed_pass(model, site, few, image, extreme=image > 0)
+                    require_separate(site, golden, disturbed, image)
         rows = {struck.site.name: row for row, struck in enumerate(plan.sites)}
         self._groups = [
             [rows[name] for name in group]
             for images in range(plan.image_groups)
-            for group in self._reruns.groups([site.name for site in sites[images :: plan.image_groups]])
+            for group in self._grouped([site.name for site in sites[images :: plan.image_groups]])
         ]
+        self._witnesses = {len(sites) * part // _WITNESSES for part in range(_WITNESSES)}
+
+    def _grouped(self, names: list[str]) -> list[list[str]]:
+        """Share sites out among golden passes."""
+        return [names] if self._reruns is None else self._reruns.groups(names)
 
     @property
     def full_passes(self) -> dict[str, str]:
-        """Sites that need a full pass for each batch, and why."""
-        if self._engine == "full":
-            return {struck.site.name: "asked for" for struck in self._plan.sites}
-        return dict(self._reruns.blocked)
+        """Sites that need a full pass for each batch though reruns were asked for, and why."""
+        return {} if self._reruns is None else dict(self._reruns.blocked)
 
     def run(self, start: int, stop: int, *, advance: Callable[[int], object] = lambda trials: None) -> Trials:
         """Run trials ``start`` to ``stop`` of every site that has them.
@@ -94,6 +119,13 @@ class Execution:
         Raises:
             InjectionError: A flip did not take place.
         """
+        try:
+            return self._run(start, stop, advance)
+        except _DistrustedError:  # in the first batch, before anything was handed out
+            return self._run(start, stop, advance)
+
+    def _run(self, start: int, stop: int, advance: Callable[[int], object]) -> Trials:
+        """Run trials ``start`` to ``stop``."""
         parts: list[Trials] = []
         for first in range(start, stop, self._batch_size):
             # Always a whole batch: kernels may give other bits for another size.
@@ -103,7 +135,7 @@ class Execution:
                 if first >= max(last.values()):
                     continue
                 inputs, targets, drawn = self._batch(rows[0], numbers)
-                golden = self._reruns.golden(inputs, [self._plan.sites[row].site.name for row in rows])
+                golden = self._golden_pass(inputs, [self._plan.sites[row].site.name for row in rows])
                 for row in rows:
                     if first < last[row]:
                         struck = self._strike(row, numbers, drawn, inputs, targets, golden)
@@ -126,6 +158,48 @@ class Execution:
         chosen, device = torch.from_numpy(drawn), device_of(self._model)
         return self._data.images[chosen].to(device), self._data.labels[chosen].to(device), drawn
 
+    def _golden_pass(self, inputs: Tensor, names: list[str]) -> Golden:
+        """Run a batch fault-free."""
+        if self._reruns is None:
+            return Golden(logits_of(self._model, inputs), {})
+        return self._reruns.golden(inputs, names)
+
+    def _rerun(self, site: Site, golden: Golden, hit: Callable[[Tensor], Hit]) -> tuple[Hit, Tensor] | None:
+        """Strike a golden tensor and run what comes after it; None where that cannot be done."""
+        found = None if self._reruns is None else self._reruns.tensor(site.name, golden)
+        if self._reruns is None or found is None:
+            return None
+        struck = hit(found[0])
+        try:
+            return struck, self._reruns.rerun(site.name, golden, found[1])
+        except (ControlFlowError, RuntimeError) as error:
+            self._reruns.block(site.name, f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
+            _tell(site.name, self._reruns.blocked[site.name])
+            return None
+
+    def _full(self, site: Site, inputs: Tensor, hit: Callable[[Tensor], Hit]) -> tuple[Hit, Tensor]:
+        """Strike a site while the whole model runs."""
+        seen: list[Hit] = []
+
+        def strike(_name: str, tensor: Tensor) -> Tensor:
+            changed = tensor.clone(memory_format=torch.preserve_format)
+            seen.append(hit(changed))
+            return changed
+
+        with watch_sites(self._model, [site], strike):
+            faulty = logits_of(self._model, inputs)
+        if len(seen) != 1:
+            raise InjectionError(f"No fault struck {site.name!r}: it came by {len(seen)} times in a pass.")
+        return seen[0], faulty
+
+    def _distrust(self) -> None:
+        """Take full passes from now on: a rerun of a whole batch gave other bits."""
+        assert self._reruns is not None
+        for struck in self._plan.sites:
+            self._reruns.block(struck.site.name, "a rerun of a whole batch differs from a full pass")
+        _tell("every site", "a rerun of a whole batch differs from a full pass")
+        raise _DistrustedError
+
     def _strike(
         self,
         row: int,
@@ -138,31 +212,24 @@ class Execution:
         """Run one batch of trials at one site and write down what came of each."""
         site, limit = self._plan.sites[row].site, self._plan.sites[row].limit
         draws = self._plan.draw(row, np.minimum(numbers, self._plan.counts[row] - 1))
-        found = self._reruns.tensor(site.name, golden) if self._engine == "rerun" else None
-        if found is not None:
-            tensor, root = found
-            struck = hit_(tensor, site, draws, model=self._plan.fault, limit=limit, detector=self._detector)
-            faulty = self._reruns.rerun(site.name, golden, root)
-        else:
-            seen: list[Hit] = []
 
-            def strike(_name: str, tensor: Tensor) -> Tensor:
-                changed = tensor.clone(memory_format=torch.preserve_format)
-                seen.append(hit_(changed, site, draws, model=self._plan.fault, limit=limit, detector=self._detector))
-                return changed
+        def hit(tensor: Tensor) -> Hit:
+            return hit_(tensor, site, draws, model=self._plan.fault, limit=limit, detector=self._detector)
 
-            with watch_sites(self._model, [site], strike):
-                faulty = logits_of(self._model, inputs)
-            if len(seen) != 1:
-                raise InjectionError(f"No fault struck {site.name!r}: it came by {len(seen)} times in a pass.")
-            struck = seen[0]
+        found = self._rerun(site, golden, hit)
+        if found is not None and row in self._witnesses:
+            self._witnesses.discard(row)
+            full = self._full(site, inputs, hit)
+            if not _same_bits(found[1], full[1]):
+                self._distrust()
+        struck, faulty = self._full(site, inputs, hit) if found is None else found
         judgement = judge(golden.logits, faulty, targets)
         columns: dict[str, Tensor | NDArray[np.generic]] = {
             "site": np.full(len(numbers), row),
             "trial": numbers,
             "image": drawn,
-            "neuron": _first(draws.neurons),
-            "bit": _first(draws.bits),
+            "neuron": first(draws.neurons),
+            "bit": first(draws.bits),
             "before": struck.before.double(),
             "after": struck.after.double(),
             "outcome": judgement.outcome,
@@ -177,9 +244,15 @@ class Execution:
         return Trials(**{name: plain[name].astype(kind) for name, kind in COLUMNS.items()})
 
 
-def _first(column: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the first of K elements of each trial, -1 where there is none."""
-    return column[:, 0] if column.shape[1] else np.full(len(column), -1)
+def _tell(name: str, reason: str) -> None:
+    """Say that reruns are given up."""
+    logger.warning("Each batch of trials at %r takes a full pass of the model: %s.", name, reason)
+
+
+def _same_bits(rerun: Tensor, full: Tensor) -> bool:
+    """Whether two results have the same bits, whatever kind of NaN they hold."""
+    nan = full.isnan()
+    return torch.equal(rerun.isnan(), nan) and torch.equal(words(rerun)[~nan], words(full)[~nan])
 
 
 def _require_same(golden: Tensor, again: Tensor, what: str) -> None:

@@ -46,7 +46,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         DataError: The model cannot run on these images, or gives something else.
     """
     try:
-        output = model(images)
+        # Some models write into their images, or return the same memory each time.
+        output = model(images.clone(memory_format=torch.preserve_format))
     except ResilientHeadsError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -58,7 +59,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise DataError(f"The model must give logits of shape (images, classes), found {found}.")
-    return logits
+    return logits.clone()
 
 
 def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_top2diff: float) -> GoldenRun:

@@ -17,7 +17,7 @@ from resilient_heads.campaign.store import RESULT, CampaignFolder
 from resilient_heads.campaign.trials import Trials
 from resilient_heads.errors import DataError, InjectionError, ResultError
 from resilient_heads.evaluation import device_of, evaluating
-from resilient_heads.injection.hits import Hit, hit_
+from resilient_heads.injection.hits import Hit, first, hit_
 from resilient_heads.injection.sites import watch_sites
 from resilient_heads.injection.taps import open_attention
 
@@ -121,8 +121,8 @@ def replay(
         trial=trial,
         image=int(drawn[position]),
         label=int(images.labels[drawn[position]]),
-        neuron=int(draws.neurons[position, 0]),
-        bit=int(draws.bits[position, 0]),
+        neuron=int(first(draws.neurons)[position]),
+        bit=int(first(draws.bits)[position]) & 0xFF,
         before=float(done[0].before[position]),
         after=float(done[0].after[position]),
         limit=struck.limit,

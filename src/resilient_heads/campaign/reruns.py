@@ -1,5 +1,6 @@
 """Golden passes that keep what reruns need, and reruns of what comes after a struck site."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.campaign.golden import logits_of
-from resilient_heads.errors import InjectionError
+from resilient_heads.campaign.separation import disturbed_pass, require_separate
 from resilient_heads.injection.sites import Site, watch_sites
 from resilient_heads.rerun.batches import Batch, smaller_batches, whole_batch
 from resilient_heads.rerun.player import Player
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
-from resilient_heads.rerun.slices import ControlFlowError, Slice, slice_after
-from resilient_heads.rerun.tape import Moment, Tape
+from resilient_heads.rerun.rows import words
+from resilient_heads.rerun.slices import Slice, slice_after
+from resilient_heads.rerun.tape import ControlFlowError, Moment, Tape
+
+logger = logging.getLogger(__name__)
 
 _LEAST_BATCH = 4
 _CHECKED_IMAGES = 2
@@ -60,7 +64,9 @@ class Reruns:
         self._slices: dict[str, Slice] = {}
         self._smaller: dict[int, Batch] | None = None
         self._images = images
-        recorder, self.logits = record(self._run, images)
+        self._told = False
+        record(self._run, images)  # what a model sets up for a new batch size is set up now
+        recorder, _ = record(self._run, images)
         self._tape = recorder.tape
         for site in sites:
             try:
@@ -74,23 +80,22 @@ class Reruns:
         self._whole = Batch(len(images), self._tape, {}) if whole is None else whole
         self._player = Player(self._whole, self._fewer, self._sizes)
         self._limit = _free_memory(images.device) // 2 if memory_limit is None else memory_limit
+        for name in list(self._slices):
+            if self._bytes(self._needs(name)) > self._limit:
+                own, limit = (_readable(size) for size in (self._bytes(self._needs(name)), self._limit))
+                self.block(name, f"it needs {own} of golden content, more than memory_limit, {limit}")
+
+    def block(self, name: str, reason: str) -> None:
+        """Leave a site to full passes from now on."""
+        self._slices.pop(name, None)
+        self.blocked[name] = reason
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
-        """Share sites out among golden passes, each of which keeps no more than the memory limit.
-
-        Raises:
-            InjectionError: What a single site needs is more.
-        """
+        """Share sites out among golden passes, each of which keeps no more than the memory limit."""
         groups: list[list[str]] = [[]]
         kept: set[Moment] = set()
         for name in names:
             own = self._needs(name) if name in self._slices else frozenset()
-            if self._bytes(own) > self._limit:
-                raise InjectionError(
-                    f"Reruns after {name!r} need {self._bytes(own) / 1e6:.1f} MB for a batch of {len(self._images)}, "
-                    f"more than the {self._limit / 1e6:.1f} MB of memory_limit; pass a smaller batch_size or a higher "
-                    "memory_limit."
-                )
             if groups[-1] and self._bytes(kept | own) > self._limit:
                 groups.append([])
                 kept = set()
@@ -103,6 +108,9 @@ class Reruns:
         keep = frozenset().union(*(self._needs(name) for name in group if name in self._slices))
         recorder, logits = record(self._run, images, keep)
         same = recorder.tape.steps == self._tape.steps and keep <= recorder.kept.keys()
+        if not same and not self._told:
+            logger.warning("Batches of which the model makes other operations than of the first take full passes.")
+            self._told = True
         return Golden(logits, recorder.kept if same else {})
 
     def tensor(self, name: str, golden: Golden) -> tuple[Tensor, Tensor] | None:
@@ -121,50 +129,42 @@ class Reruns:
         return logits
 
     def check(self) -> None:
-        """Disturb one of a few images at every site, and compare reruns with full passes; block sites that differ.
+        """Disturb one of two images at every site, and compare reruns with full passes; block sites that differ.
+
+        Each image is disturbed once, one of them to the extreme.
 
         Raises:
             InjectionError: What happens to one image reaches another.
         """
         images = self._images[:_CHECKED_IMAGES].clone(memory_format=torch.preserve_format)
+        record(self._run, images)
         recorder, logits = record(self._run, images)
         tape = recorder.tape
-        slices: dict[str, Slice] = {}
-        if len(tape.steps) == len(self._tape.steps):
-            slices = {name: _slice(tape, self._sites[name]) for name in self._slices}
+        slices = {name: slice_ for name in self._slices if (slice_ := self._slice_of(tape, name)) is not None}
         player = Player(Batch(len(images), tape, {}), lambda size: None, ())
         keep = frozenset().union(*(s.needs | {s.source.view.moment} for s in slices.values()))
         recorder, _ = record(self._run, images, keep)
+        if recorder.tape.steps != tape.steps:
+            slices = {}
         for site in self._sites.values():
-            disturbed: list[Tensor] = []
+            for image in range(len(images)):
+                disturbed, full = disturbed_pass(self._model, site, images, image, extreme=image == len(images) - 1)
+                require_separate(site, logits, full, image)
+                if site.name not in self._slices:
+                    continue
+                if site.name not in slices:
+                    self.block(site.name, "the model does other operations for another batch")
+                elif not _equal(_again(player, slices[site.name], recorder.kept, disturbed, logits), full):
+                    self.block(site.name, "a rerun differs from a full pass")
 
-            def disturb(_name: str, tensor: Tensor, site: Site = site, disturbed: list[Tensor] = disturbed) -> Tensor:
-                changed = tensor.clone(memory_format=torch.preserve_format)
-                own = site.rows.of_image(changed, 0)
-                own.copy_(1 - 2 * own)
-                disturbed.append(changed.clone(memory_format=torch.preserve_format))
-                return changed
-
-            with watch_sites(self._model, [site], disturb):
-                full = logits_of(self._model, images)
-            if not torch.equal(full[1:], logits[1:]):
-                raise InjectionError(
-                    f"A fault of one image at {site.name!r} reaches other images of its batch, as through statistics "
-                    "taken over the batch, so a trial would not be one flip. Pass batch_size=1."
-                )
-            if site.name not in slices:
-                self._slices.pop(site.name, None)
-                self.blocked.setdefault(site.name, "the model does other operations for a smaller batch")
-                continue
-            view = slices[site.name].source.view
-            root = copy_memory(recorder.kept[view.moment])
-            view.on(root).copy_(disturbed[0])
-            again = logits.clone()
-            played = player.play(slices[site.name], recorder.kept, root)
-            again[played.images] = played.logits
-            if not torch.equal(again, full) and not _both_nan(again, full):
-                del self._slices[site.name]
-                self.blocked[site.name] = "a rerun differs from a full pass"
+    def _slice_of(self, tape: Tape, name: str) -> Slice | None:
+        """Return a site's slice of another pass, or None if that one does other operations."""
+        if [step.func for step in tape.steps] != [step.func for step in self._tape.steps]:
+            return None
+        try:
+            return _slice(tape, self._sites[name])
+        except ControlFlowError:
+            return None
 
     def _run(self, recorder: Recorder | None, images: Tensor) -> Tensor:
         """Run the model, and tell a recorder of the sites' tensors."""
@@ -203,9 +203,32 @@ def _slice(tape: Tape, site: Site) -> Slice:
     return slice_after(tape, marks[0])
 
 
-def _both_nan(first: Tensor, second: Tensor) -> bool:
-    """Whether two results agree where they are numbers, and are no numbers in the same places."""
-    return torch.equal(first.isnan(), second.isnan()) and torch.equal(first.nan_to_num(), second.nan_to_num())
+def _again(
+    player: Player, piece: Slice, golden: Mapping[Moment, Tensor], disturbed: Tensor, logits: Tensor
+) -> Tensor | None:
+    """Return the logits of a rerun after a disturbed tensor, or None if it cannot be run."""
+    root = copy_memory(golden[piece.source.view.moment])
+    piece.source.view.on(root).copy_(disturbed)
+    try:
+        played = player.play(piece, golden, root)
+    except (ControlFlowError, RuntimeError):
+        return None
+    again = logits.clone()
+    again[played.images] = played.logits
+    return again
+
+
+def _equal(again: Tensor | None, full: Tensor) -> bool:
+    """Whether two results have the same bits, whatever kind of NaN they hold."""
+    if again is None:
+        return False
+    nan = full.isnan()
+    return torch.equal(again.isnan(), nan) and torch.equal(words(again)[~nan], words(full)[~nan])
+
+
+def _readable(size: int) -> str:
+    """Return a number of bytes as people read it."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _free_memory(device: torch.device) -> int:

@@ -86,7 +86,8 @@ def run_campaign(
         engine: ``"rerun"`` runs only the operations that come after a site, and lets go of images that have become
             golden; ``"full"`` runs the whole model for each batch and site. Both give the same bits; where a model
             cannot be run in part, the full pass is taken and a log entry says so.
-        memory_limit: Bytes that golden activations may take on the model's device; None takes half of what is free.
+        memory_limit: Bytes that golden activations may take on the model's device; None takes half of what is free. A
+            site that needs more takes full passes.
         progress: Show a progress bar on standard error.
 
     Returns:
@@ -115,6 +116,9 @@ def run_campaign(
     if chunk_size % batch_size:
         raise DataError(f"chunk_size must be a multiple of batch_size, {batch_size}; found {chunk_size}.")
     seed = _count("seed", seed, least=0)
+    if engine not in ("rerun", "full"):
+        raise DataError(f'engine must be "rerun" or "full", found {engine!r}.')
+    memory_limit = None if memory_limit is None else _count("memory_limit", memory_limit, least=1)
     shard = Shard() if shard is None else shard
     if not isinstance(shard, Shard):
         raise DataError(f"shard must be a Shard, such as Shard(rank=0, world_size=4); found {shard!r}.")
@@ -168,7 +172,7 @@ def run_campaign(
             engine=engine,
             memory_limit=memory_limit,
         )
-        for name, reason in execution.full_passes.items() if engine == "rerun" else ():
+        for name, reason in execution.full_passes.items():
             logger.warning("Each batch of trials at %r takes a full pass of the model: %s.", name, reason)
         with contextlib.ExitStack() as stack:
             folder = None

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resilient_heads.errors import FaultError, InjectionError
@@ -72,7 +74,8 @@ def hit_(
     if not draws.neurons.shape[1]:
         nothing = torch.full((trials,), torch.nan, device=device)
         return Hit(nothing, nothing)
-    return Hit(before[:, 0], after[:, 0])
+    unstruck = ~struck[:, 0]
+    return Hit(*(values[:, 0].masked_fill(unstruck, torch.nan) for values in (before, after)))
 
 
 def _verify(
@@ -89,3 +92,8 @@ def _verify(
             f"An injection into {name!r} did not change exactly what was drawn; the trial would have measured "
             "something else."
         )
+
+
+def first(column: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the first of K elements of each trial, ``(N,)``; -1 where there is none."""
+    return column[:, 0] if column.shape[1] else np.full(len(column), -1)

@@ -15,7 +15,7 @@ from resilient_heads.errors import FaultError
 from resilient_heads.evaluation import evaluating
 from resilient_heads.injection.formats import format_of
 from resilient_heads.injection.taps import Source, WatchProducts, open_attention, watch_outputs, weight_of
-from resilient_heads.rerun.rows import Rows, rows_from_shapes, settle_order
+from resilient_heads.rerun.rows import Rows, changed, rows_from_shapes, settle_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,17 +255,16 @@ def _settle(
         return sites
     images = sample[torch.arange(3) % len(sample)].clone()
     contents = []
-    for _ in range(2):
+    for batch in (images, changed(images, 0), changed(images, 1)):
         seen: dict[str, Tensor] = {}
         with evaluating(model), watch_sites(model, list(folded.values()), seen.__setitem__):
-            model(images)
+            model(batch.clone(memory_format=torch.preserve_format))
         contents.append(seen)
-        images[1] = images[1].flip(-1) * -1.5 + images[0] * 0.25
     settled = []
     for site in sites:
         rows: Rows | None = site.rows
         if site.name in folded:
-            rows = settle_order(site.rows, contents[0][site.name], contents[1][site.name], 1)
+            rows = settle_order(site.rows, [seen[site.name] for seen in contents], (0, 1))
         if rows is None:
             skipped[site.name] = "which part of its output belongs to which image is not clear"
         else:

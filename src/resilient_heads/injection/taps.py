@@ -1,5 +1,6 @@
 """Reach the tensors of a running model: outputs of modules, and products with weights that no module runs for."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -12,6 +13,10 @@ Source = Literal["output", "weight"]
 
 Note = Callable[[str, Source, Any], Any]
 """Given a module's name, how its tensor came about, and the tensor; returns one to go on with, or None."""
+
+_LOCK = threading.Lock()
+_opened = 0
+_fast = True
 
 _PRODUCTS = frozenset({"aten::addmm", "aten::mm", "aten::linear", "aten::convolution", "aten::bmm", "aten::baddbmm"})
 
@@ -29,12 +34,19 @@ def weight_of(module: nn.Module) -> Tensor | None:
 @contextmanager
 def open_attention() -> Iterator[None]:
     """Let attention run as separate operations inside the block: its fused operator hides the projections."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    global _opened, _fast
+    with _LOCK:  # the switch is the process's, and several threads may be inside
+        if _opened == 0:
+            _fast = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+        _opened += 1
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+        with _LOCK:
+            _opened -= 1
+            if _opened == 0:
+                torch.backends.mha.set_fastpath_enabled(_fast)
 
 
 @contextmanager

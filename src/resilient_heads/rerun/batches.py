@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from resilient_heads.rerun.execute import as_list, run_step
 from resilient_heads.rerun.recorder import Run, copy_memory, record
-from resilient_heads.rerun.rows import Rows, rows_from_shapes, settle_order, words
+from resilient_heads.rerun.rows import Rows, changed, rows_from_shapes, settle_order, words
 from resilient_heads.rerun.tape import Step, Tape, View, flat_tensors
 
 # fmt: off
@@ -22,7 +22,8 @@ _EXACT = frozenset({
     "clone", "copy_", "_to_copy", "flip", "roll", "index", "index_select", "gather", "constant_pad_nd",
     "reflection_pad2d", "upsample_nearest2d", "masked_fill", "masked_fill_", "where", "fill_", "zero_",
 })
-"""ATen operators that round nothing, or every element alike, wherever it lies."""
+"""ATen operators that round nothing, or every element alike, wherever it lies: they depend on the batch by their
+arguments at most."""
 _TRIED = frozenset({
     "convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "sum", "mean", "amax", "amin",
     "linalg_vector_norm", "avg_pool2d", "_adaptive_avg_pool2d", "native_batch_norm",
@@ -35,6 +36,10 @@ batch shows it for all."""
 # fmt: on
 # All others see the whole batch: some take one path for full vectors and another for what is left over, which differ in
 # the last bit for some values only (sigmoid, GELU, exp).
+
+
+_CHANGED = (0, 1)
+"""Images of three that are changed, one after the other, to see where they lie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Batch:
 
 
 def whole_batch(run: Run, tape: Tape, inputs: Tensor) -> Batch:
-    """Find where the images of a batch lie, by running three of them twice, one of them changed.
+    """Find where the images of a batch lie, by running three of them, and again with one of them changed.
 
     Args:
         run: Runs the model.
@@ -69,19 +74,16 @@ def whole_batch(run: Run, tape: Tape, inputs: Tensor) -> Batch:
         inputs: All images, at least four.
     """
     few = inputs[torch.tensor([0, 1, 2], device=inputs.device)]
-    changed = few.clone()
-    changed[1] = few[1].flip(-1) * -1.5 + few[0] * 0.25
     recorded, _ = record(run, few)
     small = recorded.tape
     if [step.func for step in small.steps] != [step.func for step in tape.steps]:
         return Batch(len(inputs), tape, {})
-    first, second = _Contents(small), _Contents(small)
-    for contents, images in ((first, few), (second, changed)):
-        with contents:
+    contents = [_Contents(small) for _ in (None, *_CHANGED)]
+    for content, images in zip(contents, (few, *(changed(few, image) for image in _CHANGED)), strict=True):
+        content.made[small.images] = images
+        with content:
             run(None, images)
     rows: dict[int, Rows | None] = {}
-    for contents, images in ((first, few), (second, changed)):
-        contents.made[small.images] = images
     for buffer, (many, own) in enumerate(zip(tape.roots, small.roots, strict=True)):
         try:
             found = rows_from_shapes(many.size, own.size, len(inputs), len(few))
@@ -89,8 +91,8 @@ def whole_batch(run: Run, tape: Tape, inputs: Tensor) -> Batch:
             continue
         if found is None:
             rows[buffer] = None
-        elif buffer in first.made and buffer in second.made and buffer in tape.whole & small.whole:
-            settled = settle_order(found, first.made[buffer], second.made[buffer], 1)
+        elif buffer in tape.whole & small.whole and all(buffer in content.made for content in contents):
+            settled = settle_order(found, [content.made[buffer] for content in contents], _CHANGED)
             if settled is not None:
                 rows[buffer] = settled
     return Batch(len(inputs), tape, rows)
@@ -179,9 +181,9 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         step = self._whole.tape.steps[number]
         kind = func._schema.name.removeprefix("aten::")
         involved = step.reads | step.creates
-        if step.is_view or kind in _EXACT or all(self._whole.rows.get(buffer, 0) is None for buffer in involved):
+        if step.is_view or all(self._whole.rows.get(buffer, 0) is None for buffer in involved):
             return func(*args, **kwargs)
-        if kind not in _TRIED:
+        if not _trial_tells(kind, args, kwargs):
             for inexact in self.inexact:
                 inexact.add(number)
             return func(*args, **kwargs)
@@ -237,6 +239,15 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return the rows of some images on memory of their own."""
         root = self._whole.tape.roots[buffer].on(tensor)
         return where.pick(root, images, small.shaped(buffer, tensor.device))
+
+
+def _trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether trying an operator on one batch shows for all whether it gives the same bits."""
+    if kind in _TRIED:
+        return True
+    # With a factor, or rounded, these have one path for full vectors and another for what is left over.
+    plain = kwargs.get("alpha", 1) == 1 and len(args) < 3 and kwargs.get("rounding_mode") is None
+    return kind in _EXACT and (plain or kind.rstrip("_") not in ("add", "sub", "div"))
 
 
 def _nothing(view: View) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resilient_heads.rerun.recorder import copy_memory
-from resilient_heads.rerun.tape import Step, View, replace_views
+from resilient_heads.rerun.tape import ControlFlowError, Step, View, replace_views
 
 
 def run_step(step: Step, roots: dict[int, Tensor], golden: Callable[[View], Tensor]) -> None:
@@ -33,6 +33,10 @@ def run_step(step: Step, roots: dict[int, Tensor], golden: Callable[[View], Tens
         results = as_list(step.func(*args, **kwargs))
     for made, value in zip(step.outputs, results, strict=True):
         if made is not None and made.buffer in step.creates:
+            if (tuple(value.shape), value.dtype) != (made.size, made.dtype) or (
+                value.stride() != made.stride and value.numel() > 1
+            ):
+                raise ControlFlowError(f"the shape of a result depends on values ({step.func})")
             roots[made.buffer] = value
 
 

@@ -198,11 +198,13 @@ class Player:
         """Run one operation at the size of the whole batch, each row at its own place."""
         step = self._whole.tape.steps[number]
         roots = {}
+        # Rows that are not followed repeat one that is, so that nothing odd is computed for them.
+        sources = torch.zeros(self._whole.size, dtype=torch.int64, device=state.images.device)
+        sources[state.images] = torch.arange(len(state.images), device=state.images.device)
         for buffer in step.reads & state.roots.keys():
             where = state.batch.rows[buffer]
             now = state.batch.tape.roots[buffer].on(state.roots[buffer])
-            into = self._whole.shaped(buffer, now.device).zero_()
-            roots[buffer] = now if where is None else where.spread(now, state.images, into)
+            roots[buffer] = now if where is None else where.pick(now, sources, self._whole.shaped(buffer, now.device))
         run_step(step, roots, lambda view: view.on(golden[view.moment]))
         for buffer in step.creates | step.writes:
             where = state.batch.rows[buffer]

@@ -1,6 +1,7 @@
 """Watch a forward pass at the level of ATen operators."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -59,7 +60,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return seen[-1]
             if isinstance(value, list | tuple):
                 return tuple(note(item) for item in value)
-            return value
+            return math.nan if isinstance(value, float) and math.isnan(value) else value  # one object equals itself
 
         own_args = tuple(note(value) for value in args)
         own_kwargs = tuple((name, note(value)) for name, value in kwargs.items())

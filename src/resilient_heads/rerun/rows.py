@@ -1,5 +1,6 @@
 """Where the images of a batch lie in a tensor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,13 +41,6 @@ class Rows:
         places.copy_(parts.index_select(dim, images))
         return into
 
-    def spread(self, source: Tensor, images: Tensor, into: Tensor) -> Tensor:
-        """Undo :meth:`pick`: copy the first parts to the places of the given images."""
-        parts, dim = self.apart(source)
-        places, _ = self.apart(into)
-        places.index_copy_(dim, images, parts.narrow(dim, 0, len(images)))
-        return into
-
 
 def rows_from_shapes(many: tuple[int, ...], few: tuple[int, ...], batch: int, smaller: int) -> Rows | None:
     """Return how a tensor grows from ``smaller`` to ``batch`` images; its order is left open where several are folded.
@@ -68,21 +62,37 @@ def rows_from_shapes(many: tuple[int, ...], few: tuple[int, ...], batch: int, sm
     raise ValueError(f"shapes {many} and {few} do not belong to {batch} and {smaller} images")
 
 
-def settle_order(rows: Rows, before: Tensor, after: Tensor, image: int) -> Rows | None:
-    """Return the order of folded images, from a tensor before and after one image was changed; None if unclear."""
-    changed = words(before) != words(after)
-    others = [dim for dim in range(changed.ndim) if dim != rows.dim]
-    along = changed.amax(dim=others) if others else changed
-    if not bool(along.any()):
-        return None
-    fitting = []
-    for choice in (rows, Rows(rows.dim, rows.fold, interleaved=True)) if rows.fold > 1 else (rows,):
-        own = torch.zeros_like(along)
-        choice_on_line = Rows(0, choice.fold, choice.interleaved)
-        choice_on_line.of_image(own, image).fill_(True)
-        if not bool((along & ~own).any()):
-            fitting.append(choice)
+def settle_order(rows: Rows, contents: Sequence[Tensor], images: Sequence[int]) -> Rows | None:
+    """Return the order of images in a tensor, by what changing one of them changed; None if it is unclear.
+
+    Args:
+        rows: Where they lie, with the order left open.
+        contents: The tensor for some images, and again with one image changed, for each of ``images``.
+        images: Which image was changed.
+    """
+    fitting = [rows, Rows(rows.dim, rows.fold, interleaved=True)] if rows.fold > 1 else [rows]
+    others = [dim for dim in range(contents[0].ndim) if dim != rows.dim]
+    for content, image in zip(contents[1:], images, strict=True):
+        differs = words(contents[0]) != words(content)
+        along = differs.amax(dim=others) if others else differs
+        if not bool(along.any()):
+            return None
+        fitting = [choice for choice in fitting if not bool((along & ~_places(choice, along, image)).any())]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _places(rows: Rows, along: Tensor, image: int) -> Tensor:
+    """Return which entries of a dimension belong to an image."""
+    own = torch.zeros_like(along)
+    Rows(0, rows.fold, rows.interleaved).of_image(own, image).fill_(True)
+    return own
+
+
+def changed(images: Tensor, image: int) -> Tensor:
+    """Return some images, one of them another one."""
+    others = images.clone(memory_format=torch.preserve_format)
+    others[image] = images[image].flip(-1) * -1.5 + images[image - 1] * 0.25
+    return others
 
 
 def words(tensor: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from resilient_heads.rerun.tape import Mark, Moment, Step, Tape
+from resilient_heads.rerun.tape import ControlFlowError, Mark, Moment, Step, Tape
 
 _HEAVY = frozenset(
     {
@@ -57,10 +57,6 @@ class Slice:
     reaches_logits: bool
 
 
-class ControlFlowError(Exception):
-    """Python code looks at values that depend on the struck tensor, so the pass may take another way."""
-
-
 def slice_after(tape: Tape, source: Mark) -> Slice:
     """Return what depends on a tensor.
 
@@ -69,6 +65,10 @@ def slice_after(tape: Tape, source: Mark) -> Slice:
     """
     if tape.obstacle is not None:
         raise ControlFlowError(tape.obstacle[1])
+    if any(stride == 0 and size > 1 for size, stride in zip(source.view.size, source.view.stride, strict=True)):
+        raise ControlFlowError("several of its elements share their memory")
+    if source.view.buffer in tape.external:
+        raise ControlFlowError("it is memory that outlives the pass")
     assert tape.logits is not None
     forward = _dependent(tape, source)
     tainted = {source.view.buffer}
@@ -77,6 +77,9 @@ def slice_after(tape: Tape, source: Mark) -> Slice:
     if tape.logits.buffer not in tainted:
         return Slice(source, (), (), frozenset(), (), reaches_logits=False)
     steps, last_use = _needed(tape, forward, tainted)
+    lasting = tape.external & {buffer for step in tape.steps for buffer in step.writes}
+    if any(tape.steps[number].reads & lasting for number in steps):
+        raise ControlFlowError("it writes into memory that outlives the pass")
     needs: set[Moment] = set()
     dependent = {source.view.buffer}
     versions = {source.view.buffer: source.view.version}
@@ -139,6 +142,8 @@ def _moments(step: Step) -> list[Moment]:
 def _refuse_decisions(step: Step, tainted: set[int]) -> None:
     """Raise ControlFlowError for an operation whose result leaves the tape or has a shape that depends on values."""
     name = str(step.func)
+    if torch.Tag.nondeterministic_seeded in step.func.tags and "attention" not in name:
+        raise ControlFlowError(f"it draws random numbers ({name})")
     if all(view is None for view in step.outputs) and not step.writes:
         raise ControlFlowError(f"the model looks at values in Python ({name})")
     if torch.Tag.data_dependent_output in step.func.tags:

@@ -10,6 +10,10 @@ Moment = tuple[int, int]
 """A buffer and its version: the content of a piece of memory between two writes."""
 
 
+class ControlFlowError(Exception):
+    """What comes after a tensor cannot be run again by itself; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """How a tensor looks at a buffer.
