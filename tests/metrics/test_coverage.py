@@ -107,7 +107,7 @@ def test_the_simulation_catches_an_interval_that_takes_layers_for_independent(na
     def careless(hits: NDArray[np.bool_], weights: Floats) -> Estimate:
         return wilson(float(weights @ hits.mean(axis=1)), hits.shape[1] / float(np.square(weights).sum()))
 
-    assert run_campaigns(name, repeated(900), careless) < 0.97
+    assert run_campaigns(name, repeated(3600), careless) < 0.97
 
 
 @pytest.mark.parametrize("images", [50, 150, 300])

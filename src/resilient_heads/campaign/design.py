@@ -275,7 +275,8 @@ def allocate(
     shares = np.concatenate(amounts)
     if trials < least * len(shares):
         raise DataError(
-            f"{trials} trials are too few for {len(shares)} strata; pass {least * len(shares)} or more, or fewer strata."
+            f"{trials} trials are too few for {len(shares)} strata; pass {least * len(shares)} or more, or fewer "
+            "strata."
         )
     ideal = np.maximum(shares / shares.sum() * trials, float(least))
     for _ in range(64):  # what the small ones got beyond their share is taken from the others, until nobody falls below
