@@ -93,15 +93,15 @@ def test_deviations_are_drawn_towards_what_other_layers_show() -> None:
     counts = np.full((2, 2), 10.0)
     sums = np.array([[8.0, 0.0], [0.0, 0.0]])
     found = _deviations(counts, sums, sums, 1.0)
-    # By hand: strata 8.5/21 and 0.5/21; layers 9/(1 + 90/21) and 1/(1 + 90/21); four trials of their product.
+    # By hand: strata 8.5/21 and 0.5/21, so 90/21 events expected a layer; layers 9 and 1 of one more; four trials each.
     first, second, fragile, sturdy = 8.5 / 21, 0.5 / 21, 9 / (1 + 90 / 21), 1 / (1 + 90 / 21)
+    assert first * fragile > 0.5  # so a half stands for it
     rates = np.array(
         [
-            [(8 + 4 * first * fragile) / 14, 4 * second * fragile / 14],
+            [(8 + 4 * 0.5) / 14, 4 * second * fragile / 14],
             [4 * first * sturdy / 14, 4 * second * sturdy / 14],
         ]
     )
-    rates /= 14
     np.testing.assert_allclose(found, np.sqrt(rates * (1 - rates)))
     assert (_deviations(counts, np.zeros((2, 2)), np.zeros((2, 2)), 1.0) > 0).all()
 

@@ -85,11 +85,13 @@ def neyman(
 
     def amounts(share: float) -> Floats:
         """Neyman's shares, those below the floor lifted to it."""
-        lifted, scale = np.maximum(useful, share * weights), 1.0
+        scale = 1.0
+        lifted: Floats = np.maximum(useful, share * weights)
         for _ in range(40):
             scale *= max(0.0, 1 - (lifted.sum() - 1))
             lifted = np.maximum(scale * useful, share * weights)
-        return lifted / lifted.sum()
+        lifted /= lifted.sum()
+        return lifted
 
     if floor is None:
         z = normal_quantile(DEFAULT_LEVEL)
@@ -135,8 +137,10 @@ def _deviations(counts: Floats, sums: Floats, squares: Floats, event: float) -> 
     square = (squares.sum(axis=0) + event * event / 2) / total
     # How much more or less a layer shows than its strata lead to expect.
     fragile = (squares.sum(axis=1) + event * event) / ((square * counts).sum(axis=1) + event * event)
-    own_mean = (sums + _PRIOR * mean * fragile[:, None]) / (counts + _PRIOR)
-    own_square = (squares + _PRIOR * square * fragile[:, None]) / (counts + _PRIOR)
+    # A rate is lifted to a half at most, beyond which it would vary less and end above 1.
+    factor = np.minimum(fragile[:, None], np.maximum(1.0, event * event / (2 * square)))
+    own_mean = (sums + _PRIOR * mean * factor) / (counts + _PRIOR)
+    own_square = (squares + _PRIOR * square * factor) / (counts + _PRIOR)
     spread: Floats = np.sqrt(np.maximum(own_square - own_mean * own_mean, 1e-6 * own_square))
     return spread
 
