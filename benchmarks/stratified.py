@@ -73,13 +73,15 @@ def main() -> None:
     parser.add_argument("--shared-data", type=Path, default=None, help="folder of ResNet-20 and CIFAR-10")
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--injections", type=int, default=4096, help="trials of the uniform campaign at each site")
-    parser.add_argument("--pilot", type=int, default=128, help="trials of the pilot at each site")
+    parser.add_argument("--pilot", type=int, help="trials of the pilot at each site (128; digits: 512)")
     parser.add_argument("--share", type=float, default=0.25, help="trials with the pilot, of those of the uniform one")
     parser.add_argument("--image-groups", type=int, default=1)
     parser.add_argument("--weighting", choices=["per_layer", "exposed"], default="per_layer")
     parser.add_argument("--protocols", nargs="+", default=["raw", "goldeneye"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     options = parser.parse_args()
+    if options.pilot is None:
+        options.pilot = 512 if options.shared_data is None else 128
     if options.shared_data is None:
         model, data, calibration = digits_model()
     else:
@@ -122,6 +124,9 @@ def compare_designs(
     uniform = network_sdc(even, options.weighting)
     target = row("uniform", len(even.trials), uniform, "|")
     pilot, pilot_time = run(3 * seed + 1, injections=options.pilot)
+    if not pilot.trials.hits("sdc").any():
+        print(f"  (the pilot of {len(pilot.trials):,} trials saw no SDC under {protocol}; pass a larger --pilot)")
+        return
     left = round(len(even.trials) * options.share) - len(pilot.trials)
     design = rh.neyman(pilot, trials=left, weighting=options.weighting, image_groups=options.image_groups)
     result, result_time = run(3 * seed + 2, design=design)
