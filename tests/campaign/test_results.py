@@ -40,7 +40,7 @@ def test_damaged_files_are_refused(result: rh.CampaignResult, tmp_path: Path) ->
         with pytest.raises(ResultError, match="truncated"):
             rh.CampaignResult.load(path)
     for old, new, message in (
-        (b"resilient_heads.campaign/3", b"resilient_heads.campaign/9", "format is 'resilient_heads.campaign/9'"),
+        (b"resilient_heads.campaign/4", b"resilient_heads.campaign/9", "format is 'resilient_heads.campaign/9'"),
         (b"resilient_heads.record", b"resilient_heads.racord", "not a campaign result"),
         (b"resilient_heads.golden", b"resilient_heads.galden", "golden run|not a whole Parquet"),
         (b"resilient_heads.sha256", b"resilient_heads.sha257", "their sha256 differs"),
