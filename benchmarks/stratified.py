@@ -1,16 +1,16 @@
 """Trials for the same 99 % interval of a network's SDC rate: stratified against uniform, both measured by running them.
 
 ``python benchmarks/stratified.py`` trains the demo's digits classifier and strikes it under both protocols. For each
-it runs a uniform campaign, then a pilot, Neyman's allocation from it and the stratified campaign, with another seed;
-the stratified one stops (``until=``) at the first look at which its interval is as narrow as the uniform one's. The
-pilot is counted. ``--shared-data FOLDER`` takes the pretrained ResNet-20 and CIFAR-10 of the tests instead, if their
-files are in that folder.
+it runs a uniform campaign, then a pilot, Neyman's allocation from it and the stratified campaign with another seed. The
+pilot is counted, in trials and in time. ``--shared-data FOLDER`` takes the pretrained ResNet-20 and CIFAR-10 of the
+tests instead, if their files are in that folder.
 """
 
 import argparse
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -71,20 +71,24 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shared-data", type=Path, default=None, help="folder of ResNet-20 and CIFAR-10")
-    parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--injections", type=int, default=8192, help="trials of the uniform campaign at each site")
-    parser.add_argument("--pilot", type=int, default=256, help="trials of the pilot at each site")
-    parser.add_argument("--floor", type=float, default=0.5)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--injections", type=int, default=4096, help="trials of the uniform campaign at each site")
+    parser.add_argument("--pilot", type=int, help="trials of the pilot at each site (128; digits: 512)")
+    parser.add_argument("--share", type=float, default=0.25, help="trials with the pilot, of those of the uniform one")
+    parser.add_argument("--image-groups", type=int, default=1)
     parser.add_argument("--weighting", choices=["per_layer", "exposed"], default="per_layer")
     parser.add_argument("--protocols", nargs="+", default=["raw", "goldeneye"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     options = parser.parse_args()
+    if options.pilot is None:
+        options.pilot = 512 if options.shared_data is None else 128
     if options.shared_data is None:
         model, data, calibration = digits_model()
     else:
         model, data, calibration = resnet20(options.shared_data, options.images)
     print(
-        "| protocol | seed | design | trials | SDC rate | half-width | fewer trials |\n|---|---|---|---:|---|---:|---:|"
+        "| protocol | seed | design | trials | SDC rate | half-width | fewer trials | less time |\n"
+        "|---|---:|---|---:|---|---:|---:|---:|"
     )
     for protocol in options.protocols:
         for seed in options.seeds:
@@ -96,39 +100,43 @@ def compare_designs(
 ) -> None:
     """Run both designs and print a row each."""
 
-    def run(
-        seed: int, *, injections: int = 1, design: rh.Stratified | None = None, until: rh.Until | None = None
-    ) -> CampaignResult:
-        return rh.run_campaign(
+    def run(seed: int, *, injections: int = 1, design: rh.Stratified | None = None) -> tuple[CampaignResult, float]:
+        start = time.perf_counter()
+        result = rh.run_campaign(
             model,
             data,
             protocol=protocol,
             calibration=calibration,
             injections_per_layer=injections,
             design=design,
-            until=until,
             seed=seed,
             batch_size=64,
             progress=False,
         )
+        return result, time.perf_counter() - start
 
-    def row(label: str, trials: int, found: Estimate, factor: str) -> None:
+    def row(label: str, trials: int, found: Estimate, factors: str) -> float:
         half = (found.high - found.low) / 2
-        print(f"| {protocol} | {seed} | {label} | {trials:,} | {found} | {half:.3g} | {factor} |", flush=True)
+        print(f"| {protocol} | {seed} | {label} | {trials:,} | {found} | {half:.3g} | {factors} |", flush=True)
+        return half
 
-    even = run(3 * seed, injections=options.injections)
+    even, even_time = run(3 * seed, injections=options.injections)
     uniform = network_sdc(even, options.weighting)
-    row("uniform", len(even.trials), uniform, "")
-    pilot = run(3 * seed + 1, injections=options.pilot)
-    design = rh.neyman(
-        pilot, trials=len(even.trials) - len(pilot.trials), weighting=options.weighting, floor=options.floor
-    )
-    until = rh.Until(half_width=(uniform.high - uniform.low) / 2, weighting=options.weighting)
-    early = run(3 * seed + 2, design=design, until=until)
-    cost = len(early.trials) + len(pilot.trials)
-    row("stratified, until as narrow", cost, network_sdc(early, options.weighting), f"{len(even.trials) / cost:.1f}x")
-    full = network_sdc(run(3 * seed + 2, design=design), options.weighting)
-    row("stratified, as many trials", len(even.trials), full, "")
+    target = row("uniform", len(even.trials), uniform, "|")
+    pilot, pilot_time = run(3 * seed + 1, injections=options.pilot)
+    if not pilot.trials.hits("sdc").any():
+        print(f"  (the pilot of {len(pilot.trials):,} trials saw no SDC under {protocol}; pass a larger --pilot)")
+        return
+    left = round(len(even.trials) * options.share) - len(pilot.trials)
+    design = rh.neyman(pilot, trials=left, weighting=options.weighting, image_groups=options.image_groups)
+    result, result_time = run(3 * seed + 2, design=design)
+    found = network_sdc(result, options.weighting)
+    # Both were run; what is left between the two half-widths is bridged by the square root law.
+    bridge = ((uniform.high - uniform.low) / (found.high - found.low)) ** 2
+    trials, seconds = len(pilot.trials) + len(result.trials), pilot_time + result_time
+    factors = f"{len(even.trials) / trials * bridge:.1f}x | {even_time / seconds * bridge:.1f}x"
+    half = row("pilot and stratified", trials, found, factors)
+    print(f"  (half-widths {half / target:.2f} apart: the last two columns are for equal ones, by the square root law)")
 
 
 if __name__ == "__main__":

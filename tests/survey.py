@@ -1,4 +1,6 @@
-"""Trials as tables of layers and numbers, turned into weighted samples."""
+"""Trials as tables of layers and numbers, turned into weighted samples; how often simulations are repeated."""
+
+import os
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,13 @@ from resilient_heads.metrics.sample import Sample
 from resilient_heads.metrics.weighted import weighted_rate
 
 Floats = NDArray[np.float64]
+
+THOROUGH = "RESILIENT_HEADS_THOROUGH" in os.environ
+
+
+def repeated(thorough: int) -> int:
+    """Return how often to simulate: a sixth of it unless RESILIENT_HEADS_THOROUGH is set."""
+    return thorough if THOROUGH else thorough // 6
 
 
 def survey(weights: Floats, trials: int, image: NDArray[np.int64] | None = None) -> Sample:

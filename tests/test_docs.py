@@ -26,10 +26,13 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     model = torchvision.models.resnet18(num_classes=10).eval()
     labels = model(images).argmax(dim=1)
     loader = DataLoader(TensorDataset(images, labels), batch_size=4)
-    campaign = rh.run_campaign
+    campaign, neyman = rh.run_campaign, rh.neyman
 
     def few(model: torch.nn.Module, data: object, **options: object) -> rh.CampaignResult:
         return campaign(model, data, **{**options, "injections_per_layer": 3, "progress": False})
+
+    def cheap(pilot: rh.CampaignResult, *, trials: int) -> rh.Stratified:
+        return neyman(pilot, trials=trials // 40)
 
     def train(wrapped: torch.nn.Module) -> None:
         """Overfit, so that some image is classified correctly."""
@@ -42,6 +45,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     result = campaign(model, loader, calibration=loader, injections_per_layer=3, progress=False)
     result.save("campaign.parquet")
     monkeypatch.setattr(rh, "run_campaign", few, raising=False)
+    monkeypatch.setattr(rh, "neyman", cheap, raising=False)
     generator = torch.Generator().manual_seed(0)
 
     class Encoder(PrecomputedEncoder):
@@ -66,7 +70,15 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     }
 
 
-PAGES = ["README.md", "docs/index.md", "docs/faults.md", "docs/heads.md", "docs/measuring.md", "docs/campaigns.md"]
+PAGES = [
+    "README.md",
+    "docs/index.md",
+    "docs/faults.md",
+    "docs/heads.md",
+    "docs/measuring.md",
+    "docs/campaigns.md",
+    "docs/statistics.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

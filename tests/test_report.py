@@ -81,6 +81,7 @@ def test_ratios_that_are_no_numbers_say_why(baseline: float, candidate: float, r
         baseline=estimate(baseline),
         candidate=estimate(candidate),
         ratio=Estimate(ratio, 0.5, math.inf, 0.99, ""),
+        difference=Estimate(baseline - candidate if math.isfinite(baseline) else math.nan, 0, 1, 0.99, ""),
     )
     assert _ratio(improvement).startswith(text)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.design import Plan, design_from_dict, stratum_weights
+from resilient_heads.campaign.design import Plan, allocate, design_from_dict, stratum_weights
 from resilient_heads.campaign.outcomes import Outcome, judge
+from resilient_heads.campaign.pilot import _deviations
 from resilient_heads.campaign.strata import strata_of, visits
 from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import DataError, ResultError
@@ -22,7 +24,7 @@ Data = tuple[Tensor, Tensor]
 CONV = Site(name="conv", kind="Conv2d", shape=(6, 2, 3), dtype=torch.float32, group=None, is_layer=True)
 TOKENS = Site(name="fc", kind="Linear", shape=(5, 7), dtype=torch.float16, group=None, is_layer=True)
 SITES = (StruckSite(CONV, None, False), StruckSite(TOKENS, None, True))
-BYS = [(), ("bit",), ("role",), ("channel",), ("channel", "bit"), ("role", "channel")]
+BYS = [(), ("bit",), ("magnitude",), ("role",), ("channel",), ("channel", "bit"), ("role", "channel")]
 
 
 def test_uniform_draws_what_it_always_drew() -> None:
@@ -32,9 +34,8 @@ def test_uniform_draws_what_it_always_drew() -> None:
         site = struck.site
         expected = draw_faults(9, site.name, numbers, neurons=site.neurons, bits=site.bits)
         drawn = plan.draw(row, numbers)
-        np.testing.assert_array_equal(drawn.neurons, expected.neurons)
-        np.testing.assert_array_equal(drawn.bits, expected.bits)
-    np.testing.assert_array_equal(plan.image_numbers(0, numbers), numbers)
+        np.testing.assert_array_equal(drawn.neurons[:, 0], expected.neurons)
+        np.testing.assert_array_equal(drawn.bits[:, 0], expected.bits)
 
 
 @pytest.mark.parametrize("by", BYS)
@@ -69,6 +70,42 @@ def test_channels_by_hand() -> None:
     ]
 
 
+def test_magnitudes_by_hand() -> None:
+    edges = {
+        torch.float32: [0, 23, 26, 30, 31, 32],
+        torch.bfloat16: [0, 7, 10, 14, 15, 16],
+        torch.float16: [0, 10, 13, 14, 15, 16],
+        torch.float8_e4m3fn: [0, 3, 6, 7, 8],
+    }
+    for dtype, expected in edges.items():
+        strata = strata_of(replace(CONV, dtype=dtype), ("magnitude",), channel_groups=1)
+        assert strata.bit_edges.tolist() == expected
+
+
+def test_neyman_by_hand() -> None:
+    # Shares 0.9 and 0.1 with deviations 0.1 and 0.9: 0.09 each, so half of the trials each.
+    weights, deviation = np.array([0.9, 0.1]), np.array([0.1, 0.9])
+    assert allocate(100, [weights * deviation], ["fc"]) == {"fc": (50, 50)}
+    assert allocate(100, [np.array([0.99, 0.005, 0.005])], ["fc"], least=8) == {"fc": (84, 8, 8)}
+
+
+def test_deviations_are_drawn_towards_what_other_layers_show() -> None:
+    counts = np.full((2, 2), 10.0)
+    sums = np.array([[8.0, 0.0], [0.0, 0.0]])
+    found = _deviations(counts, sums, sums, 1.0)
+    # By hand: strata 8.5/21 and 0.5/21, so 90/21 events expected a layer; layers 9 and 1 of one more; four trials each.
+    first, second, fragile, sturdy = 8.5 / 21, 0.5 / 21, 9 / (1 + 90 / 21), 1 / (1 + 90 / 21)
+    assert first * fragile > 0.5  # so a half stands for it
+    rates = np.array(
+        [
+            [(8 + 4 * 0.5) / 14, 4 * second * fragile / 14],
+            [4 * first * sturdy / 14, 4 * second * sturdy / 14],
+        ]
+    )
+    np.testing.assert_allclose(found, np.sqrt(rates * (1 - rates)))
+    assert (_deviations(counts, np.zeros((2, 2)), np.zeros((2, 2)), 1.0) > 0).all()
+
+
 @pytest.mark.parametrize("by", BYS)
 def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) -> None:
     design = rh.Stratified(trials=900, by=by)
@@ -82,7 +119,7 @@ def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) ->
         np.testing.assert_array_equal(some.bits, whole.bits[picked])
         strata = plan.design.strata(SITES[row])
         counts = plan.design.counts[SITES[row].site.name]
-        np.testing.assert_array_equal(np.bincount(strata.of(whole.neurons, whole.bits)), counts)
+        np.testing.assert_array_equal(np.bincount(strata.of(whole.neurons[:, 0], whole.bits[:, 0])), counts)
     again = design_from_dict(json.loads(json.dumps(plan.design.as_dict())))
     assert again == plan.design
     assert (
@@ -199,7 +236,7 @@ def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Modu
         "bit 30": truth["bit"][30],
     }
     found: dict[str, list[float]] = {name: [] for name in expected}
-    for seed in range(40):
+    for seed in range(24):
         pilot = run(2000 + seed, rh.Uniform(trials=60))
         result = run(seed, rh.neyman(pilot, trials=400, metric="sdc", weighting="exposed"))
         network = result.scope("network")
@@ -220,13 +257,23 @@ def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Modu
 def test_neyman_leaves_no_stratum_out_and_goes_where_harm_is(tiny: tuple[nn.Module, Data]) -> None:
     model, data = tiny
     pilot = rh.run_campaign(model, data, calibration=data, injections_per_layer=300, seed=5, progress=False)
-    design = rh.neyman(pilot, trials=3000)
+    design = rh.neyman(pilot, trials=3000, by=("bit",), floor=0.5)
     assert sum(sum(own) for own in design.counts.values()) == 3000
     weights = np.concatenate(stratum_weights(design, pilot.sites, "per_layer"))
     counts = np.concatenate(list(design.counts.values()))
     assert (counts >= np.maximum(2, np.floor(0.5 * weights * 3000) - 1)).all()
     last = np.array(design.counts[pilot.sites[-1].site.name])
-    assert last[24:].sum() > 3 * last[:20].sum()
+    assert last[24:].mean() > 3 * last[:20].mean()
+    own = rh.neyman(pilot, trials=3000)  # the floor for which the interval is expected to be narrowest
+    assert sum(sum(one) for one in own.counts.values()) == 3000
+    assert min(min(one) for one in own.counts.values()) >= 8
+    assert all(len(one) == 5 for one in own.counts.values())
+    even = np.concatenate(stratum_weights(own, pilot.sites, "per_layer")) * 3000
+    shares = np.concatenate(list(own.counts.values())) / even
+    assert shares.max() > 3 * shares.min()
+    assert rh.neyman(pilot, trials=3000, metric="delta_loss").counts != own.counts
+    with pytest.raises(ResultError, match="floor lies"):
+        rh.neyman(pilot, trials=3000, floor=0.0)
     with pytest.raises(ResultError, match="No metric is named"):
         rh.neyman(pilot, trials=3000, metric="harm")
     with pytest.raises(ResultError, match="no variation"):
@@ -250,7 +297,7 @@ def test_until_stops_at_a_prefix_of_the_whole(tiny: tuple[nn.Module, Data]) -> N
     prefix = whole.trials.where(whole.trials.trial <= early.trials.trial.max())
     for name, column in prefix.columns.items():
         np.testing.assert_array_equal(column, early.trials.columns[name])
-    assert len(run(rh.Until(half_width=1e-9, max_trials=400)).trials) in range(400, 400 + 3 * 64)
+    assert len(run(rh.Until(half_width=1e-9, max_trials=400)).trials) in range(400, 400 + 3 * 256)
     with pytest.raises(DataError, match="half_width"):
         rh.Until(half_width=0)
 

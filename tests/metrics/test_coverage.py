@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from survey import table_rate
+from survey import repeated, table_rate
 
 from resilient_heads.metrics.intervals import (
     Estimate,
@@ -99,7 +99,7 @@ def run_campaigns(name: str, repetitions: int, interval: Callable[[NDArray[np.bo
 
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_weighted_rate_by_simulation(name: str) -> None:
-    assert run_campaigns(name, 1500, table_rate) >= LEAST
+    assert run_campaigns(name, repeated(1500), table_rate) >= LEAST
 
 
 @pytest.mark.parametrize("name", CORRELATED)
@@ -107,7 +107,7 @@ def test_the_simulation_catches_an_interval_that_takes_layers_for_independent(na
     def careless(hits: NDArray[np.bool_], weights: Floats) -> Estimate:
         return wilson(float(weights @ hits.mean(axis=1)), hits.shape[1] / float(np.square(weights).sum()))
 
-    assert run_campaigns(name, 600, careless) < 0.97
+    assert run_campaigns(name, repeated(3600), careless) < 0.97
 
 
 @pytest.mark.parametrize("images", [50, 150, 300])
@@ -116,14 +116,15 @@ def test_weighted_rate_of_images_struck_several_times_by_simulation(images: int)
     truth = float(UNEQUAL @ (fragile * high + (1 - fragile) * low))
     rng = np.random.default_rng(19)
     held = careless = 0
-    for _ in range(1500):
+    repetitions = repeated(1500)
+    for _ in range(repetitions):
         image = rng.integers(0, images, size=1000)
         is_fragile = (rng.random(images) < fragile)[image]
         hits = rng.random((8, 1000)) < np.where(is_fragile, high[:, None], low[:, None])
         held += truth in table_rate(hits, UNEQUAL, image=image)
         careless += truth in table_rate(hits, UNEQUAL)
-    assert held / 1500 >= LEAST
-    assert careless / 1500 < 0.9
+    assert held / repetitions >= LEAST
+    assert careless / repetitions < 0.9
 
 
 MEANS: dict[str, tuple[float, Callable[[np.random.Generator, int], Floats]]] = {

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from survey import repeated
 
 from resilient_heads.metrics.intervals import Estimate, clopper_pearson, wilson
 from resilient_heads.metrics.paired import paired_difference, paired_ratio
@@ -64,7 +65,7 @@ def rate_coverage(name: str, repetitions: int, interval: Callable[[NDArray[np.bo
 
 @pytest.mark.parametrize("name", DESIGNS)
 def test_stratified_rates_by_simulation(name: str) -> None:
-    assert rate_coverage(name, 800, weighted_rate) >= LEAST
+    assert rate_coverage(name, repeated(1200), weighted_rate) >= LEAST
 
 
 @pytest.mark.parametrize("name", ["a rare event in a stratum struck seldom", "fragile images"])
@@ -74,21 +75,21 @@ def test_the_simulation_catches_an_interval_that_counts_trials_alone(name: str) 
         effective = found.value * (1 - found.value) / max(found.variance(), 1e-300)
         return wilson(min(found.value, 1.0), effective)
 
-    assert rate_coverage(name, 500, careless) < 0.97
+    assert rate_coverage(name, repeated(3000), careless) < 0.97
 
 
 @pytest.mark.parametrize("events", [0.1, 0.5, 1, 2, 4])
 def test_rare_events_on_images_struck_several_times_by_simulation(events: float) -> None:
-    rng = np.random.default_rng(47)
+    rng, repetitions = np.random.default_rng(47), repeated(1500)
     held = 0
-    for _ in range(1500):
+    for _ in range(repetitions):
         image = rng.integers(0, 500, 2000)
         weak = (rng.random(500) < 0.5)[image]
         hits = rng.random(2000) < np.where(weak, 1.8, 0.2) * events / 2000
         zeros = np.zeros(2000, dtype=np.int64)
         drawn = Sample(weight=np.full(2000, 1 / 2000), layer=zeros, stratum=zeros, image=image, trial=np.arange(2000))
         held += events / 2000 in weighted_rate(hits, drawn)
-    assert held / 1500 >= LEAST
+    assert held / repetitions >= LEAST
 
 
 @pytest.mark.parametrize("trials", [20, 100, 1000])
@@ -118,19 +119,19 @@ def loss_sample(counts: list[int], shares: Floats, images: int, rng: np.random.G
 @pytest.mark.parametrize("name", LOSSES)
 def test_mean_losses_by_simulation(name: str, images: int) -> None:
     truth, draw = LOSSES[name]
-    rng = np.random.default_rng(53)
+    rng, repetitions = np.random.default_rng(53), repeated(1200)
     held = 0
-    for _ in range(500):
+    for _ in range(repetitions):
         drawn, fragility = loss_sample([2 * images, images], np.array([0.3, 0.7]), images, rng)
         held += truth in weighted_mean(draw(rng, len(drawn)) * fragility, drawn)
-    assert held / 500 >= LEAST
+    assert held / repetitions >= LEAST
 
 
 @pytest.mark.parametrize("figure", ["ratio", "difference"])
 def test_paired_figures_by_simulation(figure: str) -> None:
-    rng = np.random.default_rng(59)
+    rng, repetitions = np.random.default_rng(59), repeated(1200)
     held, widths, careless = 0, [], []
-    for _ in range(500):
+    for _ in range(repetitions):
         fragility = rng.gamma(1.0, 1.0, 200)
         values, errors = [], []
         for mean in (1.0, 0.5):
@@ -145,7 +146,7 @@ def test_paired_figures_by_simulation(figure: str) -> None:
         widths.append(estimate.high - estimate.low)
         shuffled = interval(*values, errors[0], rng.permutation(errors[1]))
         careless.append(shuffled.high - shuffled.low)
-    assert held / 500 >= LEAST
+    assert held / repetitions >= LEAST
     assert np.mean(widths) < 0.9 * np.mean(careless)  # pairing pays
 
 
@@ -177,6 +178,6 @@ def sequential_coverage(rate: float, half_width: float, step: int, repetitions: 
 
 @pytest.mark.parametrize(("rate", "half_width"), [(0.05, 0.02), (0.01, 0.008), (0.002, 0.004)])
 def test_stopping_at_a_half_width_by_simulation(rate: float, half_width: float) -> None:
-    coverage, spent = sequential_coverage(rate, half_width, 64, 500)
+    coverage, spent = sequential_coverage(rate, half_width, 64, repeated(500))
     assert coverage >= LEAST
     assert spent > 2 * 64

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_heads.campaign.strata import By, Codes, Strata, strata_of, visits
+from resilient_heads.campaign.strata import BIT_KINDS, By, Codes, Strata, strata_of, visits
 from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import DataError
 from resilient_heads.injection.draws import Draws
@@ -90,8 +90,8 @@ class Stratified:
         for name in ("trials", "channel_groups", "image_groups"):
             _whole(name, getattr(self, name), least=1)
         kinds = set(self.by)
-        if isinstance(self.by, str) or not kinds <= {"bit", "role", "channel"} or {"bit", "role"} <= kinds:
-            raise DataError(f'by must be a tuple of "channel" and of "bit" or "role", found {self.by!r}.')
+        if isinstance(self.by, str) or not kinds <= {*BIT_KINDS, "channel"} or len(kinds - {"channel"}) > 1:
+            raise DataError(f'by must be a tuple of "channel" and of "bit", "magnitude" or "role", found {self.by!r}.')
         if self.weighting not in WEIGHTINGS:
             raise DataError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {self.weighting!r}.")
         for layer, counts in (self.counts or {}).items():
@@ -258,27 +258,31 @@ def stratum_weights(design: Design, sites: Sequence[StruckSite], weighting: Weig
     return [weight * design.strata(struck).shares for weight, struck in zip(layers, sites, strict=True)]
 
 
-def allocate(trials: int, amounts: Sequence[Floats], names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Share trials out in proportion, two at least to each stratum, by largest remainders.
+def allocate(
+    trials: int, amounts: Sequence[Floats], names: Sequence[str], *, least: int = 2
+) -> dict[str, tuple[int, ...]]:
+    """Share trials out in proportion, ``least`` at least to each stratum, by largest remainders.
 
     Args:
         trials: At all sites together.
         amounts: Of each site, the share of each stratum, ``(H,)``; the sum over all is 1.
         names: Of the sites.
+        least: Trials of any stratum; two give its variance.
 
     Raises:
-        DataError: Fewer than two trials for each stratum.
+        DataError: Fewer than ``least`` trials for each stratum.
     """
     shares = np.concatenate(amounts)
-    if trials < 2 * len(shares):
+    if trials < least * len(shares):
         raise DataError(
-            f"{trials} trials are too few for {len(shares)} strata; pass {2 * len(shares)} or more, or fewer strata."
+            f"{trials} trials are too few for {len(shares)} strata; pass {least * len(shares)} or more, or fewer "
+            "strata."
         )
-    ideal = np.maximum(shares / shares.sum() * trials, 2.0)
+    ideal = np.maximum(shares / shares.sum() * trials, float(least))
     for _ in range(64):  # what the small ones got beyond their share is taken from the others, until nobody falls below
-        free = ideal > 2
-        ideal[free] *= max(trials - 2 * (~free).sum(), 0) / ideal[free].sum() if free.any() else 1
-        ideal = np.maximum(ideal, 2.0)
+        free = ideal > least
+        ideal[free] *= max(trials - least * (~free).sum(), 0) / ideal[free].sum() if free.any() else 1
+        ideal = np.maximum(ideal, float(least))
         if abs(ideal.sum() - trials) < 1e-9 * trials:
             break
     counts = np.floor(ideal + 1e-9).astype(np.int64)

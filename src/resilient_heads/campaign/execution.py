@@ -127,17 +127,17 @@ class Execution:
     def _run(self, start: int, stop: int, advance: Callable[[int], object]) -> Trials:
         """Run trials ``start`` to ``stop``."""
         parts: list[Trials] = []
-        for first in range(start, stop, self._batch_size):
+        for begin in range(start, stop, self._batch_size):
             # Always a whole batch: kernels may give other bits for another size.
-            numbers = np.arange(first, first + self._batch_size)
+            numbers = np.arange(begin, begin + self._batch_size)
             for rows in self._groups:
                 last = {row: min(stop, self._plan.counts[row]) for row in rows}
-                if first >= max(last.values()):
+                if begin >= max(last.values()):
                     continue
                 inputs, targets, drawn = self._batch(rows[0], numbers)
                 golden = self._golden_pass(inputs, [self._plan.sites[row].site.name for row in rows])
                 for row in rows:
-                    if first < last[row]:
+                    if begin < last[row]:
                         struck = self._strike(row, numbers, drawn, inputs, targets, golden)
                         parts.append(struck.where(struck.trial < last[row]))
                         advance(len(parts[-1]))

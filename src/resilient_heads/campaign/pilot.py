@@ -1,17 +1,23 @@
 """From a pilot campaign to the design that knows most for the same trials."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resilient_heads.campaign.design import WEIGHTINGS, Stratified, Weighting, allocate, layer_weights
 from resilient_heads.campaign.results import CampaignResult
 from resilient_heads.campaign.strata import By, Codes
 from resilient_heads.campaign.trials import RATES
 from resilient_heads.errors import ResultError
-from resilient_heads.metrics.intervals import Floats
+from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Floats, normal_quantile
 
+_LEAST = 8
+"""Trials of each stratum: with fewer its variance is a guess."""
 _PRIOR = 4.0
+"""Trials that the other layers and strata count for in each stratum."""
+_FLOORS = np.linspace(0.1, 0.95, 35)
 
 
 def neyman(
@@ -20,18 +26,17 @@ def neyman(
     trials: int,
     metric: str = "sdc",
     weighting: Weighting = "per_layer",
-    by: tuple[By, ...] = ("bit",),
+    by: tuple[By, ...] = ("magnitude",),
     channel_groups: int = 4,
-    image_groups: int | None = None,
-    floor: float = 0.5,
+    image_groups: int = 1,
+    floor: float | None = None,
 ) -> Stratified:
     """Share trials out by Neyman's rule: a stratum gets them by weight times the deviation that the pilot saw.
 
-    The pilot gives the counts and nothing else: its trials are no part of the estimate, so the estimate is unbiased
-    however wrong the pilot was. Run the campaign with another seed than the pilot's. A pilot sees few trials of each
-    stratum, so a stratum's rate is drawn towards that of the same stratum in all layers; and each stratum gets at least
-    ``floor`` of what it would get in proportion to its weight, so that one in which the pilot saw no event can neither
-    hide one nor cost more than ``1 / floor`` times the variance of proportional shares.
+    The pilot gives the counts and nothing else: its trials are no part of the estimate, so the
+    estimate is unbiased however wrong the pilot was. Run the campaign with another seed than the pilot's. A pilot sees
+    few events in a stratum, so its deviation is drawn towards what the same bits in all layers and all bits of the same
+    layer suggest, and is never taken for 0.
 
     Args:
         pilot: A campaign with the same model, layers and protocol.
@@ -40,8 +45,10 @@ def neyman(
         weighting: Of the layers in that figure: ``"per_layer"`` or ``"exposed"``.
         by: What makes the strata.
         channel_groups: Groups of channels if ``by`` holds ``"channel"``.
-        image_groups: See :class:`~resilient_heads.campaign.design.Stratified`; None gives every site its own images.
-        floor: Share of the trials that goes out in proportion, in ``(0, 1]``.
+        image_groups: See :class:`~resilient_heads.campaign.design.Stratified`.
+        floor: Every stratum gets at least this share of what it would get in proportion to its weight, so no trial
+            counts more than ``1 / (floor * trials)`` and an event where the pilot saw none is met, and costs no more
+            than that; in ``(0, 1]``. None takes the floor for which the interval is expected to be narrowest.
 
     Raises:
         ResultError: A metric, weighting or floor that is none, or a pilot in which the metric did not vary at all.
@@ -54,81 +61,94 @@ def neyman(
         raise ResultError(f"No metric is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
     if weighting not in WEIGHTINGS:
         raise ResultError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {weighting!r}.")
-    if not 0 < floor <= 1:
+    if floor is not None and not 0 < floor <= 1:
         raise ResultError(f"floor lies above 0 and at most at 1, found {floor}.")
+    values = pilot.trials.delta_loss if metric == "delta_loss" else pilot.trials.hits(metric).astype(np.float64)
+    usable = np.isfinite(values)
+    if len(np.unique(values[usable])) < 2:
+        raise ResultError(f"The pilot saw no variation of {metric!r}; run a larger one, or a proportional design.")
+    square = np.square(values[usable])
+    event = math.sqrt(float(np.square(square).sum() / square.sum()))
+    layers = layer_weights(pilot.sites, weighting)
     shape = Stratified(
         trials=trials,
         by=by,
         weighting=weighting,
         channel_groups=channel_groups,
-        image_groups=len(pilot.sites) if image_groups is None else image_groups,
+        image_groups=image_groups,
         pilot_seed=pilot.config.seed,
     )
-    cells = _cells(pilot, shape, metric)
-    layers = layer_weights(pilot.sites, weighting)
-    weights = layers[cells.layer] * cells.share
-    useful = weights * cells.deviation
-    if not useful.sum() > 0:
-        raise ResultError(f"The pilot saw no variation of {metric!r}; run a larger one, or a proportional design.")
-    amounts = (1 - floor) * useful / useful.sum() + floor * weights
-    parts = [amounts[cells.layer == row] for row in range(len(pilot.sites))]
-    counts = allocate(trials, parts, [struck.site.name for struck in pilot.sites])
-    return Stratified(
-        trials=trials,
-        by=by,
-        weighting=weighting,
-        channel_groups=channel_groups,
-        image_groups=shape.image_groups,
-        counts=counts,
-        pilot_seed=shape.pilot_seed,
-    )
+    spread, weights, widths = _spread(pilot, shape, values, usable, layers, event)
+    useful = weights * spread
+    useful /= useful.sum()
+    least = max(2, min(_LEAST, trials // (4 * len(weights))))
+
+    def amounts(share: float) -> Floats:
+        """Neyman's shares, those below the floor lifted to it."""
+        scale = 1.0
+        lifted: Floats = np.maximum(useful, share * weights)
+        for _ in range(40):
+            scale *= max(0.0, 1 - (lifted.sum() - 1))
+            lifted = np.maximum(scale * useful, share * weights)
+        lifted /= lifted.sum()
+        return lifted
+
+    if floor is None:
+        z = normal_quantile(DEFAULT_LEVEL)
+
+        def width(share: float) -> float:
+            """The interval's width to expect, with the weight of the event that was not seen; see ``weighted_rate``."""
+            counts = np.maximum(amounts(share) * trials, least)
+            variance = float((np.square(weights * spread) / counts).sum())
+            unseen = event * float((weights / counts).max())
+            return unseen + z * math.sqrt(variance + unseen * unseen) + z * math.sqrt(variance)
+
+        floor = min(_FLOORS.tolist(), key=width)
+    parts = np.split(amounts(floor), np.cumsum(widths)[:-1])
+    return replace(shape, counts=allocate(trials, parts, [s.site.name for s in pilot.sites], least=least))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cells:
-    """All strata of all layers, one after another.
-
-    Attributes:
-        layer: ``(C,)``.
-        share: ``(C,)``, of its layer.
-        deviation: ``(C,)``, standard deviation of a trial's value.
-    """
-
-    layer: Codes
-    share: Floats
-    deviation: Floats
-
-
-def _cells(pilot: CampaignResult, design: Stratified, metric: str) -> _Cells:
-    """Estimate how far values vary in each stratum, drawn towards the same stratum in all layers."""
-    trials = pilot.trials
-    values = trials.delta_loss if metric == "delta_loss" else trials.hits(metric).astype(np.float64)
-    strata = [design.strata(struck) for struck in pilot.sites]
+def _spread(
+    pilot: CampaignResult, shape: Stratified, values: Floats, usable: NDArray[np.bool_], layers: Floats, event: float
+) -> tuple[Floats, Floats, list[int]]:
+    """Return deviation and weight of each stratum, layer after layer, and how many strata each layer has."""
+    strata = [shape.strata(struck) for struck in pilot.sites]
     widths = [len(own) for own in strata]
-    starts = np.cumsum([0, *widths])
-    code = np.empty(len(trials), dtype=np.int64)
+    most = max(widths)
+    cell = np.empty(len(values), dtype=np.int64)
     for row, own in enumerate(strata):
-        struck = trials.site == row
-        code[struck] = own.of(trials.neuron[struck], trials.bit[struck])
-    usable = np.isfinite(values)
-    cell = starts[trials.site] + code
-    kind = np.concatenate([np.arange(width) for width in widths])
+        struck = pilot.trials.site == row
+        cell[struck] = row * most + own.of(pilot.trials.neuron[struck], pilot.trials.bit[struck])
+    kinds = np.array([f"{struck.site.dtype} {width}" for struck, width in zip(pilot.sites, widths, strict=True)])
+    spread = np.zeros((len(widths), most))
+    moments = [part.reshape(-1, most) for part in _moments(cell[usable], values[usable], len(widths) * most)]
+    for kind in np.unique(kinds):  # layers whose strata mean the same
+        rows = kinds == kind
+        spread[rows] = _deviations(moments[0][rows], moments[1][rows], moments[2][rows], event)
+    weights = np.concatenate([weight * own.shares for weight, own in zip(layers, strata, strict=True)])
+    return np.concatenate([row[:width] for row, width in zip(spread, widths, strict=True)]), weights, widths
 
-    def moments(groups: Codes, size: int) -> tuple[Floats, Floats, Floats]:
-        counts = np.bincount(groups[usable], minlength=size)
-        sums = np.bincount(groups[usable], weights=values[usable], minlength=size)
-        squares = np.bincount(groups[usable], weights=np.square(values[usable]), minlength=size)
-        return counts.astype(np.float64), sums.astype(np.float64), squares.astype(np.float64)
 
-    total, total_sum, total_square = moments(code, int(kind.max()) + 1)
-    own_count, own_sum, own_square = moments(cell, int(starts[-1]))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        prior_mean = np.nan_to_num(total_sum / total)[kind]
-        prior_square = np.nan_to_num(total_square / total)[kind]
-    mean = (own_sum + _PRIOR * prior_mean) / (own_count + _PRIOR)
-    square = (own_square + _PRIOR * prior_square) / (own_count + _PRIOR)
-    return _Cells(
-        layer=np.repeat(np.arange(len(widths)), widths),
-        share=np.concatenate([own.shares for own in strata]),
-        deviation=np.sqrt(np.maximum(square - mean * mean, 0.0)),
+def _deviations(counts: Floats, sums: Floats, squares: Floats, event: float) -> Floats:
+    """Estimate how far values vary, ``(L, H)``, from the moments of L layers with the same H strata."""
+    # Half an event more than was seen, as Jeffreys' prior has it: none seen does not mean none there.
+    total = counts.sum(axis=0) + 1
+    mean = (sums.sum(axis=0) + event / 2) / total
+    square = (squares.sum(axis=0) + event * event / 2) / total
+    # How much more or less a layer shows than its strata lead to expect.
+    fragile = (squares.sum(axis=1) + event * event) / ((square * counts).sum(axis=1) + event * event)
+    # A rate is lifted to a half at most, beyond which it would vary less and end above 1.
+    factor = np.minimum(fragile[:, None], np.maximum(1.0, event * event / (2 * square)))
+    own_mean = (sums + _PRIOR * mean * factor) / (counts + _PRIOR)
+    own_square = (squares + _PRIOR * square * factor) / (counts + _PRIOR)
+    spread: Floats = np.sqrt(np.maximum(own_square - own_mean * own_mean, 1e-6 * own_square))
+    return spread
+
+
+def _moments(cell: Codes, values: Floats, size: int) -> tuple[Floats, Floats, Floats]:
+    """Return how many values each cell has, their sum and that of their squares."""
+    counts, sums, squares = (
+        np.bincount(cell, weights=part, minlength=size).astype(np.float64)
+        for part in (np.ones_like(values), values, np.square(values))
     )
+    return counts, sums, squares

@@ -11,7 +11,9 @@ from resilient_heads.injection.formats import format_of
 from resilient_heads.injection.sites import Site
 from resilient_heads.metrics.intervals import Floats
 
-By = Literal["bit", "role", "channel"]
+By = Literal["bit", "magnitude", "role", "channel"]
+BIT_KINDS = ("bit", "magnitude", "role")
+"""Ways of parting a word, of which strata take one at most."""
 Codes = NDArray[np.int64]
 
 
@@ -69,8 +71,9 @@ def strata_of(site: Site, by: Sequence[By], *, channel_groups: int) -> Strata:
 
     Args:
         site: The site.
-        by: ``"bit"`` makes every bit position a stratum, ``"role"`` mantissa, exponent and sign, ``"channel"`` groups
-            of neighbouring channels; combined, each group with each.
+        by: ``"bit"`` makes every bit position a stratum, ``"role"`` mantissa, exponent and sign, ``"magnitude"`` bits
+            whose flips change a value alike: mantissa, the three low bits of the exponent (a factor of 2 to 16), those
+            between, its top bit, sign. ``"channel"`` makes groups of neighbouring channels; combined, each with each.
         channel_groups: How many groups of channels; a site with fewer channels has fewer.
     """
     first = site.kind.startswith("Conv")
@@ -80,6 +83,9 @@ def strata_of(site: Site, by: Sequence[By], *, channel_groups: int) -> Strata:
     width = site.bits
     if "bit" in by:
         edges = list(range(width + 1))
+    elif "magnitude" in by:
+        mantissa = format_of(site.dtype).mantissa_bits
+        edges = sorted({0, mantissa, min(mantissa + 3, width - 2), width - 2, width - 1, width})
     elif "role" in by:
         edges = [0, format_of(site.dtype).mantissa_bits, width - 1, width]
     else:

@@ -2,9 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from resilient_heads.campaign.config import PROTOCOLS
 from resilient_heads.commands.model_and_data import add_options, load_images, load_model
+from resilient_heads.errors import DataError
+
+if TYPE_CHECKING:
+    from resilient_heads.campaign.design import Stratified
+    from resilient_heads.campaign.stopping import Until
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -25,6 +31,15 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     campaign.add_argument("--calibration", type=Path, help="like --data, usually of the training set; for goldeneye")
     campaign.add_argument("--layers", nargs="+", metavar="PATTERN", help="sites to strike, such as 'layer4.*' fc")
     campaign.add_argument("--injections", type=int, default=4096, help="trials at each site (%(default)s)")
+    campaign.add_argument(
+        "--pilot", type=Path, metavar="RESULT", help="folder or file of a smaller campaign: share --trials out by it"
+    )
+    campaign.add_argument("--trials", type=int, help="with --pilot: trials at all sites together")
+    campaign.add_argument(
+        "--until",
+        metavar="METRIC:HALF",
+        help="stop as soon as half of the network's 99 %% interval is this narrow: sdc:0.001, or sdc:10%% of the rate",
+    )
     campaign.add_argument("--seed", type=int, default=0, help="of all draws (%(default)s)")
     campaign.add_argument("--batch-size", type=int, default=64, help="trials run at once (%(default)s)")
     campaign.add_argument("--chunk-size", type=int, help="trials of each site in one file (four batches)")
@@ -39,6 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     from resilient_heads.report.tables import layer_table
 
     shard = Shard.from_environment()
+    until = _until(arguments.until)
+    design = _design(arguments)
     model, preprocessing = load_model(arguments)
     data = load_images(arguments.data, preprocessing, arguments)
     calibration = (
@@ -51,6 +68,8 @@ def run(arguments: argparse.Namespace) -> None:
         data,
         protocol=arguments.protocol,
         injections_per_layer=arguments.injections,
+        design=design,
+        until=until,
         seed=arguments.seed,
         layers=arguments.layers,
         calibration=calibration,
@@ -67,3 +86,32 @@ def run(arguments: argparse.Namespace) -> None:
             f"Shard {shard.rank} of {shard.world_size} is done: {len(result.trials):,} trials in {arguments.output}. "
             f"When all are: resilient-heads merge {arguments.output}"
         )
+
+
+def _until(text: str | None) -> "Until | None":
+    """Return the stopping rule that ``sdc:0.001`` or ``sdc:10%`` names."""
+    from resilient_heads.campaign.stopping import Until
+
+    if text is None:
+        return None
+    metric, _, width = text.partition(":")
+    relative = width.endswith("%")
+    try:
+        half = float(width.removesuffix("%")) / (100 if relative else 1)
+    except ValueError:
+        raise DataError(f"--until takes METRIC:HALF, such as sdc:0.001 or sdc:10%; found {text!r}.") from None
+    return Until(metric=metric, half_width=half, relative=relative)
+
+
+def _design(arguments: argparse.Namespace) -> "Stratified | None":
+    """Return the design that a pilot gives, if there is one."""
+    from resilient_heads.campaign.pilot import neyman
+    from resilient_heads.campaign.results import CampaignResult
+
+    if (arguments.pilot is None) != (arguments.trials is None):
+        raise DataError("--pilot and --trials go together: the pilot says where, --trials how many.")
+    if arguments.pilot is None:
+        return None
+    if not arguments.pilot.exists():
+        raise DataError(f"There is no pilot at {arguments.pilot}.")
+    return neyman(CampaignResult.load(arguments.pilot), trials=arguments.trials)

@@ -1,12 +1,9 @@
 """How many trials a margin of error takes, and what several comparisons cost."""
 
 import math
-from collections.abc import Sequence
-
-import numpy as np
 
 from resilient_heads.errors import ResultError
-from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Floats, normal_quantile
+from resilient_heads.metrics.intervals import DEFAULT_LEVEL, normal_quantile
 
 
 def sample_size(
@@ -57,19 +54,6 @@ def margin_of_error(
         raise ResultError(f"Trials run from 1 to the population of {population:g}, found {trials}.")
     left = 1.0 if replacement or math.isinf(population) else (population - trials) / max(population - 1, 1)
     return normal_quantile(level) * math.sqrt(rate * (1 - rate) / trials * left)
-
-
-def holm(p_values: Sequence[float]) -> Floats:
-    """Return adjusted p-values: those below alpha may be called significant together.
-
-    Source: Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 1979.
-    """
-    values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    steps = values[order] * np.arange(len(values), 0, -1)
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
 
 
 def bonferroni(level: float, figures: int) -> float:

@@ -1,0 +1,104 @@
+"""How often nominal 99 % intervals hold the truth: mean losses, and campaigns that stop by ``until=``.
+
+``python benchmarks/coverage.py --seed 1001`` simulates each case many times. Losses of an image share its fragility
+(gamma, variance 1/4); two strata of shares 0.3 and 0.7. Stopping looks after every ``step`` trials.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resilient_heads.metrics.intervals import Estimate
+from resilient_heads.metrics.sample import Sample
+from resilient_heads.metrics.weighted import weighted_mean, weighted_rate
+
+Floats = NDArray[np.float64]
+Draw = Callable[[np.random.Generator, int], Floats]
+LOSSES: dict[str, tuple[float, Draw]] = {
+    "gamma, skewness 1.4": (1.0, lambda rng, n: rng.gamma(2.0, 0.5, n)),
+    "exponential, skewness 2": (1.0, lambda rng, n: rng.exponential(1.0, n)),
+    "log-normal, skewness 6": (float(np.exp(0.5)), lambda rng, n: rng.lognormal(0.0, 1.0, n)),
+    "mostly zero": (0.1, lambda rng, n: rng.exponential(1.0, n) * (rng.random(n) < 0.1)),
+}
+SHARES = np.array([0.3, 0.7])
+
+
+def sample_of(counts: tuple[int, int], image: NDArray[np.int64]) -> Sample:
+    """Return two strata with so many trials each, on these images."""
+    stratum = np.repeat([0, 1], counts)
+    return Sample(
+        weight=(SHARES / np.array(counts))[stratum],
+        layer=np.zeros_like(stratum),
+        stratum=stratum,
+        image=image,
+        trial=np.arange(len(stratum)),
+    )
+
+
+def losses(name: str, images: int, repetitions: int, rng: np.random.Generator) -> float:
+    """Coverage of the mean loss where each image is struck three times."""
+    truth, draw = LOSSES[name]
+    held = 0
+    for _ in range(repetitions):
+        image = rng.permutation(np.arange(3 * images) % images)
+        values = draw(rng, len(image)) * rng.gamma(4.0, 0.25, images)[image]
+        held += truth in weighted_mean(values, sample_of((2 * images, images), image))
+    return held / repetitions
+
+
+def stopped(
+    truth: float,
+    draw: Draw,
+    interval: Callable[[Floats, Sample], Estimate],
+    goal: float,
+    relative: bool,
+    step: int,
+    repetitions: int,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Coverage and mean trials of campaigns that stop at the first look with an interval that is narrow enough."""
+    held, spent = 0, []
+    for _ in range(repetitions):
+        values: list[Floats] = []
+        for look in range(1, 121):
+            values.append(draw(rng, step))
+            half = look * step // 2
+            parts = np.concatenate([*(v[: step // 2] for v in values), *(v[step // 2 :] for v in values)])
+            found = interval(parts, sample_of((half, half), np.arange(2 * half)))
+            if (found.high - found.low) / 2 <= goal * (found.value if relative else 1.0):
+                break
+        held += truth in found
+        spent.append(look * step)
+    return held / repetitions, float(np.mean(spent))
+
+
+def main() -> None:
+    """Run all cases and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=1001)
+    parser.add_argument("--repetitions", type=int, default=2000)
+    options = parser.parse_args()
+    rng, many = np.random.default_rng(options.seed), options.repetitions
+    print("| case | coverage |\n|---|---:|")
+    for name in LOSSES:
+        for images in (100, 400):
+            print(f"| mean loss, {name}, {images} images | {losses(name, images, many, rng):.2%} |", flush=True)
+    for rate, share in ((0.05, 0.3), (0.01, 0.5), (0.002, 0.8)):
+
+        def hits(rng: np.random.Generator, n: int, rate: float = rate) -> Floats:
+            return (rng.random(n) < rate).astype(np.float64)
+
+        def judged(values: Floats, drawn: Sample) -> Estimate:
+            return weighted_rate(values > 0, drawn)
+
+        found, spent = stopped(rate, hits, judged, share, True, 128, many // 4, rng)
+        print(f"| until rate {rate:.1%} within {share:.0%} of itself ({spent:,.0f} trials) | {found:.2%} |", flush=True)
+    for name, (truth, draw) in list(LOSSES.items())[:3]:  # sparse losses take very long to get within a quarter
+        found, spent = stopped(truth, draw, lambda v, s: weighted_mean(v, s), 0.25, True, 100, many // 8, rng)
+        print(f"| until mean loss, {name}, within 25% ({spent:,.0f} trials) | {found:.2%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
