@@ -188,7 +188,7 @@ def test_what_cannot_be_run_in_part_is_run_in_full_and_said_so(
     look, reason = LOOKS[kind]
     with caplog.at_level(logging.WARNING):
         equal(Looks(look), torch.randn(12, 6), batch_size=batch_size)
-    told = [record.message for record in caplog.records if "full pass" in record.message]
+    told = [record.message for record in caplog.records if "full pass of" in record.message]
     assert len(told) == 1
     assert "'first'" in told[0]
     assert reason in told[0]

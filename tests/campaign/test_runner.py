@@ -191,10 +191,11 @@ class Random(nn.Linear):
 
 class Stateful(nn.Linear):
     runs = 0
+    limit = 10**9
 
     def forward(self, x: Tensor) -> Tensor:
         self.runs += 1
-        return super().forward(x) * (1 if self.runs < 14 else 2)
+        return super().forward(x) * (1 if self.runs < self.limit else 2)
 
 
 @pytest.mark.parametrize(("kind", "message"), [(Random, "different logits"), (Stateful, "changed the model")])
@@ -202,8 +203,12 @@ def test_a_model_that_does_not_repeat_itself_is_refused(kind: type[nn.Linear], m
     model = nn.Sequential(nn.Flatten(), kind(4, 3))
     with torch.no_grad():
         model[1].bias.copy_(torch.tensor([50.0, 0.0, 0.0]))
+    data = (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
+    if kind is Stateful:
+        campaign(model, data, batch_size=20)
+        model[1].limit, model[1].runs = model[1].runs, 0  # changes in the last pass
     with pytest.raises(InjectionError, match=message):
-        campaign(model, (torch.randn(6, 4), torch.zeros(6, dtype=torch.long)), batch_size=20)
+        campaign(model, data, batch_size=20)
 
 
 def test_bad_data_is_refused(small_net: nn.Module, labelled: Data) -> None:
