@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _LEAST_BATCH = 4
 _CHECKED_IMAGES = 2
-_MANY_BATCHES = 64
+_MANY_BATCHES = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
