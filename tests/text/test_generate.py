@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
+from resilient_heads.text.answers import usable
+from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.generate import Asking, generate_descriptions
 from resilient_heads.text.questions import QUESTIONS
 
@@ -66,11 +70,46 @@ def test_a_damaged_answers_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rubbish", ["", "   ", "12345", '{"error": 1}', "<html>", "x" * 3000, "\ufffd bad", "half \ud800", None, 7]
+    "rubbish",
+    [
+        "",
+        "   ",
+        "12345",
+        "bell \x07 rings",
+        "\x00a",
+        "```json {} ```",
+        "null",
+        "None.",
+        "Error: rate limit",
+        "HTTP error 500: x",
+        '{"error": 1}',
+        "<html>",
+        "x" * 3000,
+        "\ufffd bad",
+        "half \ud800",
+        None,
+        7,
+    ],
 )
 def test_rubbish_is_no_description(rubbish: Any) -> None:
     with pytest.raises(LanguageModelError, match="no usable answer after 3 attempts"):
         generate_descriptions(["a"], lambda prompt: rubbish, questions=["{}?"], asking=FAST)
+
+
+@given(st.text(max_size=40) | st.text("ab \x00\x07\x1b\x1c\x7f\x85\ufffd.", max_size=10))
+def test_what_is_usable_is_accepted_for_good(text: str) -> None:
+    try:
+        line = usable(text)
+    except LanguageModelError:
+        return
+    assert ClassDescriptions.match(["a"], [[line]]).sentences
+
+
+def test_a_file_with_a_control_character_heals(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"class": "a", "question": "a?", "answer": "It rings \x07."}) + "\n")
+    made = generate_descriptions(["a"], answer, questions=["{}?"], answers=file, asking=FAST)
+    assert made.sentences == (("An answer to: a?",),)
 
 
 @pytest.mark.parametrize("questions", [["no blank"], "one string {}", ["{} and {}"]])

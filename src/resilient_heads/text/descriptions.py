@@ -36,6 +36,11 @@ def is_writable_text(text: str) -> bool:
     return not re.search("[\ud800-\udfff]", text)
 
 
+def is_wrongly_decoded(text: str) -> bool:
+    """Whether a text holds what no sentence does: control characters, replacement characters, half characters."""
+    return "\N{REPLACEMENT CHARACTER}" in text or _CONTROL.search(text) is not None
+
+
 def _spaced(name: str) -> str:
     """Return the name with single blanks where blanks, underscores or hyphens stood, its accents composed."""
     name = unicodedata.normalize("NFC", name)
@@ -273,7 +278,7 @@ def _checked_sentences(name: str, sentences: Sequence[str]) -> tuple[str, ...]:
     for sentence in sentences:
         if not isinstance(sentence, str) or not sentence.strip():
             raise DescriptionError(f"A description of {name!r} is {sentence!r:.60}; expected a non-empty sentence.")
-        if "\N{REPLACEMENT CHARACTER}" in sentence or _CONTROL.search(sentence):
+        if is_wrongly_decoded(sentence):
             raise DescriptionError(
                 f"A description of {name!r} was decoded wrongly: {sentence!r:.60}; save it as UTF-8."
             )
