@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
-from resilient_heads.text.answers import usable
+from resilient_heads.text.answers import Answers, usable
 from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.generate import Asking, generate_descriptions
 from resilient_heads.text.questions import QUESTIONS
@@ -309,6 +309,47 @@ def test_an_interrupt_does_not_wait_for_a_back_off(tmp_path: Path) -> None:
     assert done.stdout.split() == ["interrupted"], done.stderr
     assert time.monotonic() - began < 40
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+STALLED = """
+import os, signal, sys, threading, time
+from resilient_heads.text.generate import Asking, generate_descriptions
+
+def llm(prompt):
+    if prompt == "a?":
+        return "An answer."
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    time.sleep(45)
+
+try:
+    generate_descriptions(["a", "b"], llm, questions=["{}?"], answers=sys.argv[1], asking=Asking(concurrency=1))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_does_not_wait_for_a_stalled_server(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STALLED, str(tmp_path / "answers.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=35)
+    assert done.stdout.split() == ["interrupted"], done.stderr
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_answer_that_comes_too_late_is_not_written(tmp_path: Path) -> None:
+    with Answers(tmp_path / "answers.jsonl") as store:
+        store.add("a", "a?", "In time.", model="m")
+    store.add("b", "b?", "Too late.", model="m")
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("choice", [{"retries": -1}, {"retries": "x"}, {"timeout": 0}, {"timeout": "1"}])
+def test_a_client_is_set_up_with_sense(choice: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="needs the extra 'llm'")
+    from resilient_heads.text.openai_chat import OpenAIChat
+
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    with pytest.raises(LanguageModelError, match=f"{next(iter(choice))} must be"):
+        OpenAIChat("m", **choice)
 
 
 HOLDING = """

@@ -77,6 +77,7 @@ class Answers:
         self.path = path
         self.found: dict[tuple[str, str], Answer] = {}
         self._adding = threading.Lock()
+        self._over = False
         # The system drops the lock with the process that holds it, however that ends.
         self._lock = None if path is None else FileLock(f"{path}.lock")
 
@@ -98,13 +99,17 @@ class Answers:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        with self._adding:
+            self._over = True
         if self._lock is not None:
             self._lock.release()
 
     def add(self, name: str, prompt: str, text: str, *, model: str) -> None:
-        """Keep an answer for good."""
+        """Keep an answer for good; one that comes after the end, when the file may be another run's, is dropped."""
         record = json.dumps({"class": name, "question": prompt, "answer": text, "model": model})
         with self._adding:
+            if self._over:
+                return
             self.found[name, prompt] = Answer(text, model)
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
