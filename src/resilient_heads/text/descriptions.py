@@ -57,7 +57,7 @@ class ClassDescriptions:
         provenance: Who wrote them and how, as names and text; no part of :attr:`sha256`.
 
     Raises:
-        DescriptionError: Something cannot be encoded as UTF-8.
+        DescriptionError: Names and sentences do not fit together, or something cannot be encoded as UTF-8.
     """
 
     class_names: tuple[str, ...]
@@ -65,6 +65,14 @@ class ClassDescriptions:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.class_names, str) or len(self.class_names) != len(self.sentences):
+            raise DescriptionError(
+                f"class_names and sentences must be as long as each other, found {self.class_names!r:.60} and "
+                f"{len(self.sentences)} groups of sentences."
+            )
+        for name, own in zip(self.class_names, self.sentences, strict=True):
+            if not isinstance(name, str) or isinstance(own, str) or not all(isinstance(text, str) for text in own):
+                raise DescriptionError(f"The descriptions of {name!r} must be a tuple of sentences, found {own!r:.60}.")
         texts = [*self.class_names, *(text for own in self.sentences for text in own)]
         for text in (*texts, *self.provenance, *self.provenance.values()):
             if not is_writable_text(text):
@@ -136,7 +144,7 @@ class ClassDescriptions:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DescriptionError(f"{name} is not UTF-8 text: {error}.") from error
-        classes, provenance = parse(text, name=name)
+        classes, provenance = parse(text, name=name, asked=class_names)
         if class_names is None:
             matched = cls.match([key for key, _ in classes], [own for _, own in classes])
         else:
