@@ -118,6 +118,23 @@ def test_questions_are_checked(questions: Any) -> None:
         generate_descriptions(["a"], answer, questions=questions, asking=FAST)
 
 
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *({"class_names": names} for names in ("cat", iter(["a"]), None, [["a"]], {"a": 1})),
+        {"questions": None},
+        {"llm": None},
+        {"asking": {}},
+    ],
+)
+def test_what_cannot_be_asked_is_told_before_asking(choice: dict[str, Any]) -> None:
+    def never(prompt: str) -> str:
+        raise AssertionError(prompt)
+
+    with pytest.raises(DescriptionError, match=f"{next(iter(choice))} must be"):
+        generate_descriptions(**{"class_names": ["a"], "llm": never, **choice})
+
+
 class ChatServer(ThreadingHTTPServer):
     """Plays a script, one act a request, then answers properly."""
 

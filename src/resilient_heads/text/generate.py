@@ -86,7 +86,14 @@ def generate_descriptions(
 
     Source: Pratt et al., *What does a platypus look like?*, ICCV 2023.
     """
+    if asking is not None and not isinstance(asking, Asking):
+        raise DescriptionError(f"asking must be an Asking, found {asking!r:.60}.")
     asking = asking or Asking()
+    if not callable(llm):
+        raise DescriptionError(f"llm must be a function from prompt to answer, found {llm!r:.60}.")
+    for what, own in (("class_names", class_names), ("questions", questions)):
+        if isinstance(own, str) or not isinstance(own, Sequence) or not all(isinstance(text, str) for text in own):
+            raise DescriptionError(f"{what} must be a sequence of strings, found {own!r:.60}.")
     names = list(dict.fromkeys(class_names))
     prompts = ClassDescriptions.match(names, None, templates=questions)  # checks both, and fills the names in
     model = str(getattr(llm, "id", "") or getattr(llm, "__name__", type(llm).__name__))

@@ -229,8 +229,8 @@ def check_reachable(address: str) -> None:
         return
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError as error:
-        raise HubError(f"{address} is no address: {error}.") from error
+    except ValueError as invalid:
+        raise HubError(f"{address} is no address: {invalid}.") from invalid
     answered, over = threading.Event(), threading.Event()
 
     def knock(family: int, target: Any) -> None:
