@@ -2,6 +2,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from resilient_heads.heads.wrap import fuse, wrap_model
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.publish import publish
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 from hub_server import HubServer
@@ -131,6 +133,58 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     save_pretrained(trained(), tmp_path)
     assert "Not measured" in (tmp_path / "README.md").read_text()
     assert "have not been published" in (tmp_path / "README.md").read_text()
+
+
+class Failing:
+    def summary(self) -> None:
+        raise RuntimeError("no figures")
+
+
+@pytest.mark.parametrize("campaign", [Failing(), "no"])
+def test_a_campaign_without_figures_harms_no_saved_head(tmp_path: Path, campaign: Any) -> None:
+    save_pretrained(trained(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises((ModelError, RuntimeError), match=r"what run_campaign returned|no figures"):
+        save_pretrained(TextGuidedHead(8, (3, 5)), tmp_path, campaign=campaign)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "embeddings.safetensors", "model.safetensors", "config.json"])
+def test_files_of_somebody_else_are_never_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ModelError, match=f"holds {name}, which no text-guided head"):
+        save_pretrained(TextGuidedHead(8, (3, 5)), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": ["model.safetensors", "embeddings.safetensors"]},
+        {"in_features": 2**23},
+        {"class_names": "abcd"},
+        {"class_names": {"a": 1, "b": 2, "c": 3, "d": 4}},
+    ],
+)
+def test_a_damaged_config_is_told(tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pretrained(trained(), tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**record, **change}))
+    monkeypatch.setattr("resilient_heads.heads.pretrained.TextGuidedHead", None)  # nothing is built
+    with pytest.raises(ModelError):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("repo", ["head", "a/b/c", "", "a b/c", None])
+def test_a_repository_has_an_owner(tmp_path: Path, repo: Any) -> None:
+    with pytest.raises(HubError, match='must be "owner/name"'):
+        push_to_hub(trained(), repo, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(HubError, match='must be "owner/name"'):
+        publish(tmp_path, repo)
+    with pytest.raises(ModelError, match="folder must be a path"):
+        save_pretrained(trained(), None)  # type: ignore[arg-type]
 
 
 def test_initialisations_of_the_ablation() -> None:

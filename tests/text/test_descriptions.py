@@ -1,6 +1,7 @@
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,33 @@ def test_a_class_beside_the_table_of_classes_is_never_lost(table: str, beside: o
     assert load({table: {"cat": ["It purrs."]}, **about}, tmp_path).class_names == ("cat",)
     both = {"classes": ["cat"], "descriptions": {"cat": ["It purrs."]}}
     assert load(both, tmp_path).class_names == ("cat",)
+
+
+def test_what_is_said_about_descriptions_is_none(tmp_path: Path) -> None:
+    entry = {"descriptions": ["A."], "source": "http://x", "id": "n01"}
+    assert load({"cat": entry}, tmp_path).sentences == (("A.",),)
+    with pytest.raises(DescriptionError, match="has 'sound' beside 'descriptions'"):
+        load({"cat": {**entry, "sound": ["It purrs."]}}, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["meta", "provenance", "names", "class_names", "templates"])
+def test_a_remark_beside_classes_is_no_class(key: str, tmp_path: Path) -> None:
+    content = {"cat": ["It purrs."], key: ["x"]}
+    with pytest.raises(DescriptionError, match=f"has '{key}' among its classes"):
+        load(content, tmp_path)
+    assert load(content, tmp_path, ["cat"]).class_names == ("cat",)
+    assert load(content, tmp_path, ["cat", key]).sentences == (("It purrs.",), ("x",))
+
+
+def test_our_own_file_without_classes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DescriptionError, match="holds no classes"):
+        load({"format": "resilient_heads.descriptions/1", "provenance": {}, "classes": []}, tmp_path)
+
+
+@pytest.mark.parametrize("parts", [(("a",), ("xyz",)), (("a", "b"), (("x",),)), ("a", (("x",),)), (("a",), ((3,),))])
+def test_names_and_sentences_fit_together(parts: tuple[Any, Any]) -> None:
+    with pytest.raises(DescriptionError, match=r"as long as|tuple of sentences"):
+        ClassDescriptions(*parts)
 
 
 HALF = "\ud800"

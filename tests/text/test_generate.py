@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
+from resilient_heads.text.answers import Answers, usable
+from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.generate import Asking, generate_descriptions
 from resilient_heads.text.questions import QUESTIONS
 
@@ -66,17 +70,69 @@ def test_a_damaged_answers_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "rubbish", ["", "   ", "12345", '{"error": 1}', "<html>", "x" * 3000, "\ufffd bad", "half \ud800", None, 7]
+    "rubbish",
+    [
+        "",
+        "   ",
+        "12345",
+        "bell \x07 rings",
+        "\x00a",
+        "```json {} ```",
+        "null",
+        "None.",
+        "Error: rate limit",
+        "HTTP error 500: x",
+        '{"error": 1}',
+        "<html>",
+        "x" * 3000,
+        "\ufffd bad",
+        "half \ud800",
+        None,
+        7,
+    ],
 )
 def test_rubbish_is_no_description(rubbish: Any) -> None:
     with pytest.raises(LanguageModelError, match="no usable answer after 3 attempts"):
         generate_descriptions(["a"], lambda prompt: rubbish, questions=["{}?"], asking=FAST)
 
 
+@given(st.text(max_size=40) | st.text("ab \x00\x07\x1b\x1c\x7f\x85\ufffd.", max_size=10))
+def test_what_is_usable_is_accepted_for_good(text: str) -> None:
+    try:
+        line = usable(text)
+    except LanguageModelError:
+        return
+    assert ClassDescriptions.match(["a"], [[line]]).sentences
+
+
+def test_a_file_with_a_control_character_heals(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text(json.dumps({"class": "a", "question": "a?", "answer": "It rings \x07."}) + "\n")
+    made = generate_descriptions(["a"], answer, questions=["{}?"], answers=file, asking=FAST)
+    assert made.sentences == (("An answer to: a?",),)
+
+
 @pytest.mark.parametrize("questions", [["no blank"], "one string {}", ["{} and {}"]])
 def test_questions_are_checked(questions: Any) -> None:
     with pytest.raises(DescriptionError):
         generate_descriptions(["a"], answer, questions=questions, asking=FAST)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *({"class_names": names} for names in ("cat", iter(["a"]), None, [["a"]], {"a": 1})),
+        {"questions": None},
+        {"llm": None},
+        {"asking": {}},
+    ],
+)
+def test_what_cannot_be_asked_is_told_before_asking(choice: dict[str, Any]) -> None:
+    def never(prompt: str) -> str:
+        raise AssertionError(prompt)
+
+    with pytest.raises(DescriptionError, match=f"{next(iter(choice))} must be"):
+        generate_descriptions(**{"class_names": ["a"], "llm": never, **choice})
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -270,6 +326,47 @@ def test_an_interrupt_does_not_wait_for_a_back_off(tmp_path: Path) -> None:
     assert done.stdout.split() == ["interrupted"], done.stderr
     assert time.monotonic() - began < 40
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+STALLED = """
+import os, signal, sys, threading, time
+from resilient_heads.text.generate import Asking, generate_descriptions
+
+def llm(prompt):
+    if prompt == "a?":
+        return "An answer."
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    time.sleep(45)
+
+try:
+    generate_descriptions(["a", "b"], llm, questions=["{}?"], answers=sys.argv[1], asking=Asking(concurrency=1))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_does_not_wait_for_a_stalled_server(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", STALLED, str(tmp_path / "answers.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=35)
+    assert done.stdout.split() == ["interrupted"], done.stderr
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+def test_an_answer_that_comes_too_late_is_not_written(tmp_path: Path) -> None:
+    with Answers(tmp_path / "answers.jsonl") as store:
+        store.add("a", "a?", "In time.", model="m")
+    store.add("b", "b?", "Too late.", model="m")
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("choice", [{"retries": -1}, {"retries": "x"}, {"timeout": 0}, {"timeout": "1"}])
+def test_a_client_is_set_up_with_sense(choice: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="needs the extra 'llm'")
+    from resilient_heads.text.openai_chat import OpenAIChat
+
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    with pytest.raises(LanguageModelError, match=f"{next(iter(choice))} must be"):
+        OpenAIChat("m", **choice)
 
 
 HOLDING = """

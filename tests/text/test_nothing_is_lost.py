@@ -12,7 +12,7 @@ import resilient_heads as rh
 from resilient_heads.errors import DescriptionError, HubError, LanguageModelError, ModelError
 from resilient_heads.heads.pretrained import push_to_hub
 from resilient_heads.text.generate import generate_descriptions
-from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.hub import HubSettings, check_reachable
 from resilient_heads.text.openai_chat import OpenAIChat
 from resilient_heads.text.publish import publish, write_folder
 
@@ -81,3 +81,8 @@ def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytes
         publish(folder, "o/n", hub=hub)
     with pytest.raises(HubError, match="could not be reached"):
         push_to_hub(rh.TextGuidedHead(6, (3, 4)), "o/n", tmp_path / "head", hub=hub)
+
+
+def test_an_address_with_an_impossible_port_is_told() -> None:
+    with pytest.raises(HubError, match="is no address"):
+        check_reachable("http://127.0.0.1:99999")

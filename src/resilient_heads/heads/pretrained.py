@@ -19,7 +19,7 @@ from resilient_heads.files import file_sha256, write_atomic
 from resilient_heads.heads.locate import find_heads
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub import HubSettings, check_reachable, explaining
+from resilient_heads.text.hub import HubSettings, check_reachable, check_repo, explaining
 from resilient_heads.text.snapshots import fetch_snapshot
 
 _CONFIG, _WEIGHTS, _TEXT, _CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
@@ -42,7 +42,8 @@ def save_pretrained(
 
     Args:
         model: A :class:`TextGuidedHead`, or a model that :func:`wrap_model` gave one.
-        folder: Where to write; each file is written whole or not at all.
+        folder: Where to write; each file is written whole or not at all. Files of these names that are of no earlier
+            head are never replaced.
         campaign: What :func:`run_campaign` measured on the model; its figures go into the card.
         licence: Licence identifier for the card.
 
@@ -50,8 +51,11 @@ def save_pretrained(
         The folder.
 
     Raises:
-        ModelError: The model has no such head, or several, or its ``in_features`` are still open.
+        ModelError: The model has no such head, or several, or its ``in_features`` are still open; ``campaign`` is no
+            result; or the folder holds files of something else. Nothing has been written then.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ModelError(f"folder must be a path, found {folder!r:.60}.")
     folder, head = Path(folder), _head_of(model)
     if head.in_features is None:
         raise ModelError("The head's in_features are still open; wrap a model with it before saving.")
@@ -68,14 +72,33 @@ def save_pretrained(
         "text": head.text is not None,
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-    (folder / _TEXT).unlink(missing_ok=True)  # of an earlier head in this folder
+    card, weights = _card(head, campaign, licence).encode(), save_tensors(state, {"format": "pt"})
+    _refuse_foreign(folder)
     if head.text is not None:
         head.text.save(folder / _TEXT)
-    write_atomic(folder / _WEIGHTS, save_tensors(state, {"format": "pt"}))
-    config["sha256"] = {name: file_sha256(folder / name) for name in (_WEIGHTS, _TEXT) if (folder / name).is_file()}
-    write_atomic(folder / _CARD, _card(head, campaign, licence).encode())
+    write_atomic(folder / _WEIGHTS, weights)
+    written = (_WEIGHTS,) if head.text is None else (_WEIGHTS, _TEXT)
+    config["sha256"] = {name: file_sha256(folder / name) for name in written}
+    write_atomic(folder / _CARD, card)
     write_atomic(folder / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    if head.text is None:
+        (folder / _TEXT).unlink(missing_ok=True)  # of an earlier head in this folder
     return folder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder with files that would be replaced and are of no head of ours."""
+    present = [name for name in (_CONFIG, _WEIGHTS, _TEXT, _CARD) if (folder / name).exists()]
+    if not present:
+        return
+    try:
+        record = json.loads((folder / _CONFIG).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        raise ModelError(
+            f"{folder} holds {', '.join(present)}, which no text-guided head put there; name another folder."
+        )
 
 
 def from_pretrained(
@@ -116,6 +139,14 @@ def from_pretrained(
         raise ModelError(f"{folder} holds no whole head: {error}") from error
     if text is not None and tuple(text.vectors.shape) != (config.num_classes, config.embed_dim):
         raise ModelError(f"{folder}: {_TEXT} holds {tuple(text.vectors.shape)}, {_CONFIG} says otherwise.")
+    # Compared before anything of these sizes is made: a damaged config may name huge ones.
+    sizes = {"latent.weight": config.in_features * config.embed_dim}
+    sizes["projection.weight"] = config.embed_dim * config.num_classes
+    for name, size in sizes.items():
+        if name in state and state[name].numel() != size:
+            raise ModelError(f"{folder / _WEIGHTS} does not fit {_CONFIG}: {name!r} is {tuple(state[name].shape)}.")
+        if name not in state:
+            raise ModelError(f"{folder / _WEIGHTS} does not fit {_CONFIG}: {name!r} is missing.")
     head = TextGuidedHead(
         config.in_features,
         text if text is not None else (config.num_classes, config.embed_dim),
@@ -166,6 +197,7 @@ def push_to_hub(
         HubError: The Hub refuses or cannot be reached.
     """
     settings = hub or HubSettings()
+    check_repo(repo)
     if settings.is_offline:
         raise HubError("Publishing needs the network, and offline mode forbids it.")
     folder = save_pretrained(model, folder, campaign=campaign, licence=licence)
@@ -212,9 +244,11 @@ class _Config:
                 if type(flag) is not bool:
                     raise ValueError(f"{name} is {flag!r}")
             files = {_WEIGHTS, _TEXT} if flags["text"] else {_WEIGHTS}
-            if set(record["sha256"]) != files:
+            if not isinstance(record["sha256"], dict) or set(record["sha256"]) != files:
                 raise ValueError(f"sha256 must name {sorted(files)}")
             names = record["class_names"]
+            if names is not None and not isinstance(names, list):
+                raise ValueError("class_names must be a list")
             if names is not None and (len(names) != sizes["num_classes"] or not all(isinstance(n, str) for n in names)):
                 raise ValueError("class_names do not fit num_classes")
             return cls(
@@ -287,6 +321,8 @@ model = rh.wrap_model(model, head=head)
 
 def _figures(campaign: Measured) -> str:
     """Return a table of a campaign's figures."""
+    if isinstance(campaign, type) or not callable(getattr(campaign, "summary", None)):
+        raise ModelError(f"campaign must be what run_campaign returned, found {campaign!r:.60}.")
     summary = campaign.summary()
     lines = [
         f"{summary.trials} trials, protocol `{summary.protocol.name}`, {summary.images} images, fault-free accuracy "

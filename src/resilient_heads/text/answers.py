@@ -12,7 +12,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
-from resilient_heads.text.descriptions import is_writable_text
+from resilient_heads.text.descriptions import is_wrongly_decoded
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,11 @@ _REFUSAL = re.compile(
     r"|(my |sincere )*apologies\b|i (must )?apologi[sz]e\b|sorry\b"
     r"|i (can'?t|cannot|can not|could not|couldn'?t|won'?t|will not|don'?t|do not|am unable|must decline)\b"
     r"|as an? (ai|artificial|language|large language)\b)",
+    re.IGNORECASE,
+)
+# What programs say in place of an answer.
+_NO_SENTENCE = re.compile(
+    r"(null|none|nan|undefined|true|false|n/?a|error)[.!]?$|(internal server |api |http )?error( code)?( \d+)?:",
     re.IGNORECASE,
 )
 
@@ -47,10 +52,9 @@ def usable(answer: object) -> str:
     if not isinstance(answer, str):
         raise LanguageModelError(f"the answer is a {type(answer).__name__}, expected text")
     line = " ".join(answer.split())
-    broken = "\N{REPLACEMENT CHARACTER}" in line or not is_writable_text(line)
-    if broken or not any(character.isalpha() for character in line):
+    if is_wrongly_decoded(line) or not any(character.isalpha() for character in line) or _NO_SENTENCE.match(line):
         raise LanguageModelError(f"the answer is no sentence: {line!r:.60}")
-    if line[0] in "{[<":
+    if line[0] in "{[<" or line.startswith("```"):
         raise LanguageModelError(f"the answer is markup, not a sentence: {line!r:.60}")
     if len(line) > _LONGEST_ANSWER:
         raise LanguageModelError(f"the answer has {len(line)} characters, at most {_LONGEST_ANSWER} make a description")
@@ -73,6 +77,7 @@ class Answers:
         self.path = path
         self.found: dict[tuple[str, str], Answer] = {}
         self._adding = threading.Lock()
+        self._over = False
         # The system drops the lock with the process that holds it, however that ends.
         self._lock = None if path is None else FileLock(f"{path}.lock")
 
@@ -94,13 +99,17 @@ class Answers:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        with self._adding:
+            self._over = True
         if self._lock is not None:
             self._lock.release()
 
     def add(self, name: str, prompt: str, text: str, *, model: str) -> None:
-        """Keep an answer for good."""
+        """Keep an answer for good; one that comes after the end, when the file may be another run's, is dropped."""
         record = json.dumps({"class": name, "question": prompt, "answer": text, "model": model})
         with self._adding:
+            if self._over:
+                return
             self.found[name, prompt] = Answer(text, model)
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:

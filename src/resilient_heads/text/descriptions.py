@@ -36,6 +36,11 @@ def is_writable_text(text: str) -> bool:
     return not re.search("[\ud800-\udfff]", text)
 
 
+def is_wrongly_decoded(text: str) -> bool:
+    """Whether a text holds what no sentence does: control characters, replacement characters, half characters."""
+    return "\N{REPLACEMENT CHARACTER}" in text or _CONTROL.search(text) is not None
+
+
 def _spaced(name: str) -> str:
     """Return the name with single blanks where blanks, underscores or hyphens stood, its accents composed."""
     name = unicodedata.normalize("NFC", name)
@@ -52,7 +57,7 @@ class ClassDescriptions:
         provenance: Who wrote them and how, as names and text; no part of :attr:`sha256`.
 
     Raises:
-        DescriptionError: Something cannot be encoded as UTF-8.
+        DescriptionError: Names and sentences do not fit together, or something cannot be encoded as UTF-8.
     """
 
     class_names: tuple[str, ...]
@@ -60,6 +65,14 @@ class ClassDescriptions:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if isinstance(self.class_names, str) or len(self.class_names) != len(self.sentences):
+            raise DescriptionError(
+                f"class_names and sentences must be as long as each other, found {self.class_names!r:.60} and "
+                f"{len(self.sentences)} groups of sentences."
+            )
+        for name, own in zip(self.class_names, self.sentences, strict=True):
+            if not isinstance(name, str) or isinstance(own, str) or not all(isinstance(text, str) for text in own):
+                raise DescriptionError(f"The descriptions of {name!r} must be a tuple of sentences, found {own!r:.60}.")
         texts = [*self.class_names, *(text for own in self.sentences for text in own)]
         for text in (*texts, *self.provenance, *self.provenance.values()):
             if not is_writable_text(text):
@@ -131,7 +144,7 @@ class ClassDescriptions:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise DescriptionError(f"{name} is not UTF-8 text: {error}.") from error
-        classes, provenance = parse(text, name=name)
+        classes, provenance = parse(text, name=name, asked=class_names)
         if class_names is None:
             matched = cls.match([key for key, _ in classes], [own for _, own in classes])
         else:
@@ -273,7 +286,7 @@ def _checked_sentences(name: str, sentences: Sequence[str]) -> tuple[str, ...]:
     for sentence in sentences:
         if not isinstance(sentence, str) or not sentence.strip():
             raise DescriptionError(f"A description of {name!r} is {sentence!r:.60}; expected a non-empty sentence.")
-        if "\N{REPLACEMENT CHARACTER}" in sentence or _CONTROL.search(sentence):
+        if is_wrongly_decoded(sentence):
             raise DescriptionError(
                 f"A description of {name!r} was decoded wrongly: {sentence!r:.60}; save it as UTF-8."
             )

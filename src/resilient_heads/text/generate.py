@@ -4,11 +4,12 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from queue import SimpleQueue
 
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 LanguageModel = Callable[[str], str]
 _LONGEST_WAIT = 60.0
+_LAST_SECONDS = 2.0  # for answers under way when a run is broken off
 # Asking again cannot help: the request is malformed, the key is wrong, or there is no such model.
 _PERMANENT = frozenset({400, 401, 403, 404, 422})
 
@@ -84,7 +86,14 @@ def generate_descriptions(
 
     Source: Pratt et al., *What does a platypus look like?*, ICCV 2023.
     """
+    if asking is not None and not isinstance(asking, Asking):
+        raise DescriptionError(f"asking must be an Asking, found {asking!r:.60}.")
     asking = asking or Asking()
+    if not callable(llm):
+        raise DescriptionError(f"llm must be a function from prompt to answer, found {llm!r:.60}.")
+    for what, own in (("class_names", class_names), ("questions", questions)):
+        if isinstance(own, str) or not isinstance(own, Sequence) or not all(isinstance(text, str) for text in own):
+            raise DescriptionError(f"{what} must be a sequence of strings, found {own!r:.60}.")
     names = list(dict.fromkeys(class_names))
     prompts = ClassDescriptions.match(names, None, templates=questions)  # checks both, and fills the names in
     model = str(getattr(llm, "id", "") or getattr(llm, "__name__", type(llm).__name__))
@@ -120,16 +129,39 @@ def _ask_all(llm: LanguageModel, model: str, todo: Sequence[tuple[str, str]], st
                 stop.set()
             failures.append((prompt, error))
 
+    def work() -> None:
+        while (item := waiting.get()) is not None:
+            try:
+                ask(*item)
+            except BaseException as error:  # raised where the run was started
+                done.put(error)
+            else:
+                done.put(None)
+
+    count = min(asking.concurrency, len(todo))
+    waiting: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    for item in (*todo, *[None] * count):
+        waiting.put(item)
+    # Daemons: neither an interrupt nor the end of the process waits for a server that stalls.
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(count)]
     with tqdm(total=len(todo), desc="Asking", unit="question", disable=not asking.progress) as bar:
-        pool = ThreadPoolExecutor(asking.concurrency)
+        for worker in workers:
+            worker.start()
         try:
-            for done in as_completed([pool.submit(ask, *item) for item in todo]):
-                done.result()
+            for _ in todo:
+                problem = done.get()
+                if problem is not None:
+                    raise problem
                 bar.update()
+                if stop.is_set():
+                    break
         finally:
-            # Interrupted or not: nothing new is asked, nobody sits a back-off out, and answers under way are kept.
+            # Interrupted or not: nothing new is asked, nobody sits a back-off out, and a stalled server is left alone.
             stop.set()
-            pool.shutdown(cancel_futures=True)
+            until = time.monotonic() + _LAST_SECONDS
+            for worker in workers:
+                worker.join(max(0.0, until - time.monotonic()))
     if not failures:
         return
     left = sum(item not in store.found for item in todo)

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -212,6 +213,12 @@ def is_unwritable(error: OSError) -> bool:
     return error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 
 
+def check_repo(repo: str) -> None:
+    """Raise HubError where a repository is not named ``"owner/name"``."""
+    if not isinstance(repo, str) or not re.fullmatch(r"[^/\s]+/[^/\s]+", repo):
+        raise HubError(f'repo must be "owner/name", found {repo!r:.80}.')
+
+
 def check_reachable(address: str) -> None:
     """Raise at once where nothing listens: the client would retry for tens of seconds.
 
@@ -220,7 +227,10 @@ def check_reachable(address: str) -> None:
     parts = urlsplit(address)
     if parts.scheme in getproxies() or "all" in getproxies():
         return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError as invalid:
+        raise HubError(f"{address} is no address: {invalid}.") from invalid
     answered, over = threading.Event(), threading.Event()
 
     def knock(family: int, target: Any) -> None:

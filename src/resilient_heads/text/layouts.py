@@ -1,7 +1,7 @@
 """The JSON layouts in which class descriptions are found in the wild, brought to one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resilient_heads.errors import DescriptionError
@@ -15,16 +15,25 @@ _ABOUT_THE_FILE = {
     "description", "format", "id", "info", "licence", "license", "meta", "metadata", "model", "names", "notes",
     "prompts", "provenance", "questions", "source", "sources", "templates", "title", "url", "version",
 }  # fmt: skip
+# Of these, the ones that name no thing which could be seen.
+_NEVER_A_CLASS = frozenset({
+    "class_names", "format", "licence", "license", "meta", "metadata", "names", "provenance", "questions", "templates",
+    "version",
+})  # fmt: skip
 _EXPECTED = 'expected {"class name": ["sentence", ...]}'
 
 
-def parse(text: str, *, name: str) -> tuple[list[tuple[str, list[str]]], dict[str, str]]:
+def parse(
+    text: str, *, name: str, asked: Sequence[str] | None = None
+) -> tuple[list[tuple[str, list[str]]], dict[str, str]]:
     """Return class names with their sentences in file order, and the provenance if the file records one.
 
     These layouts are read:
 
     - ``{"class": ["sentence", ...]}`` and ``{"class": "sentence"}``;
     - ``{"class": {"question": ["sentence", ...] or "sentence"}}``, nested to any depth;
+    - ``{"class": {"descriptions": [...], "source": ...}}`` (also ``sentences``, ``prompts``, ``texts``): what stands
+      beside them and says something about them is left out, and anything else is refused;
     - ``[{"name": "class", "descriptions": [...]}, ...]`` (also ``class``, ``class_name``, ``label``; ``sentences``,
       ``prompts``, ``texts``);
     - any of these under a ``"descriptions"`` or ``"classes"`` key, as :meth:`ClassDescriptions.save` writes it, beside
@@ -34,9 +43,10 @@ def parse(text: str, *, name: str) -> tuple[list[tuple[str, list[str]]], dict[st
     Args:
         text: The file's content.
         name: What errors call it.
+        asked: Class names that are wanted. Beside classes, a key such as ``"meta"`` is one only if it is asked for.
 
     Raises:
-        DescriptionError: It is no JSON, another layout, or names a class twice.
+        DescriptionError: It is no JSON, another layout, holds no class, or names a class twice.
     """
     try:
         content = json.loads(text, object_pairs_hook=_without_repeats)
@@ -45,21 +55,26 @@ def parse(text: str, *, name: str) -> tuple[list[tuple[str, list[str]]], dict[st
             raise
         raise DescriptionError(f"{name} is not a JSON file: {error}.") from error
     provenance: dict[str, str] = {}
+    in_table = False
     if isinstance(content, dict):
         found = content.get("provenance")
         if content.get("format") == FORMAT:
             if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
                 raise DescriptionError(f"The provenance in {name} must map names to text, found {found!r:.60}.")
             provenance = found
+            if not content.get("classes"):
+                raise DescriptionError(f"{name} holds no classes: its list is {content.get('classes')!r:.60}.")
         for key in ("classes", "descriptions"):
             # A class may be called "classes"; only an object or a list of objects is a table of classes.
             table = content.get(key)
             if isinstance(table, dict) or (isinstance(table, list) and table and isinstance(table[0], dict)):
                 _check_company(content, key, name)
-                content = table
+                content, in_table = table, True
                 break
     try:
         if isinstance(content, dict):
+            if not in_table:
+                content = _without_remarks(content, name, asked)
             return [(key, _sentences(key, value)) for key, value in content.items()], provenance
         if isinstance(content, list):
             return [_entry(position, value) for position, value in enumerate(content)], provenance
@@ -89,6 +104,17 @@ def _check_company(content: Mapping[str, Any], table: str, name: str) -> None:
             )
 
 
+def _without_remarks(content: dict[str, Any], name: str, asked: Sequence[str] | None) -> dict[str, Any]:
+    """Leave out what says something about the file; refuse it where nobody said what the classes are."""
+    remarks = [key for key in content if key.casefold() in _NEVER_A_CLASS]
+    if remarks and asked is None:
+        raise DescriptionError(
+            f"{name} has {remarks[0]!r} among its classes. If it is a class, pass the names of the classes; if it says "
+            'something about the file, move the classes under "classes".'
+        )
+    return {key: value for key, value in content.items() if key not in remarks or key in (asked or ())}
+
+
 def _entry(position: int, value: Any) -> tuple[str, list[str]]:
     """Read one object of a list."""
     if not isinstance(value, dict):
@@ -108,6 +134,14 @@ def _sentences(name: str, value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
+        table = next((key for key in _TEXT_KEYS if key in value), None)
+        if table is not None:
+            for key in value:
+                if key not in (table, *_NAME_KEYS) and key.casefold() not in _ABOUT_THE_FILE:
+                    raise DescriptionError(
+                        f"{name!r} has {key!r} beside {table!r}, which holds its sentences; move it in there, or out."
+                    )
+            return _sentences(name, value[table])
         return [sentence for inner in value.values() for sentence in _sentences(name, inner)]
     if isinstance(value, list):
         for sentence in value:

@@ -10,19 +10,20 @@ from resilient_heads.extras import require
 class OpenAIChat:
     """A chat model, as a function from prompt to answer.
 
-    The official client repeats requests that time out or meet 408, 409, 429 or 5xx, waiting longer each time.
+    A request is made once: :func:`~resilient_heads.text.generate.generate_descriptions` asks again itself. With
+    ``retries`` the official client repeats what times out or meets 408, 409, 429 or 5xx, waiting longer each time.
 
     Args:
         model: Name of the model at the server.
         base_url: Address of the server; None takes OPENAI_BASE_URL, or the public one.
         key_variable: Environment variable that holds the key. The key is never stored or shown.
-        timeout: Seconds until an answer must be complete.
+        timeout: Seconds that the server may take to connect, and between two pieces of an answer; none for the whole.
         retries: How often the client repeats a request.
         max_tokens: Longest answer; None leaves it to the server, for those that reject the setting.
         temperature: 0 for the likeliest words; None leaves it to the server.
 
     Raises:
-        LanguageModelError: The environment variable is not set.
+        LanguageModelError: The environment variable is not set, or a choice that makes no sense.
         MissingExtraError: The client is not installed.
     """
 
@@ -33,10 +34,14 @@ class OpenAIChat:
         base_url: str | None = None,
         key_variable: str = "OPENAI_API_KEY",
         timeout: float = 60.0,
-        retries: int = 4,
+        retries: int = 0,
         max_tokens: int | None = 120,
         temperature: float | None = 0.7,
     ) -> None:
+        if type(retries) is not int or retries < 0:
+            raise LanguageModelError(f"retries must be an integer, 0 or more, found {retries!r}.")
+        if type(timeout) not in (int, float) or not 0 < timeout < float("inf"):
+            raise LanguageModelError(f"timeout must be a positive number of seconds, found {timeout!r}.")
         self._package: Any = require("openai", extra="llm", purpose="OpenAIChat")
         key = os.environ.get(key_variable)
         if not key:

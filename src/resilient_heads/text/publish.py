@@ -15,7 +15,7 @@ from resilient_heads.errors import EmbeddingError, HubError
 from resilient_heads.files import file_sha256, write_atomic
 from resilient_heads.text.card import CARD, dataset_card
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub import HubSettings, check_reachable, explaining
+from resilient_heads.text.hub import HubSettings, check_reachable, check_repo, explaining
 from resilient_heads.text.manifest import HubEntry
 
 _MANIFEST = "manifest.json"
@@ -141,6 +141,7 @@ def publish(
         HubError: The Hub refuses or cannot be reached.
     """
     folder = Path(folder)
+    check_repo(repo)
     verify_folder(folder)
     settings = hub or HubSettings()
     if settings.is_offline:
