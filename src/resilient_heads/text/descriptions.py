@@ -100,6 +100,8 @@ class ClassDescriptions:
             DescriptionError: A class without a sentence, names that do not match, or something that is no text.
         """
         names = _checked_names(class_names)
+        if isinstance(templates, str) or not isinstance(templates, Sequence):
+            raise DescriptionError(f'templates must be a sequence such as ("a photo of a {{}}",), found {templates!r}.')
         filled = [_fill(templates, name) for name in names]
         if descriptions is None:
             if not templates:

@@ -157,8 +157,15 @@ class ClassEmbeddings:
         Args:
             path: The file to write.
             dtype: Store the vectors in this floating dtype; None keeps theirs.
+
+        Raises:
+            EmbeddingError: A dtype that is not floating, or in which a vector overflows or becomes all zeros.
         """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise EmbeddingError(f"dtype must be a floating dtype such as torch.float16, found {dtype!r}.")
         vectors = self.vectors.to(device="cpu", dtype=dtype).contiguous()
+        if not bool(vectors.isfinite().all()) or not bool(vectors.any(dim=1).all()):
+            raise EmbeddingError(f"In {dtype} a vector overflows or becomes all zeros; save them as torch.float32.")
         record = {
             "format": _FORMAT,
             "class_names": self.class_names,

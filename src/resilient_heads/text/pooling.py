@@ -28,8 +28,15 @@ def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, norm
 
     Source: Pratt et al., *What does a platypus look like?*, ICCV 2023, for averaging descriptions.
     """
+    if not isinstance(descriptions, ClassDescriptions):
+        raise EmbeddingError(
+            f"descriptions must be ClassDescriptions, found {type(descriptions).__name__}; "
+            "ClassDescriptions.match(class_names, descriptions) makes them."
+        )
     order = {sentence: row for row, sentence in enumerate(dict.fromkeys(_flat(descriptions)))}
     vectors = encoder.encode(list(order))
+    if not isinstance(vectors, torch.Tensor):
+        raise EmbeddingError(f"{encoder.id} gave a {type(vectors).__name__}; expected a tensor of one row a sentence.")
     if vectors.shape != (len(order), encoder.embed_dim):
         raise EmbeddingError(
             f"{encoder.id} gave {tuple(vectors.shape)} for {len(order)} sentences; "

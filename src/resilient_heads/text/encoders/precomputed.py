@@ -23,6 +23,9 @@ class PrecomputedEncoder:
     def __init__(self, table: Mapping[str, Tensor], *, id: str, revision: str = "") -> None:
         if not table:
             raise EmbeddingError("The table of precomputed embeddings is empty.")
+        odd = next((vector for vector in table.values() if not isinstance(vector, Tensor)), None)
+        if odd is not None:
+            raise EmbeddingError(f"Precomputed embeddings must be tensors, found a {type(odd).__name__}.")
         shapes = {tuple(vector.shape) for vector in table.values()}
         if len(shapes) != 1 or len(next(iter(shapes))) != 1:
             raise EmbeddingError(f"All precomputed embeddings must be vectors of one length, found {shapes}.")
