@@ -194,7 +194,7 @@ def test_another_campaign_is_refused_by_name(folder: Path) -> None:
         ({"data": (images * 1.001, labels)}, "pass the same images and labels"),
         ({"seed": 5}, r"seed is 0 there and 5 now \(pass seed=0, or --seed 0\)"),
         ({"protocol": rh.Protocol(name="raw", min_top2diff=0.01)}, "pass the same protocol"),
-        ({"injections_per_layer": 91}, "pass the same injections_per_layer= or design=, or --injections"),
+        ({"injections_per_layer": 91}, "pass injections_per_layer=90, or --injections 90"),
         ({"chunk_size": 12}, "pass chunk_size=8, or --chunk-size 8"),
         ({"batch_size": 2}, "pass batch_size=4, or --batch-size 4"),
         ({"layers": ["fc"]}, "pass the same layers"),

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -144,10 +145,12 @@ def test_two_ranks_one_of_them_killed(
 
 def test_the_same_shard_twice_at_once_is_refused(processes: ForkServerContext, tmp_path: Path) -> None:
     folder = tmp_path / "campaign"
-    process = processes.Process(target=in_a_process, args=(arguments(folder), {"NET_SLEEP_MS": "20"}))
+    process = processes.Process(target=in_a_process, args=(arguments(folder), {"NET_SLEEP_MS": "50"}))
     process.start()
     while process.is_alive() and not (folder / "trials/chunk-000000.parquet").exists():
         time.sleep(0.001)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGSTOP)  # else it may be done before the second one gets so far
     with pytest.raises(rh.ResilientHeadsError, match="Another process is running shard 0"):
         campaign(folder)
     process.kill()
