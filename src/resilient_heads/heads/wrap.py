@@ -15,6 +15,7 @@ from resilient_heads.heads.checkpoint import guard_loading
 from resilient_heads.heads.leaves import Classifier, Leaf
 from resilient_heads.heads.locate import find_classifiers, find_heads
 from resilient_heads.heads.surroundings import Surroundings, adapt, allow_reset, restore, survey
+from resilient_heads.heads.swap import require_uncompiled, swap
 from resilient_heads.heads.text_guided import FusedCosineHead, Initialisation, TextGuidedHead, check_initialisation
 from resilient_heads.heads.trace import trace
 from resilient_heads.heads.warm_start import warm_start
@@ -125,7 +126,7 @@ def wrap_model(
         each.__dict__[_KEEPSAKE] = _Replaced(place.leaf, before)
         each.train(place.leaf.training)
         each.requires_grad_(place.leaf.weight.requires_grad)
-        _swap(model, place.leaf, each)
+        swap(model, place.leaf, each)
         adapt(model, place.name, before, each.num_classes, each.class_names)
     _check_shapes(model, expected, sample)
     guard_loading(model)
@@ -163,7 +164,7 @@ def unwrap_model(model: M) -> M:
     for name, head in heads.items():
         replaced = head.__dict__.pop(_KEEPSAKE)
         reference = next(head.parameters())
-        _swap(model, head, replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training))
+        swap(model, head, replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training))
         restore(model, name, replaced.around)
     return model
 
@@ -206,7 +207,7 @@ def fuse(model: nn.Module) -> nn.Module:
             allow_reset(model, name)  # the model is a stock one again
         elif _KEEPSAKE in head.__dict__:
             fused.__dict__[_KEEPSAKE] = head.__dict__[_KEEPSAKE]
-        _swap(model, head, fused)
+        swap(model, head, fused)
     return model
 
 
@@ -217,12 +218,9 @@ def _require_plain(model: nn.Module) -> None:
             f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
             "call unwrap_model(model) first."
         )
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
-        raise ModelError("The model is compiled, or holds a compiled module; wrap it first, then compile it.")
+    require_uncompiled(model, "wrap it first")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ModelError("The model is TorchScript, or holds some; wrap it first, then trace it.")
-    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
-        raise ModelError("The model is in DistributedDataParallel; wrap the model itself first, then distribute it.")
 
 
 def _warm(model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None) -> None:
@@ -364,14 +362,6 @@ def _fit_head(head: TextGuidedHead, place: Classifier) -> None:
         shape = (1, place.in_features, 1, 1) if head.is_conv else (1, place.in_features)
         head.latent(head.projection.weight.new_zeros(shape))
     head.to(device=weight.device, dtype=weight.dtype)
-
-
-def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in another's stead, under every name that the model has for it."""
-    places = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
-    for name in places:
-        parent_name, _, key = name.rpartition(".")
-        setattr(model.get_submodule(parent_name), key, new)
 
 
 def _require_module(model: nn.Module) -> None:
