@@ -122,9 +122,8 @@ def main() -> None:
     network, images = resnet18().eval(), torch.randn(options.batch, 3, 224, 224)
     with torch.inference_mode():
         whole = duration(lambda: network(images), 3)
-    print(
-        f"{options.classes} classes, F = {train[0].shape[1]}, E = {rows.shape[1]}, {options.dtype}, {options.images} images"
-    )
+    sizes_of = f"F = {train[0].shape[1]}, E = {rows.shape[1]}"
+    print(f"{options.classes} classes, {sizes_of}, {options.dtype}, {options.images} images")
     print("| head | faults | before the logits: SDC | DUE | in the logits: SDC | DUE | FLOPs | time | of ResNet-18 |")
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     lines: list[str] = []

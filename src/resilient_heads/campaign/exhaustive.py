@@ -106,8 +106,8 @@ def exhaustive(
         model: A classifier, or a head by itself.
         data: Batches of images and labels, or one pair of tensors; for a head, features ``(N, F)`` and labels. Images
             that the fault-free model misclassifies are left out.
-        layers: Names of tensors, or patterns of names; None takes every tensor of the classifier. A head's own are named
-            ``"head.latent"`` and so on, and its output ``"head"``.
+        layers: Names of tensors, or patterns of names; None takes every tensor of the classifier. A head's own are
+            named ``"head.latent"`` and so on, and its output ``"head"``.
         batch_size: Faults executed at once.
         progress: Show a bar.
 
@@ -174,7 +174,7 @@ class _Exhaustion:
         return whole.repeat_interleave(self._group, dim=0), len(own)
 
     def _strike(
-        self, site: Site, inputs: Tensor, golden: Golden, count: int, counts: Tensor, bar: "tqdm[None]"
+        self, site: Site, inputs: Tensor, golden: Golden, count: int, counts: Tensor, advance: Callable[[int], Any]
     ) -> None:
         """Strike every neuron of a site, and add to its counts."""
         rows = torch.arange(len(inputs), device=inputs.device)

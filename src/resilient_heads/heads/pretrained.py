@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from torch import nn
 from resilient_heads.errors import EmbeddingError, HubError, ModelError
 from resilient_heads.files import file_sha256, write_atomic
 from resilient_heads.heads.locate import find_heads
+from resilient_heads.heads.protection.options import Protection
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
 from resilient_heads.text.hub import HubSettings, check_reachable, check_repo, explaining
@@ -70,6 +71,7 @@ def save_pretrained(
         "dtype": str(head.projection.weight.dtype).removeprefix("torch."),
         "class_names": None if head.class_names is None else list(head.class_names),
         "text": head.text is not None,
+        "protection": None if head.protection is None else asdict(head.protection),
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     card, weights = _card(head, campaign, licence).encode(), save_tensors(state, {"format": "pt"})
@@ -153,6 +155,7 @@ def from_pretrained(
         normalize=config.normalize,
         bias=config.bias,
         conv=config.conv,
+        protection=config.protection,
         dtype=config.dtype,
     )
     head.class_names = config.class_names
@@ -226,6 +229,7 @@ class _Config:
     dtype: torch.dtype
     class_names: tuple[str, ...] | None
     text: bool
+    protection: Protection | None
     sha256: dict[str, str]
 
     @classmethod
@@ -259,6 +263,7 @@ class _Config:
                 bias=flags["bias"],
                 conv=flags["conv"],
                 text=flags["text"],
+                protection=None if record.get("protection") is None else Protection(**record["protection"]),
                 sha256={name: str(digest) for name, digest in record["sha256"].items()},
                 dtype=_DTYPES[record["dtype"]],
                 class_names=None if names is None else tuple(names),

@@ -50,7 +50,10 @@ def norm_limit(reach: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor,
     limit = reach * torch.linalg.vector_norm(weight, dtype=reach.dtype)
     if bias is not None:
         limit = limit + torch.linalg.vector_norm(bias, dtype=reach.dtype)
-    return _slack(limit.clamp_min(smallest), like, weight.shape[0] + weight.shape[1])
+    limit = _slack(limit.clamp_min(smallest), like, weight.shape[0] + weight.shape[1])
+    # Where squares leave the format in which they are added up, the norm is infinite though no value is.
+    added = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.where(limit > math.sqrt(torch.finfo(added).max) / 2, math.inf, limit)
 
 
 def unit_limit(norm_limit: Tensor, like: Tensor, size: int) -> Tensor:
@@ -119,8 +122,8 @@ def product_tolerance(reach: Tensor, weight: Tensor, bias: Tensor | None, result
     if bias is not None:
         largest = largest + torch.linalg.vector_norm(bias, dtype=reach.dtype)
     outputs, inner = weight.shape
-    inputs = _input_roundoff(result) * math.sqrt(2 * outputs)
-    share = _accumulation_roundoff(result) * math.sqrt(inner + 1) * _of_sums(result, outputs) + inputs
+    inputs = _input_roundoff(result) * (2 * outputs) ** 0.5
+    share = _accumulation_roundoff(result) * (inner + 1) ** 0.5 * _of_sums(result, outputs) + inputs
     tolerance: Tensor = _LAMBDA * share * largest + rounding_tolerance(result, dim)
     return tolerance
 
@@ -133,7 +136,7 @@ def rounding_tolerance(result: Tensor, dim: int) -> Tensor:
 
 def norm_tolerance(norm: Tensor, size: int) -> Tensor:
     """Return how far a norm of ``size`` values may be off."""
-    share = _unit_roundoff(norm) + 2 * _accumulation_roundoff(norm) * math.sqrt(size)
+    share = _unit_roundoff(norm) + 2 * _accumulation_roundoff(norm) * size**0.5
     tolerance: Tensor = _LAMBDA * share * norm.to(wide(norm))
     return tolerance
 
@@ -155,7 +158,7 @@ def median_of_three(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
 
 def _of_sums(result: Tensor, size: int) -> float:
     """Return the factor by which adding up ``size`` values adds to their own rounding, where sums are not wider."""
-    return 2 * math.sqrt(size) if wide(result) == result.dtype else 1.0
+    return 2 * size**0.5 if wide(result) == result.dtype else 1.0
 
 
 def _along(values: Tensor, like: Tensor, dim: int) -> Tensor:
@@ -180,5 +183,11 @@ def _input_roundoff(result: Tensor) -> float:
     if result.dtype != torch.float32:
         return 0.0
     if result.device.type == "cuda":  # TensorFloat-32, for convolutions unless told otherwise
-        return 2.0**-11 if result.ndim == 4 or torch.get_float32_matmul_precision() != "highest" else 0.0
-    return 0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-9
+        return 2.0**-11 if result.ndim == 4 or _reduced_precision() else 0.0
+    return 2.0**-9 if _reduced_precision() else 0.0
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _reduced_precision() -> bool:
+    """Whether products of float32 may be taken in a narrower format."""
+    return torch.get_float32_matmul_precision() != "highest"
