@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from resilient_heads.campaign.closed_form import UNDECIDED, score_outcomes
 from resilient_heads.campaign.exhaustive import TensorCounts
 from resilient_heads.campaign.outcomes import Outcome, classify, judge
 from resilient_heads.injection.bits import flip_bits
@@ -75,6 +76,30 @@ def test_a_named_layer_of_a_network(small_net: nn.Module, images: Tensor) -> Non
     assert counted(result["fc"]) == one_by_one(small_net, "fc", images)
     sample = one_by_one(nn.Sequential(small_net), "0.conv2", images)
     assert counted(result["conv2"]) == sample
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("sizes", [(12, 7, 5), (40, 30, 100)])
+def test_the_closed_form_is_what_execution_gives(normalize: bool, sizes: tuple[int, int, int]) -> None:
+    features, dim, classes = sizes
+    head = rh.TextGuidedHead(features, (classes, dim), normalize=normalize).eval()
+    x = torch.randn(24, features) * 10 ** torch.linspace(-3, 3, 24)[:, None]
+    data = (x, head(x).argmax(1))
+    executed = rh.exhaustive(head, data, progress=False)
+    worked_out = rh.exhaustive(head, data, closed_form=True, progress=False)
+    assert [tensor.site.name for tensor in executed.tensors] == [tensor.site.name for tensor in worked_out.tensors]
+    for tensor in executed.tensors:
+        assert counted(tensor) == counted(worked_out[tensor.site.name])
+    assert worked_out["head.latent"].count(Outcome.MASKED) == 0
+
+
+def test_the_closed_form_decides_nearly_everything_and_nothing_near_a_tie() -> None:
+    rows, values = torch.randn(100, 64), torch.randn(20, 64)
+    outcomes = score_outcomes(values, rows)
+    assert float((outcomes == UNDECIDED).double().mean()) < 0.06
+    twins = torch.cat([rows, rows[:1].expand(3, -1)])
+    values = rows[:1] * 3
+    assert bool((score_outcomes(values, twins)[:, :, :20] != Outcome.TOLERABLE).all())
 
 
 def test_only_images_that_the_model_gets_right_are_struck() -> None:

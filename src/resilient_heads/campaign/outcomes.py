@@ -77,7 +77,7 @@ def _outcome(golden: Tensor, faulty: Tensor, outranked: Tensor) -> Tensor:
     """Return each trial's outcome, given where another class scores as high as the golden top-1 class."""
     outcome = torch.full_like(outranked, Outcome.TOLERABLE, dtype=torch.uint8)
     outcome[outranked] = Outcome.SDC
-    outcome[~faulty.isfinite().all(dim=1)] = Outcome.DUE
+    outcome[~(faulty.abs().amax(dim=1) < torch.inf)] = Outcome.DUE  # NaN is no number below infinity
     outcome[(words(faulty) == words(golden)).all(dim=1)] = Outcome.MASKED
     return outcome
 

@@ -168,6 +168,14 @@ class TextGuidedHead(Protectable):
         return ("latent", "unit", "projection", "") if self.normalize else ("latent", "projection")
 
     @property
+    def score_rows(self) -> dict[str, Tensor]:
+        """By the name of a tensor of this head, rows whose products with it order the classes as the logits do."""
+        if self.guard is not None or self.is_conv:
+            return {}
+        names = ("latent", "unit") if self.normalize else ("latent",)
+        return dict.fromkeys(names, self.projection.weight)
+
+    @property
     def text(self) -> ClassEmbeddings | None:
         """The class embeddings that the rows started from, or None for a random start."""
         if self._text_rows is None:
