@@ -5,6 +5,7 @@ import io
 import pickle
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -298,6 +299,27 @@ def test_export_with_any_batch_compile_trace_and_copies(choice: rh.Protection) -
         assert same_bits(torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)(x), golden)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+@pytest.mark.parametrize(("kind", "choice"), [("linear", CHOICES[1]), ("fused cosine", CHOICES[4])])
+def test_onnx_runtime_gives_the_logits_and_keeps_the_copies(kind: str, choice: rh.Protection, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model = build(kind)
+    protect(model, choice)
+    x = torch.randn(6, 24)
+    file, optimized = str(tmp_path / "head.onnx"), str(tmp_path / "optimized.onnx")
+    batch = torch.export.Dim("batch", min=1)
+    torch.onnx.export(model, (x[:3],), dynamo=True, dynamic_shapes=({0: batch},), verbose=False).save(file)
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath = optimized
+    session = runtime.InferenceSession(file, options)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.tensor(found), model(x).detach(), rtol=1e-5, atol=1e-5)
+    kinds = [node.op_type for node in onnx.load(optimized).graph.node]
+    expected = (1 if "fused" in kind else 2) * (3 if choice.median else 2)
+    assert sum(name in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm") for name in kinds) == expected
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_autocast(choice: rh.Protection) -> None:
     for kind in KINDS:
@@ -336,12 +358,12 @@ def test_a_wrapped_model_is_protected_fused_and_unwrapped() -> None:
     assert model[3].weight is weight
 
 
-def test_the_constructor_takes_a_protection_and_files_keep_it(tmp_path: object) -> None:
+def test_the_constructor_takes_a_protection_and_files_keep_it(tmp_path: Path) -> None:
     choice = rh.Protection(bounds=True, checksum=True)
     head = rh.TextGuidedHead(8, (5, 6), protection=choice).eval()
     assert head.protection == choice
-    rh.save_pretrained(head, f"{tmp_path}/head")
-    loaded = rh.from_pretrained(f"{tmp_path}/head").eval()
+    rh.save_pretrained(head, tmp_path / "head")
+    loaded = rh.from_pretrained(tmp_path / "head").eval()
     assert loaded.protection == choice
     x = torch.randn(2, 8)
     assert same_bits(loaded(x), head(x))

@@ -1,6 +1,6 @@
 """Every flip in every tensor of a classifier head, with and without protection: what gets through, and what it costs.
 
-``python benchmarks/protected_head.py`` takes scikit-learn's digits, whose 64 pixels are the features. ``--shared-data
+``python benchmarks/protection.py`` takes scikit-learn's digits, whose 64 pixels are the features. ``--shared-data
 FOLDER`` takes pooled features of pretrained networks on real images instead, ResNet-20 on CIFAR-10 (10 classes) or,
 with ``--classes 200``, SqueezeNet on Tiny-ImageNet, if the files of the tests are in that folder.
 """
