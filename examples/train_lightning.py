@@ -1,7 +1,7 @@
 """A text-guided classifier under Lightning, on scikit-learn's digits.
 
-    pip install -e ".[recipes,demo]"
-    python examples/train_lightning.py --output lightning-output    # half a minute; stopped, the same line goes on
+pip install -e ".[recipes,demo]"
+python examples/train_lightning.py --output lightning-output    # half a minute; stopped, the same line goes on
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """torchvision's reference recipe with a text-guided head, on scikit-learn's digits.
 
-Follows ``references/classification/train.py`` of pytorch/vision: SGD with Nesterov momentum, warm-up and cosine schedule,
-label smoothing, weight decay by kind of parameter, an exponential moving average of the weights, and a checkpoint after
-each epoch from which it goes on. Two lines know of the head: the one that wraps, and ``SPARED``.
+Follows ``references/classification/train.py`` of pytorch/vision: SGD with Nesterov momentum, warm-up and cosine
+schedule, label smoothing, weight decay by kind of parameter, an exponential moving average of the weights, and a
+checkpoint after each epoch from which it goes on. Two lines know of the head: the one that wraps, and ``SPARED``.
 
     python examples/train_torchvision.py --checkpoint run.pth    # half a minute; stopped, the same line goes on
 """

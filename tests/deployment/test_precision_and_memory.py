@@ -64,9 +64,7 @@ def test_gradient_checkpointing_gives_the_same_bits(model: nn.Sequential) -> Non
     twin = copy.deepcopy(model)
     at = next(at for at in reversed(range(len(twin))) if next(twin[at].parameters(), None) is not None)
     head = twin[at]
-    segments = gradients(
-        model, cross_entropy(checkpoint_sequential(model, 3, images, use_reentrant=False), labels)
-    )
+    segments = gradients(model, cross_entropy(checkpoint_sequential(model, 3, images, use_reentrant=False), labels))
     assert all(torch.equal(segments[name], gradient) for name, gradient in expected.items())
     twin[at] = HeadAgain()
     cross_entropy(twin(images), labels).backward()
