@@ -57,10 +57,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, batch
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of the wrapped model as one process holds it; empty in all processes but the first."""
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    state: dict[str, Tensor] = get_model_state_dict(
-        inner, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    return state
+    state = get_model_state_dict(inner, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,9 +39,14 @@ class Run:
 
     def save(self, path: Path) -> None:
         """Write the reference's checkpoint."""
-        parts = {"model": self.model, "model_ema": self.average, "optimizer": self.optimizer}
-        state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({**state, "lr_scheduler": self.schedule.state_dict(), "epoch": self.epoch}, path)
+        state = {
+            "model": self.model.state_dict(),
+            "model_ema": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.schedule.state_dict(),
+            "epoch": self.epoch,
+        }
+        torch.save(state, path)
 
     def resume(self, path: Path) -> None:
         """Go on where a checkpoint was written; one of another model is refused before a weight changes."""
@@ -55,7 +60,8 @@ class Run:
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Spare normalisation layers, biases and the head's scale, as the reference's ``set_weight_decay`` does."""
-    spared, others = [], []
+    spared: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for module in model.modules():
         normalises = isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm)
         for name, parameter in module.named_parameters(recurse=False):
@@ -67,7 +73,8 @@ def build(name: str, *, epochs: int, seed: int = 0) -> Run:
     """Build and wrap the model first, then everything that holds its parameters."""
     torch.manual_seed(seed)
     model = rh.wrap_model(torchvision.models.get_model(name, num_classes=10), embeddings="digits")
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    averaging = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, multi_avg_fn=averaging, use_buffers=True)
     optimizer = SGD(weight_decay_groups(model, 2e-5), lr=0.05, momentum=0.9, nesterov=True)
     stages = [LinearLR(optimizer, 0.1, total_iters=1), CosineAnnealingLR(optimizer, max(1, epochs - 1))]
     return Run(model, average, optimizer, SequentialLR(optimizer, stages, milestones=[1]))

@@ -4,8 +4,8 @@
     python examples/train_transformers.py --output trainer-output    # half a minute; stopped, the same line goes on
 
 The class :class:`TextGuidedConvNext` makes ``from_pretrained`` whole: on a folder that the Trainer wrote it gives the
-trained model back, and on a stock model's folder the backbone with a head that starts at the text. The stock class, given a
-wrapped model's folder, reads the backbone and starts a fresh classifier, as its report says.
+trained model back, and on a stock model's folder the backbone with a head that starts at the text. The stock class,
+given a wrapped model's folder, reads the backbone and starts a fresh classifier, as its report says.
 
 Of models whose tensors transformers 5 renames as it saves (ViT, DeiT, Swin, BEiT, DINOv2; not ConvNeXt or ResNet), the
 Trainer's resume leaves the renamed ones at random and only warns, with and without a head:
