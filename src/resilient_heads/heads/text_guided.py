@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resilient_heads.errors import EmbeddingError, ModelError
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
+from resilient_heads.heads.holders import like, require_plain_tensor
 from resilient_heads.heads.protection.guard import SMALLEST_NORM, Plan, Product
 from resilient_heads.heads.protection.heads import Protectable, protected
 from resilient_heads.heads.protection.options import Protection
@@ -231,7 +232,7 @@ class TextGuidedHead(Protectable):
         if self.normalize:
             rows = nn.functional.normalize(rows, dim=1)
             self.logit_scale.fill_(INITIAL_LOGIT_SCALE)
-        weight.copy_(rows.reshape(weight.shape))
+        weight.copy_(like(rows.reshape(weight.shape), weight))
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return optimizer groups: the two matrices decay, bias and scale do not."""
@@ -247,6 +248,8 @@ class TextGuidedHead(Protectable):
         """Return one layer that gives the same logits; see :func:`fuse`."""
         if self.in_features is None:
             raise ModelError("The head's in_features are still open; wrap a model with it before fusing.")
+        for name in ("latent", "projection"):
+            require_plain_tensor(self.get_submodule(name).weight, f"The head's {name}.weight", "fuse")
         algebra = fuse_cosine if self.normalize else fuse_linear
         weight, bias = algebra(
             self.latent.weight.flatten(1),

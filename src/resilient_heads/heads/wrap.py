@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from resilient_heads.errors import ModelError
 from resilient_heads.evaluation import evaluating
 from resilient_heads.heads.checkpoint import guard_loading
+from resilient_heads.heads.holders import refuse_held
 from resilient_heads.heads.leaves import Classifier, Leaf
 from resilient_heads.heads.locate import find_classifiers, find_heads
 from resilient_heads.heads.surroundings import Surroundings, adapt, allow_reset, restore, survey
-from resilient_heads.heads.swap import require_uncompiled, swap
+from resilient_heads.heads.swap import swap
 from resilient_heads.heads.text_guided import FusedCosineHead, Initialisation, TextGuidedHead, check_initialisation
 from resilient_heads.heads.trace import trace
 from resilient_heads.heads.warm_start import warm_start
@@ -145,6 +146,7 @@ def unwrap_model(model: M) -> M:
         ModelError: The model is not wrapped, or its head was not put there by :func:`wrap_model`.
     """
     _require_module(model)
+    refuse_held(model, "unwrap")
     heads = find_heads(model)
     if not heads:
         raise ModelError(
@@ -157,6 +159,8 @@ def unwrap_model(model: M) -> M:
         if _KEEPSAKE not in head.__dict__:
             raise ModelError(f"The head at {name!r} was not put there by wrap_model, so nothing can be restored.")
         replaced: _Replaced = head.__dict__[_KEEPSAKE]
+        if next(head.parameters(), None) is None:
+            raise ModelError(f"The head at {name!r} is quantised; unwrap the model that it was made from.")
         if replaced.layer.weight.is_meta and not next(head.parameters()).is_meta:
             raise ModelError(
                 f"The layer that the head at {name!r} replaced was on the meta device and has no values to restore."
@@ -193,16 +197,18 @@ def fuse(model: nn.Module) -> nn.Module:
         The same model; for a head, the layer that stands for it.
 
     Raises:
-        ModelError: There is no text-guided head to fuse.
+        ModelError: There is no text-guided head to fuse, or its weights are quantised or sharded.
     """
     if isinstance(model, TextGuidedHead):
         return model.fused()
     _require_module(model)
+    refuse_held(model, "fuse")
     heads = {name: head for name, head in find_heads(model).items() if isinstance(head, TextGuidedHead)}
     if not heads:
         raise ModelError(f"{type(model).__name__} has no unfused text-guided head; call wrap_model(model) first.")
+    made = {name: head.fused() for name, head in heads.items()}  # all of them, or an error before the first swap
     for name, head in heads.items():
-        fused = head.fused()
+        fused = made[name]
         if not isinstance(fused, FusedCosineHead):
             allow_reset(model, name)  # the model is a stock one again
         elif _KEEPSAKE in head.__dict__:
@@ -218,9 +224,7 @@ def _require_plain(model: nn.Module) -> None:
             f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
             "call unwrap_model(model) first."
         )
-    require_uncompiled(model, "wrap it first")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ModelError("The model is TorchScript, or holds some; wrap it first, then trace it.")
+    refuse_held(model, "wrap")
 
 
 def _warm(model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None) -> None:

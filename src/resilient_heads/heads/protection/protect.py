@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from resilient_heads.errors import ModelError
+from resilient_heads.heads.holders import refuse_held
 from resilient_heads.heads.locate import find_classifiers
 from resilient_heads.heads.protection.heads import Protectable, ProtectedConv2d, ProtectedLinear, protected
 from resilient_heads.heads.protection.options import Protection
-from resilient_heads.heads.swap import require_uncompiled, swap
+from resilient_heads.heads.swap import swap
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -46,9 +46,7 @@ def protect_(
     protection = Protection(bounds=bounds, checksum=checksum, median=median)
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("The model is TorchScript; protect it first, then trace it.")
-    require_uncompiled(model, "protect it first")
+    refuse_held(model, "protect")
     if type(model) in (nn.Linear, nn.Conv2d):
         raise ModelError(
             f"This is the {type(model).__name__} layer itself; pass the model that holds it, or a TextGuidedHead."
@@ -79,6 +77,7 @@ def unprotect_(model: M) -> M:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
+    refuse_held(model, "unprotect")
     heads = {name: head for name, head in find_protectable(model).items() if head.protection is not None}
     if not heads:
         raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
