@@ -21,13 +21,15 @@ def trained_head() -> tuple[rh.TextGuidedHead, torch.Tensor, torch.Tensor]:
         optimizer.zero_grad()
         nn.functional.cross_entropy(head(x[:1500]), y[:1500]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return head.eval(), x[1500:1510], y[1500:1510]
+    return head.eval(), x[1500:], y[1500:]
 
 
-def main() -> None:
+def main(images: int = 10) -> None:
     """Strike the head unprotected and protected."""
     torch.manual_seed(0)
     head, x, y = trained_head()
+    right = (head(x).argmax(dim=1) == y).nonzero().flatten()[:images]
+    x, y = x[right], y[right]
     golden = head(x)
     for protection in (None, rh.Protection(bounds=True), rh.Protection(checksum=True), rh.Protection(median=True)):
         head.protect(protection)

@@ -30,7 +30,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def test_every_script_of_this_kind_is_known() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} - {"ablation"} == set(NEEDS)
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - {"ablation", "protected_head"} == set(NEEDS)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Protected heads: fault-free they are what they were, and no flip before the logits changes a class."""
 
 import copy
+import importlib
 import io
 import pickle
 from collections.abc import Callable
@@ -381,6 +382,16 @@ def test_a_campaign_strikes_the_guards_tensors() -> None:
     for layer in result.by_layer():
         if layer.name.startswith("3."):
             assert layer.figures.masked.value == 1.0
+
+
+def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    importlib.import_module("protected_head").main(images=1)
+    plain, _, checksum, median = capsys.readouterr().out.splitlines()
+    assert "before the logits      0 SDC,    0 DUE" not in plain
+    assert "before the logits      0 SDC,    0 DUE" in checksum
+    assert "before the logits      0 SDC,    0 DUE" in median
 
 
 def refused(match: str, call: Callable[[], object]) -> None:
