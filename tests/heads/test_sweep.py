@@ -9,9 +9,10 @@ from torch import nn
 
 def test_a_row_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def models() -> object:
-        yield "good", lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 10))
-        yield "none", lambda: nn.Sequential(nn.ReLU())
-        yield "unbuilt", lambda: nn.Linear("six", 8)
+        yield "straight", "good", lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 10))
+        yield "straight", "behind", lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 10), nn.ReLU())
+        yield "odd", "none", lambda: nn.Sequential(nn.ReLU())
+        yield "odd", "unbuilt", lambda: nn.Linear("six", 8)
 
     monkeypatch.setattr(sweep, "LIBRARIES", {"mine": models})
     assert sweep.main([]) == 0

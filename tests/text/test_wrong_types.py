@@ -35,6 +35,23 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "gave a list",
     ),
     "lists in a table": (lambda _: rh.PrecomputedEncoder({"a": [1, 2]}, id="t"), EmbeddingError, "found a list"),
+    "a list of names": (lambda _: rh.load_embeddings(["a"]), EmbeddingError, r"No embeddings are named \['a'\]; avail"),
+    "no encoder's name": (
+        lambda _: rh.load_embeddings("cifar10", encoder=None),
+        EmbeddingError,
+        "named by a string, such as 'clip-vit-b-16', found None",
+    ),
+    "no model": (lambda _: rh.OpenClipEncoder(None), EmbeddingError, "open_clip model is named by a string, .* found None"),
+    "a sparse tensor": (
+        lambda _: rh.ClassEmbeddings(torch.eye(2).to_sparse(), ("cat", "dog")),
+        EmbeddingError,
+        r"dense tensor, found torch.sparse_coo; pass vectors.to_dense\(\)",
+    ),
+    "no values": (
+        lambda _: rh.ClassEmbeddings(torch.eye(2, device="meta"), ("cat", "dog")),
+        EmbeddingError,
+        "on the meta device",
+    ),
     "no templates": (
         lambda _: rh.ClassDescriptions.match(["dog"], {"dog": ["It barks."]}, templates=None),
         DescriptionError,

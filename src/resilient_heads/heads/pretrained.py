@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from resilient_heads.errors import EmbeddingError, HubError, ModelError
+from resilient_heads.errors import EmbeddingError, HubError, ModelError, ResilientHeadsError
 from resilient_heads.files import file_sha256, write_atomic
 from resilient_heads.heads.locate import find_heads
 from resilient_heads.heads.text_guided import TextGuidedHead
@@ -323,7 +323,19 @@ def _figures(campaign: Measured) -> str:
     """Return a table of a campaign's figures."""
     if isinstance(campaign, type) or not callable(getattr(campaign, "summary", None)):
         raise ModelError(f"campaign must be what run_campaign returned, found {campaign!r:.60}.")
-    summary = campaign.summary()
+    try:
+        return _table(campaign.summary())
+    except ResilientHeadsError:
+        raise
+    except Exception as error:  # whatever brings figures may pass for a result, and fail as it likes
+        raise ModelError(
+            f"campaign= gave no figures for the card: {type(campaign).__name__}.summary() failed with {error!r:.200}. "
+            "Pass what run_campaign returned, or leave campaign= out; nothing has been written."
+        ) from error
+
+
+def _table(summary: Any) -> str:
+    """Return the figures of a campaign's summary as Markdown."""
     lines = [
         f"{summary.trials} trials, protocol `{summary.protocol.name}`, {summary.images} images, fault-free accuracy "
         f"{summary.accuracy.value:.2%}.",

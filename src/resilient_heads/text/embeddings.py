@@ -87,6 +87,12 @@ class ClassEmbeddings:
             raise EmbeddingError(f"Class embeddings must be a tensor of shape (classes, dimensions), found {found}.")
         if self.vectors.dtype not in _DTYPES:
             raise EmbeddingError(f"Class embeddings must be floating point, found {self.vectors.dtype}.")
+        if self.vectors.layout != torch.strided:
+            raise EmbeddingError(
+                f"Class embeddings must be a dense tensor, found {self.vectors.layout}; pass vectors.to_dense()."
+            )
+        if self.vectors.is_meta:
+            raise EmbeddingError("Class embeddings must have values, found a tensor on the meta device.")
         if isinstance(self.class_names, str) or not all(isinstance(name, str) for name in self.class_names):
             raise EmbeddingError("class_names must be a sequence of strings.")
         for position, name in enumerate(self.class_names):

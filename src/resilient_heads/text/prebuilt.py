@@ -51,6 +51,8 @@ def load_embeddings(
         EmbeddingError: There are no such embeddings, or none of the places has them; the message says why for each.
         HubError: ``revision`` was given and cannot be had.
     """
+    if not isinstance(name, str):
+        raise EmbeddingError(unknown(name))
     trusted = manifest or Manifest.of_wheel()
     known = encoder_id(encoder)
     settings = (hub or HubSettings()).with_offline(offline)
