@@ -31,17 +31,17 @@ from resilient_heads.text.embeddings import ClassEmbeddings
 
 _INTRODUCTION = """# Models
 
-What `wrap_model` makes of the models that others ship. Each is built on the meta
-device from its default configuration, wrapped, unwrapped, wrapped for seven classes, and fused; an output shape that is
-"checked" was seen to have seven classes in a pass of a twin without weights. Nothing is computed: whether a head is any
-good is another question. Written by
+What `wrap_model` makes of the models that others ship: every torchvision classifier, the first model of each module of
+timm and some with several heads, and every architecture of transformers for image classification. Each is built with
+1,000 classes and without weights, wrapped, unwrapped, wrapped for seven classes, and fused. An output shape that is
+"checked" was seen to have seven classes, in a pass of a twin without weights. Nothing is computed, so this table says
+where heads go, and not how good they are. It is written by
 
 ```bash
 python -m tests.sweep {arguments}--markdown docs/models.md
 ```
 
-with {versions}: every torchvision classifier, the first model of each timm module and some with several heads, and
-every architecture of transformers for image classification.
+with {versions}.
 """
 _INITIALISERS = ("normal_", "uniform_", "fill_", "zero_", "add_", "mul_", "clamp_", "erfinv_")
 
@@ -142,7 +142,7 @@ def timm_models() -> Named:
     special = ["deit_tiny_distilled_patch16_224", "rdnet_large", "levit_128", "inception_v3", "maxvit_tiny_tf_224"]
     for name in dict.fromkeys([*first, *special]):
         family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-        yield family, name, lambda name=name: timm.create_model(name, pretrained=False)
+        yield family, name, lambda name=name: timm.create_model(name, pretrained=False, num_classes=1000)
 
 
 def transformers_models() -> Named:
@@ -156,6 +156,15 @@ def transformers_models() -> Named:
 LIBRARIES = {"torchvision": torchvision_models, "timm": timm_models, "transformers": transformers_models}
 
 
+def without_weights(build: Callable[[], nn.Module], library: str) -> nn.Module:
+    """Build a model on the meta device, or with its weights where its constructor needs them."""
+    try:
+        with OnMeta(), torch.device("meta") if library == "transformers" else torch.device("cpu"):
+            return build()
+    except Exception:
+        return build()
+
+
 def sweep(library: str) -> Iterator[Row]:
     """Yield a row per model of a library."""
     for family, name, build in LIBRARIES[library]():
@@ -163,8 +172,7 @@ def sweep(library: str) -> Iterator[Row]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             try:
-                with OnMeta(), torch.device("meta") if library == "transformers" else torch.device("cpu"):
-                    model = build()
+                model = without_weights(build, library)
             except Exception as error:
                 said = str(error).strip() or "(says nothing)"
                 yield Row(name, f"not built: {type(error).__name__}: {said}".split("\n")[0][:160], family=family)
@@ -192,7 +200,8 @@ def totals(rows: list[Row]) -> str:
 def page(found: dict[str, list[Row]]) -> str:
     """Return what became of all models as a page: totals, and a line per family."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in dict.fromkeys(["torch", *found]))
-    lines = [_INTRODUCTION.format(arguments="".join(f"{name} " for name in found), versions=versions)]
+    arguments = "" if list(found) == list(LIBRARIES) else "".join(f"{name} " for name in found)
+    lines = [_INTRODUCTION.format(arguments=arguments, versions=versions)]
     for library, rows in found.items():
         lines += [f"## {library}", "", totals(rows), "", "| family | models | wrapped at | apart from that |"]
         lines.append("|---|---:|---|---|")
@@ -201,7 +210,7 @@ def page(found: dict[str, list[Row]]) -> str:
             places = ", ".join(f"`{name}`" for name in dict.fromkeys(row.heads for row in own) if name)
             told = dict.fromkeys(note for row in own for note in _notes(row)) or {"": None}
             notes = "; ".join(told).replace("|", "\\|").replace("<", "&lt;")
-            lines.append(f"| {family} | {len(own)} | {places or '–'} | {notes} |")
+            lines.append(f"| {family} | {len(own)} | {places or 'none'} | {notes} |")
         lines.append("")
     return "\n".join(lines)
 

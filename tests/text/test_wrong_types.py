@@ -41,7 +41,11 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         EmbeddingError,
         "named by a string, such as 'clip-vit-b-16', found None",
     ),
-    "no model": (lambda _: rh.OpenClipEncoder(None), EmbeddingError, "open_clip model is named by a string, .* found None"),
+    "no model": (
+        lambda _: rh.OpenClipEncoder(None),
+        EmbeddingError,
+        "open_clip model is named by a string, .* found None",
+    ),
     "a sparse tensor": (
         lambda _: rh.ClassEmbeddings(torch.eye(2).to_sparse(), ("cat", "dog")),
         EmbeddingError,

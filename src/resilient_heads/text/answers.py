@@ -85,6 +85,8 @@ class Answers:
         if self._entered:
             raise DescriptionError(f"These answers were opened before; open them anew: Answers({str(self.path)!r}).")
         if self._lock is not None and self.path is not None:
+            if self.path.is_dir():
+                raise DescriptionError(f"{self.path} is a folder; name a file in it for the answers.")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire(blocking=False)

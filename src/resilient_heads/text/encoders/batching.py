@@ -57,6 +57,17 @@ def usable_device(device: torch.device | str) -> torch.device:
     return found
 
 
+def usable_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype, or say that no weights can have it.
+
+    Raises:
+        EmbeddingError: It is none, or not floating.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise EmbeddingError(f"dtype must be a floating dtype such as torch.float32, found {dtype!r:.60}.")
+    return dtype
+
+
 def require_sentences(sentences: Sequence[str]) -> None:
     """Refuse what is no sequence of texts.
 
@@ -65,7 +76,7 @@ def require_sentences(sentences: Sequence[str]) -> None:
             which no tokenizer takes.
     """
     if isinstance(sentences, str) or not isinstance(sentences, Sequence):
-        raise DescriptionError(f'An encoder takes a list of strings, such as ["A red fruit."], found {sentences!r:.60}.')
+        raise DescriptionError(f'An encoder takes a list of strings, ["A red fruit."]; found {sentences!r:.60}.')
     for position, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
             raise DescriptionError(
