@@ -255,7 +255,7 @@ def test_any_other_subclass_of_linear_is_none() -> None:
     net = Net()
     net.fc = Adapted(8, 10)
     net.pretrained_cfg = {"classifier": "fc"}  # as a model of timm's says it
-    with pytest.raises(ModelError, match=r"classifier 'fc' is a Adapted; expected a plain Linear.*Put an nn.Linear"):
+    with pytest.raises(ModelError, match=r"classifier 'fc' is a Adapted"):
         rh.wrap_model(net, embeddings=rows())
     with pytest.raises(ModelError, match="'fc' is a Adapted"):
         rh.wrap_model(net, embeddings=rows(), classifier="fc")

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,10 +45,9 @@ def test_an_answer_that_was_broken_off_is_no_description(monkeypatch: pytest.Mon
     pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     llm = OpenAIChat("toy", base_url="http://127.0.0.1:9/v1")
-    message = SimpleNamespace(content="A fox has a long bushy tail that is tipped with")
-    completion = SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason="length")])
-    create = SimpleNamespace(create=lambda **_: completion)
-    monkeypatch.setattr(llm, "_client", SimpleNamespace(chat=SimpleNamespace(completions=create)))
+    message = {"content": "A fox has a long bushy tail that is tipped with"}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "length"}]}).encode()
+    monkeypatch.setattr(llm, "_ask", lambda prompt: body)
     with pytest.raises(LanguageModelError, match=r"broke its answer off \(length\)"):
         llm("How does a fox look?")
 
