@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import resilient_heads as rh
-from resilient_heads.errors import DescriptionError, HubError, LanguageModelError, ModelError
+from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LanguageModelError, ModelError
 from resilient_heads.heads.pretrained import push_to_hub
 from resilient_heads.text.generate import generate_descriptions
 from resilient_heads.text.hub import HubSettings, check_reachable
@@ -68,6 +68,18 @@ def test_text_of_an_earlier_head_does_not_stay(tmp_path: Path) -> None:
     rh.save_pretrained(rh.TextGuidedHead(6, (3, 4)), tmp_path)
     assert not (tmp_path / "embeddings.safetensors").exists()
     assert rh.from_pretrained(tmp_path).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("README.md", "holds README.md, which no earlier"), ("manifest.json", "no folder of published embeddings")],
+)
+def test_a_folder_of_somebody_else_is_not_published_into(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_text('{"name": "my web site"}')
+    with pytest.raises(EmbeddingError, match=message):
+        write_folder({"digits": rh.load_embeddings("digits")}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == '{"name": "my web site"}'
 
 
 def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def write_folder(
 
     Raises:
         EmbeddingError: No embeddings, a name that makes no file name, vectors that overflow ``dtype``, or a folder with
-            embeddings that are of no earlier publication.
+            embeddings, a manifest or a card that are of no earlier publication.
     """
     folder = as_path(folder, "folder", error=EmbeddingError)
     if not isinstance(embeddings, Mapping):
@@ -84,11 +84,14 @@ def write_folder(
 
 
 def _earlier(folder: Path, kept: set[str]) -> list[Path]:
-    """Return the files of an earlier publication that go; refuse a folder that holds embeddings of somebody else."""
+    """Return the files of an earlier publication that go; refuse a folder that holds files of somebody else."""
     present = {path.name for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
-    if not present:
+    about = [name for name in (_MANIFEST, CARD) if (folder / name).exists()]
+    if not present and not about:
         return []
-    listed = set(_files(folder)) if (folder / _MANIFEST).is_file() else set()
+    if about and _MANIFEST not in about:
+        raise EmbeddingError(f"{folder} holds {CARD}, which no earlier publication put there; name another folder.")
+    listed = set(_files(folder)) if about else set()  # raises where the manifest is somebody else's
     if spare := sorted(present - listed):
         raise EmbeddingError(
             f"{folder} holds {', '.join(spare)}, which no earlier publication put there; name another folder."
