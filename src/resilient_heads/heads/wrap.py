@@ -1,37 +1,26 @@
 """Swap a model's classifier for a text-guided head, and back."""
 
-import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from typing import TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
-from resilient_heads.evaluation import evaluating
 from resilient_heads.heads.checkpoint import guard_loading
+from resilient_heads.heads.fitting import Start, build_head, check_fits, fit_head, text_for
 from resilient_heads.heads.holders import refuse_held
 from resilient_heads.heads.leaves import Classifier, Leaf
 from resilient_heads.heads.locate import find_classifiers, find_heads
 from resilient_heads.heads.surroundings import Surroundings, adapt, allow_reset, restore, survey
 from resilient_heads.heads.swap import swap
-from resilient_heads.heads.text_guided import FusedCosineHead, Initialisation, TextGuidedHead, check_initialisation
-from resilient_heads.heads.trace import trace
-from resilient_heads.heads.warm_start import warm_start
-from resilient_heads.text.bundled import bundled_names, load_bundled
-from resilient_heads.text.descriptions import ClassDescriptions
+from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
+from resilient_heads.heads.trace import shapes_after, trace
+from resilient_heads.heads.warm_start import warm_start_all
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.encoders.named import encoder_of
-from resilient_heads.text.pooling import embed_classes
-from resilient_heads.text.prebuilt import load_embeddings
-from resilient_heads.text.questions import TEMPLATE
-
-logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
-Start = Initialisation | Literal["from_classifier"]
 
 _KEEPSAKE = "_replaced"
 
@@ -106,10 +95,11 @@ def wrap_model(
     if head is not None:
         heads = [head]
     else:
-        text = _text_for(places[0], embeddings, init, offline)
-        heads = [_build_head(place, text, normalize, init) for place in places]
+        text = text_for(places[0], embeddings, init, offline)
+        heads = [build_head(place, text, normalize, init) for place in places]
     for place, each in zip(places, heads, strict=True):
-        _check_head(each, place)
+        _require_free(each)
+        check_fits(each, place)
         if each.num_classes != place.num_classes and not new_classes:
             raise ModelError(
                 f"{type(model).__name__}'s classifier {place.name!r} has {place.num_classes} classes, the embeddings "
@@ -117,11 +107,11 @@ def wrap_model(
                 "new_classes=True to give it these classes instead."
             )
     for place, each in zip(places, heads, strict=True):
-        _fit_head(each, place)
+        fit_head(each, place)
     if init == "from_classifier":
-        _warm(model, places, heads, sample)
+        warm_start_all(model, places, heads, sample)
     _warn_about_relu(places[0])
-    expected = _expected_shapes(model, places, heads, sample)
+    expected = shapes_after(model, places[0].num_classes, heads[0].num_classes, sample)
     around = [survey(model, place.name, place.num_classes) for place in places]
     for place, each, before in zip(places, heads, around, strict=True):
         each.__dict__[_KEEPSAKE] = _Replaced(place.leaf, before)
@@ -227,55 +217,6 @@ def _require_plain(model: nn.Module) -> None:
     refuse_held(model, "wrap")
 
 
-def _warm(model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None) -> None:
-    """Solve each head's latent layer from its classifier, and log what was kept."""
-    given: dict[str, Tensor] = {} if sample is None else _features(model, places, sample)
-    for place, head in zip(places, heads, strict=True):
-        kept = warm_start(head, place.leaf, given.get(place.name))
-        logger.info(
-            "Warm start of %r: %s; decisions kept: %s.",
-            place.name,
-            "exact" if kept.exact else f"rank {kept.rank} of {head.num_classes}, {kept.lost:.2%} of the variation lost",
-            "not measured (pass sample=)" if kept.agreement is None else f"{kept.agreement:.2%} of {kept.samples}",
-        )
-
-
-def _features(model: nn.Module, places: tuple[Classifier, ...], sample: Tensor) -> dict[str, Tensor]:
-    """Return what each classifier is given for a batch, ``(N, F)``; of a feature map, its average."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, args: tuple[Any, ...]) -> None:
-        x = args[0].detach()
-        found[name] = x.mean(dim=(2, 3)) if x.ndim == 4 and x.shape[1] == features[name] else x.flatten(0, -2)
-
-    features = {place.name: place.in_features for place in places}
-    handles = [
-        place.leaf.register_forward_pre_hook(lambda _, args, name=place.name: keep(name, args)) for place in places
-    ]
-    try:
-        with evaluating(model):
-            model(sample)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _expected_shapes(
-    model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None
-) -> tuple[tuple[int, ...], ...] | None:
-    """Return the output shapes that new classes must give; None where their number stays, or nothing is known."""
-    old, new = places[0].num_classes, heads[0].num_classes
-    seen = trace(model, sample) if old != new else None
-    if seen is None:
-        return None
-    batch = seen.inputs[0]
-    return tuple(
-        tuple(new if size == old and (at > 0 or size != batch) else size for at, size in enumerate(shape))
-        for shape in seen.shapes
-    )
-
-
 def _check_shapes(model: nn.Module, expected: tuple[tuple[int, ...], ...] | None, sample: Tensor | None) -> None:
     """Undo the wrapping and raise ModelError where the output's shape did not follow the classes."""
     if expected is None:
@@ -290,82 +231,12 @@ def _check_shapes(model: nn.Module, expected: tuple[tuple[int, ...], ...] | None
         )
 
 
-def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None, offline: bool) -> ClassEmbeddings:
-    """Resolve what ``wrap_model`` was given to class embeddings."""
-    if isinstance(embeddings, ClassEmbeddings):
-        return embeddings
-    if isinstance(embeddings, str):
-        return load_embeddings(embeddings, offline=offline)
-    if embeddings is not None:
-        raise ModelError(
-            f"embeddings must be ClassEmbeddings or a name, found {type(embeddings).__name__}; "
-            "a tensor needs its class names: ClassEmbeddings(vectors, class_names)."
-        )
-    if place.num_classes == 1000:
-        return load_embeddings("imagenet1k", offline=offline)
-    fitting = [name for name in bundled_names() if load_bundled(name).num_classes == place.num_classes]
-    offer = f"Prebuilt ones of that size: {', '.join(fitting)}" if fitting else "No prebuilt ones have that size"
-    raise ModelError(
-        f"The model has {place.num_classes} classes and nothing says which. {offer}; pass embeddings= a name or "
-        "ClassEmbeddings, or head= a TextGuidedHead."
-    )
-
-
-def _text_for(
-    place: Classifier, embeddings: ClassEmbeddings | str | None, init: Start, offline: bool
-) -> ClassEmbeddings:
-    """Return the embeddings to start from."""
-    if init != "from_classifier":
-        check_initialisation(init)
-    text = _embeddings_for(place, embeddings, offline)
-    if init == "template":
-        plain = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
-        text = embed_classes(plain, encoder_of(text.provenance, offline=offline))
-    return text
-
-
-def _build_head(place: Classifier, text: ClassEmbeddings, normalize: bool, init: Start) -> TextGuidedHead:
-    """Return a head that fits the place."""
-    leaf = place.leaf
-    head = TextGuidedHead(
-        place.in_features,
-        (text.num_classes, text.embed_dim) if init == "random" else text,
-        normalize=normalize,
-        bias=leaf.bias is not None,
-        conv=isinstance(leaf, nn.Conv2d),
-        device=leaf.weight.device,
-        dtype=leaf.weight.dtype,
-    )
-    head.class_names = text.class_names
-    return head
-
-
-def _check_head(head: TextGuidedHead, place: Classifier) -> None:
-    """Raise ModelError unless the head can stand at the place."""
+def _require_free(head: TextGuidedHead) -> None:
+    """Raise ModelError unless this is a head, and one that serves no model yet."""
     if not isinstance(head, TextGuidedHead):
         raise ModelError(f"head must be a TextGuidedHead, found {type(head).__name__}.")
     if _KEEPSAKE in head.__dict__:
         raise ModelError("The head already serves a model; build another one, or unwrap that model first.")
-    conv = isinstance(place.leaf, nn.Conv2d)
-    if head.is_conv != conv:
-        raise ModelError(
-            f"The classifier {place.name!r} is a {type(place.leaf).__name__}; build the head with conv={conv}."
-        )
-    if head.in_features not in (None, place.in_features):
-        raise ModelError(
-            f"The classifier {place.name!r} takes {place.in_features} features, the head {head.in_features}; "
-            f"build it with in_features={place.in_features}, or None to let wrap_model set it."
-        )
-
-
-@torch.no_grad()
-def _fit_head(head: TextGuidedHead, place: Classifier) -> None:
-    """Bring a head to the place's device and dtype, and give a lazy one its features."""
-    weight = place.leaf.weight
-    if head.in_features is None:
-        shape = (1, place.in_features, 1, 1) if head.is_conv else (1, place.in_features)
-        head.latent(head.projection.weight.new_zeros(shape))
-    head.to(device=weight.device, dtype=weight.dtype)
 
 
 def _require_module(model: nn.Module) -> None:
