@@ -19,6 +19,7 @@ from resilient_heads.campaign.separation import disturbed_pass, require_separate
 from resilient_heads.campaign.trials import COLUMNS, Trials
 from resilient_heads.errors import InjectionError
 from resilient_heads.evaluation import device_of
+from resilient_heads.injection.draws import Draws
 from resilient_heads.injection.hits import Hit, first, hit_
 from resilient_heads.injection.sites import Site, watch_sites
 from resilient_heads.rerun.rows import words
@@ -211,9 +212,12 @@ class Execution:
     ) -> Trials:
         """Run one batch of trials at one site and write down what came of each."""
         site, limit = self._plan.sites[row].site, self._plan.sites[row].limit
-        draws = self._plan.draw(row, np.minimum(numbers, self._plan.counts[row] - 1))
+        own = np.minimum(numbers, self._plan.counts[row] - 1)
+        draws, share = Draws.none(), np.empty(0)
 
         def hit(tensor: Tensor) -> Hit:
+            nonlocal draws, share
+            draws, share = self._plan.strikes(row, own, tensor, detector=self._detector)
             return hit_(tensor, site, draws, model=self._plan.fault, limit=limit, detector=self._detector)
 
         found = self._rerun(site, golden, hit)
@@ -237,6 +241,7 @@ class Execution:
             "predicted": judgement.predicted,
             "rank": judgement.rank,
             "confidence_change": judgement.confidence_change,
+            "share": share,
         }
         plain = {
             name: column.cpu().numpy() if isinstance(column, Tensor) else column for name, column in columns.items()
