@@ -1,10 +1,10 @@
 """Strata of flips by what they do to the value that they meet: how far it moves, and up or down.
 
-A flip of the top bit of the exponent throws a value to the end of the number range, or to nothing, as the value decides;
-upwards it passes a ReLU, downwards it ends there. So the harm of a flip follows the signed change far more closely than
-its bit. Values are known only once the golden run has come by, so how many faults each class has is not known
-beforehand: a trial looks at a systematic sample of its image's neurons with all of their bits, notes the share of its
-class among them, and strikes one of the class.
+A flip of the top bit of the exponent throws a value to the end of the number range, or to nothing, as the value
+decides; upwards it passes a ReLU, downwards it ends there. So the harm of a flip follows the signed change far more
+closely than its bit. Values are known only once the golden run has come by, so how many faults each class has is not
+known beforehand: a trial looks at a systematic sample of its image's neurons with all of their bits, notes the share of
+its class among them, and strikes one of the class.
 
 Source: Neyman, *Contribution to the theory of sampling human populations*, JASA 33, 1938, for double sampling.
 """
@@ -98,6 +98,22 @@ class Changes:
         codes[np.asarray(bits) < self.quiet] = 0
         return codes
 
+    def shares(self, before: Tensor) -> Floats:
+        """Return the share that each class has among all flips of each of N values, ``(N, CLASSES)``."""
+        code = self._every(before)
+        counts = np.stack([(code == one).sum(axis=-1) for one in range(CLASSES)], axis=-1)
+        counts[:, 0] += self.quiet
+        shares: Floats = counts / self.struck.site.bits
+        return shares
+
+    def _every(self, before: Tensor) -> NDArray[np.int8]:
+        """Return the class of each flip of each value but the quiet ones, ``(..., bits - quiet)``."""
+        site = self.struck.site
+        masks = bit_masks(torch.arange(self.quiet, site.bits), site.dtype)
+        flipped = (words_of(before)[..., None] ^ masks).view(site.dtype)
+        after = apply_range(flipped, self.struck.limit, self.detector)
+        return change_classes(before.double().numpy()[..., None], after.double().numpy(), self.scale)
+
     def choose(self, tensor: Tensor, classes: Codes, starts: Indices, picks: Floats) -> Chosen:
         """Choose a fault of a given class in each image of a batch.
 
@@ -117,11 +133,7 @@ class Changes:
         places = torch.from_numpy(neurons).to(tensor.device)
         images = torch.arange(len(neurons), device=tensor.device)[:, None].expand(places.shape)
         before = tensor[site.index(images, places, len(neurons))].cpu()
-        masks = bit_masks(torch.arange(quiet, site.bits), site.dtype)
-        flipped = (words_of(before)[:, :, None] ^ masks).view(site.dtype)
-        after = apply_range(flipped, self.struck.limit, self.detector)
-        code = change_classes(before.double().numpy()[:, :, None], after.double().numpy(), self.scale)
-        own = (code == classes[:, None, None]).reshape(len(classes), -1)
+        own = (self._every(before) == classes[:, None, None]).reshape(len(classes), -1)
         silent = np.where(classes == 0, quiet * count, 0)
         size = own.sum(axis=1) + silent
         rank = (picks * size).astype(np.int64)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from resilient_heads.campaign.changes import CLASSES, Changes
@@ -27,7 +28,7 @@ _LEAST = 8
 """Trials of each stratum: with fewer its variance is a guess."""
 _PRIOR = 4.0
 """Trials that the other layers and strata count for in each stratum."""
-_SHARE_PRIOR = 16.0
+_SHARE_PRIOR = 2.0
 """Trials that the other layers count for in the share that a class of changes has in a layer."""
 _FLOORS = np.linspace(0.1, 0.95, 35)
 
@@ -156,7 +157,7 @@ def _needs(
     layers = layer_weights(pilot.sites, shape.weighting)
     scales: dict[str, float] | None = None
     if by_change:
-        scales, codes = _changes(pilot, layers)
+        scales, codes, shares = _changes(pilot, layers)
         widths = [CLASSES] * len(codes)
     else:
         found = [
@@ -170,17 +171,16 @@ def _needs(
     for row, own in enumerate(codes):
         cell[pilot.trials.site == row] = row * most + own
     moments = [part.reshape(-1, most) for part in _moments(cell[usable], values[usable], len(widths) * most)]
-    counted = sample(pilot.sites, pilot.trials, pilot.config.design, layers)
-    mass = np.bincount(cell, weights=counted.weight, minlength=len(widths) * most).reshape(-1, most)
     spread = np.zeros((len(widths), most))
     kinds = np.array([f"{struck.site.dtype} {width}" for struck, width in zip(pilot.sites, widths, strict=True)])
     for kind in np.unique(kinds):  # layers whose strata mean the same
         rows = kinds == kind
         spread[rows] = _deviations(moments[0][rows], moments[1][rows], moments[2][rows], event)
         if by_change:
-            mass[rows] = _shares(mass[rows], moments[0][rows].sum(axis=1))
-    if by_change:
-        shares = list(mass)
+            for row, own in zip(
+                np.flatnonzero(rows).tolist(), _shares([shares[row] for row in np.flatnonzero(rows)]), strict=True
+            ):
+                shares[row] = own
     weights = np.concatenate([weight * own for weight, own in zip(layers, shares, strict=True)])
     least = max(2, min(_LEAST, shape.trials // (4 * len(weights))))
     return _Needs(
@@ -194,10 +194,19 @@ def _needs(
     )
 
 
-def _changes(pilot: CampaignResult, layers: Floats) -> tuple[dict[str, float], list[Codes]]:
-    """Return the unit of each site's changes, and the class of each of its trials."""
+def _changes(pilot: CampaignResult, layers: Floats) -> tuple[dict[str, float], list[Codes], list[Floats]]:
+    """Return each site's unit of changes, the class of each of its trials, and sums of shares.
+
+    A trial tells of one class by its flip, and of all classes by its value: what every other flip would have done.
+
+    Returns:
+        Units by site; classes, ``(N,)`` for each site; ``(1 + CLASSES,)`` for each site, the number of trials and, for
+        each class, its mean share among the flips of the values that they met.
+    """
     weight = sample(pilot.sites, pilot.trials, pilot.config.design, layers).weight
-    scales, codes = {}, []
+    if not weight.any():
+        weight = np.ones(len(weight))
+    scales, codes, shares = {}, list[Codes](), list[Floats]()
     for row, struck in enumerate(pilot.sites):
         own = pilot.trials.site == row
         before = pilot.trials.before[own]
@@ -206,19 +215,20 @@ def _changes(pilot: CampaignResult, layers: Floats) -> tuple[dict[str, float], l
         scales[struck.site.name] = scale if 0 < scale < math.inf else 1.0
         changes = Changes(struck, pilot.config.protocol.range_detector or "clamp", scales[struck.site.name])
         codes.append(changes.of(before, pilot.trials.after[own], pilot.trials.bit[own]))
-    return scales, codes
+        each = changes.shares(torch.from_numpy(before).to(struck.site.dtype))
+        shares.append(np.concatenate([[own.sum()], np.average(each, axis=0, weights=weight[own])]))
+    return scales, codes, shares
 
 
-def _shares(mass: Floats, counts: Floats) -> Floats:
-    """Estimate the share that each class has in each layer, ``(L, H)``: drawn towards all layers', and never 0.
+def _shares(found: list[Floats]) -> Floats:
+    """Return the share of each class in each layer, ``(L, CLASSES)``: drawn towards all layers', and never 0.
 
     Args:
-        mass: ``(L, H)``, weight of the trials of each class.
-        counts: ``(L,)``, trials of each layer.
+        found: Of each layer, the number of trials and the mean shares that they met.
     """
-    own = mass / mass.sum(axis=1, keepdims=True)
-    pooled = own.mean(axis=0)
-    seen = own * counts[:, None] + _SHARE_PRIOR * pooled + 0.5
+    table = np.stack(found)
+    counts, own = table[:, :1], table[:, 1:]
+    seen = own * counts + _SHARE_PRIOR * own.mean(axis=0) + 0.5 / CLASSES
     shares: Floats = seen / seen.sum(axis=1, keepdims=True)
     return shares
 

@@ -47,9 +47,22 @@ def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEF
     variance = max(found.variance(), found.variance(sample.trial), found.variance(sample.image))
     own = rate * (1 - rate)
     effective = own / variance + 1 if variance > 0 and own > 0 else math.inf
-    high = _upper(rate, effective, float(sample.weight[misses[sample.stratum] > 0].max(initial=0.0)), level)
-    low = 1 - _upper(1 - rate, effective, float(sample.weight[events[sample.stratum] > 0].max(initial=0.0)), level)
+    each = _weights(sample)
+    high = _upper(rate, effective, float(each[misses > 0].max(initial=0.0)), level)
+    low = 1 - _upper(1 - rate, effective, float(each[events > 0].max(initial=0.0)), level)
     return Estimate(rate, min(max(low, 0.0), rate), max(min(high, 1.0), rate), level, _RATE)
+
+
+def _weights(sample: Sample) -> Floats:
+    """Return what a trial of each stratum counts, ``(H,)``: where they differ, the mean weighted by itself."""
+    most = np.zeros(int(sample.stratum.max()) + 1)
+    np.maximum.at(most, sample.stratum, sample.weight)
+    least = np.full(len(most), math.inf)
+    np.minimum.at(least, sample.stratum, sample.weight)
+    total = np.bincount(sample.stratum, weights=sample.weight)
+    square = np.bincount(sample.stratum, weights=np.square(sample.weight))
+    mean: Floats = np.divide(square, total, out=np.zeros(len(most)), where=total > 0)
+    return np.where(least < most, mean, most)
 
 
 def _upper(rate: float, effective: float, unseen: float, level: float) -> float:
