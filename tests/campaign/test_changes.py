@@ -1,6 +1,7 @@
 """Strata of what flips do to values: classes by hand, choices against enumeration, campaigns that repeat themselves."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,31 @@ def test_choices_do_not_depend_on_the_rest_of_the_batch() -> None:
     np.testing.assert_array_equal(some.neurons, whole.neurons[order])
     np.testing.assert_array_equal(some.bits, whole.bits[order])
     np.testing.assert_array_equal(some.share, whole.share[order])
+
+
+def test_images_near_a_decision_are_drawn_more_often(
+    trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult],
+) -> None:
+    _, _, pilot = trained
+    golden = replace(
+        pilot.golden,
+        top2diff=np.array([0.9, 0.5, 0.3, 0.1, 0.01, 0.01] + [0.9] * 34),
+        eligible=np.array([True] * 5 + [False] + [True] * 34),
+    )
+    even = rh.Uniform(trials=5).plan(pilot.sites, seed=1)
+    assert even.tickets(golden).tolist() == [1] * 5 + [0] + [1] * 34
+    plan = rh.neyman(pilot, trials=1500, by=("change",)).plan(pilot.sites, seed=2)
+    tickets = plan.tickets(golden)
+    assert tickets.tolist() == [1, 1, 2, 4, 8, 0] + [1] * 34
+    numbers = np.arange(48_000)
+    drawn = plan.images(0, numbers, tickets)
+    np.testing.assert_array_equal(drawn, plan.images(2, numbers, tickets))  # one golden run for all layers
+    np.testing.assert_array_equal(drawn[77:99], plan.images(0, numbers[77:99], tickets))
+    found = np.bincount(drawn, minlength=40)
+    assert (np.abs(found - 48_000 * tickets / 50) < 5 * np.sqrt(found + 1)).all()
+    np.testing.assert_allclose(plan.count_for(drawn, tickets)[drawn == 4][0], 50 / 39 / 8)
+    assert plan.count_for(drawn, tickets).mean() == pytest.approx(1, abs=0.02)
+    assert (even.count_for(drawn, tickets) == 1).all()
 
 
 def test_shares_are_drawn_towards_all_layers() -> None:

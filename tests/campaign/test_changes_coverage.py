@@ -41,6 +41,7 @@ class World:
         vary: Coefficient of variation of a class's share among images.
         fragile: Whether images with much of a class also fail more often in it.
         scale: Of all rates.
+        tickets: How often the twentieth of the images with most harm is drawn, the others being drawn once.
         pilot: Neurons that the pilot met in each layer: the fewer, the worse the shares that trials are shared out by.
         hidden: Rate that small changes have and the pilot did not see.
     """
@@ -49,6 +50,7 @@ class World:
     vary: float = 0.3
     fragile: bool = False
     scale: float = 1.0
+    tickets: int = 1
     pilot: int = 100
     hidden: float = 0.0
 
@@ -60,6 +62,7 @@ WORLDS = {
     "shares that vary with the rates": World(vary=1.0, fragile=True),
     "rare events": World(scale=0.05),
     "rare events on some images": World(scale=0.1, vary=1.5, fragile=True),
+    "images drawn more often": World(vary=1.0, fragile=True, tickets=8),
     "a small pilot": World(pilot=15, vary=0.5),
     "harm where the pilot saw none": World(hidden=0.002, scale=0.2),
 }
@@ -84,7 +87,9 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
         trials=world.trials, by=("change",), counts=counts, scales=dict.fromkeys(names, 1.0), weighting="per_layer"
     )
     longest = max(sum(own) for own in counts.values())
-    images = rng.integers(0, IMAGES, longest)  # trial i strikes one image in all layers
+    harm = (share * rate).sum(axis=2).mean(axis=0)
+    tickets = np.where(harm >= np.quantile(harm, 0.95), world.tickets, 1)
+    images = rng.choice(IMAGES, longest, p=tickets / tickets.sum())  # trial i strikes one image in all layers
     parts = []
     for row, name in enumerate(names):
         own = sum(counts[name])
@@ -92,7 +97,10 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
         image = images[:own]
         columns = {column: np.zeros(own, dtype=kind) for column, kind in COLUMNS.items()}
         columns |= {"site": np.full(own, row, dtype=np.int32), "trial": np.arange(own), "image": image}
-        columns |= {"share": share[row, image, codes], "outcome": np.zeros(own, dtype=np.uint8)}
+        columns |= {
+            "share": share[row, image, codes] * tickets.mean() / tickets[image],
+            "outcome": np.zeros(own, dtype=np.uint8),
+        }
         columns["delta_loss"] = (rng.random(own) < rate[row, image, codes]).astype(np.float64)
         parts.append(Trials(**columns))  # type: ignore[arg-type]
     trials = Trials.gather(parts)

@@ -8,21 +8,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from resilient_heads.campaign.changes import CLASSES, Changes
+from resilient_heads.campaign.golden import GoldenRun
 from resilient_heads.campaign.strata import BIT_KINDS, By, Codes, Strata, strata_of, visits
 from resilient_heads.campaign.trials import StruckSite, Trials
 from resilient_heads.errors import DataError
 from resilient_heads.injection.draws import Draws
 from resilient_heads.injection.models import FaultModel
 from resilient_heads.injection.ranges import RangeDetector
-from resilient_heads.injection.sampling import Indices, draw_faults, draw_images, draw_shares
+from resilient_heads.injection.sampling import Indices, draw_faults, draw_images, draw_shares, draw_tickets
 from resilient_heads.metrics.intervals import Floats
 
 SINGLE_FLIP = FaultModel()
 """One bit of one neuron, both drawn uniformly."""
+
+FRAGILE = (0.5, 0.2, 0.05)
+"""Top2Diffs below each of which an image is drawn twice as often, in campaigns by change."""
 
 Weighting = Literal["per_layer", "exposed"]
 WEIGHTINGS: tuple[Weighting, ...] = ("per_layer", "exposed")
@@ -232,10 +235,31 @@ class Plan:
         """Groups of sites that strike images of their own; the site ``row`` belongs to the group ``row % groups``."""
         return 1 if isinstance(self.design, Uniform) else min(self.design.image_groups, len(self.sites))
 
-    def images(self, row: int, numbers: Indices, eligible: NDArray[np.bool_]) -> Indices:
+    def tickets(self, golden: GoldenRun) -> Indices:
+        """Return how often each image is drawn, ``(I,)``: ineligible ones never, the others alike.
+
+        Where the strata are made of changes, images that are all but misclassified without any fault are drawn up to
+        eight times as often, and each counts so much less: there the smallest change is an SDC.
+        """
+        tickets = golden.eligible.astype(np.int64)
+        if isinstance(self.design, Stratified) and self.design.by_change:
+            for margin in FRAGILE:
+                tickets *= np.where(golden.top2diff < margin, 2, 1)
+        return tickets
+
+    def images(self, row: int, numbers: Indices, tickets: Indices) -> Indices:
         """Return the images that the trials of these numbers strike at the site ``row``, ``(N,)``."""
         own = numbers * self.image_groups + row % self.image_groups
-        return draw_images(self.seed, own, eligible)
+        if isinstance(self.design, Stratified) and self.design.by_change:
+            return draw_tickets(self.seed, own, tickets)
+        return draw_images(self.seed, own, tickets > 0)
+
+    def count_for(self, images: Indices, tickets: Indices) -> Floats:
+        """Return how much each trial on these images counts, ``(N,)``, since some images are drawn more often."""
+        if isinstance(self.design, Uniform) or not self.design.by_change:
+            return np.ones(len(images))
+        counted: Floats = tickets[tickets > 0].mean() / tickets[images]
+        return counted
 
     def draw(self, row: int, numbers: Indices) -> Draws:
         """Return where the trials of these numbers strike at the site ``row``.

@@ -47,7 +47,7 @@ class Execution:
     Args:
         model: The model.
         data: All images.
-        eligible: ``(I,)``, which images may be struck.
+        tickets: ``(I,)``, how often each image is drawn; see :meth:`~resilient_heads.campaign.design.Plan.tickets`.
         plan: What to strike.
         protocol: What becomes of struck values.
         batch_size: Trials run at once.
@@ -59,7 +59,7 @@ class Execution:
         self,
         model: nn.Module,
         data: LabelledImages,
-        eligible: NDArray[np.bool_],
+        tickets: NDArray[np.int64],
         plan: Plan,
         *,
         protocol: Protocol,
@@ -69,7 +69,7 @@ class Execution:
     ) -> None:
         self._model = model
         self._data = data
-        self._eligible = eligible
+        self._tickets = tickets
         self._plan = plan
         self._batch_size = min(batch_size, max(plan.counts))
         self._detector = protocol.range_detector or "clamp"
@@ -155,7 +155,7 @@ class Execution:
 
     def _batch(self, row: int, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
         """Return images and labels of some trials at a site, and which images they are."""
-        drawn = self._plan.images(row, numbers, self._eligible)
+        drawn = self._plan.images(row, numbers, self._tickets)
         chosen, device = torch.from_numpy(drawn), device_of(self._model)
         return self._data.images[chosen].to(device), self._data.labels[chosen].to(device), drawn
 
@@ -241,7 +241,7 @@ class Execution:
             "predicted": judgement.predicted,
             "rank": judgement.rank,
             "confidence_change": judgement.confidence_change,
-            "share": share,
+            "share": share * self._plan.count_for(drawn, self._tickets),
         }
         plain = {
             name: column.cpu().numpy() if isinstance(column, Tensor) else column for name, column in columns.items()

@@ -98,7 +98,7 @@ def replay(
     plan, struck = record.plan, record.sites[row]
     size = min(record.config.batch_size, max(plan.counts))
     numbers = np.arange(trial // size * size, (trial // size + 1) * size)  # the batch that the campaign ran
-    drawn = torch.from_numpy(plan.images(row, numbers, record.golden.eligible))
+    drawn = torch.from_numpy(plan.images(row, numbers, plan.tickets(record.golden)))
     draws, share, position = Draws.none(), np.empty(0), trial % size
     device = device_of(model)
     done: list[Hit] = []

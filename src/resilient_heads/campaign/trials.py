@@ -43,8 +43,9 @@ class Trials:
         predicted: int64, faulty top-1 class.
         rank: int64, how many other classes score as high as the golden top-1 class or higher.
         confidence_change: float64, relative change of the golden top-1 class's probability.
-        share: float64, part of the struck image's possible faults among which the fault was drawn, where the design
-            looks at values; 1 otherwise.
+        share: float64, what the trial counts among those of its stratum. Where the design looks at values: the part
+            of the image's possible faults among which the fault was drawn, less if the image is drawn more often than
+            others; 1 otherwise.
     """
 
     site: NDArray[np.int32]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +35,13 @@ def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEF
     Source: Korn and Graubard, *Survey Methodology* 24, 1998, for the effective size; Fay and Feuer, *Statistics in
     Medicine* 16, 1997, for the weight of the event that was not seen.
     """
-    normal_quantile(level)
+    return rate_intervals(hits, sample)(level)
+
+
+def rate_intervals(hits: NDArray[np.bool_], sample: Sample) -> Callable[[float], Estimate]:
+    """Return what gives the interval of :func:`weighted_rate` for any level; of two levels, one holds the other."""
     if not len(sample) or not sample.weight.sum() > 0:
-        return Estimate(math.nan, 0.0, 1.0, level, _RATE)
+        return _nothing_known
     found = influence(sample, hits.astype(np.float64))
     rate = min(max(found.value, 0.0), 1.0)
     counted = sample.weight > 0
@@ -48,9 +53,21 @@ def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEF
     own = rate * (1 - rate)
     effective = own / variance + 1 if variance > 0 and own > 0 else math.inf
     each = _weights(sample)
-    high = _upper(rate, effective, float(each[misses > 0].max(initial=0.0)), level)
-    low = 1 - _upper(1 - rate, effective, float(each[events > 0].max(initial=0.0)), level)
-    return Estimate(rate, min(max(low, 0.0), rate), max(min(high, 1.0), rate), level, _RATE)
+    above, below = float(each[misses > 0].max(initial=0.0)), float(each[events > 0].max(initial=0.0))
+
+    def interval(level: float) -> Estimate:
+        normal_quantile(level)
+        high = _upper(rate, effective, above, level)
+        low = 1 - _upper(1 - rate, effective, below, level)
+        return Estimate(rate, min(max(low, 0.0), rate), max(min(high, 1.0), rate), level, _RATE)
+
+    return interval
+
+
+def _nothing_known(level: float) -> Estimate:
+    """Return the interval of a rate without trials."""
+    normal_quantile(level)
+    return Estimate(math.nan, 0.0, 1.0, level, _RATE)
 
 
 def _weights(sample: Sample) -> Floats:
