@@ -107,8 +107,10 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
     return truth, sample(SITES, trials, design, layer_weights(SITES, "per_layer")), trials.delta_loss > 0
 
 
-def coverage(world: World, repetitions: int, interval: Callable[[NDArray[np.bool_], Sample], Estimate]) -> float:
-    rng = np.random.default_rng(71)
+def coverage(
+    world: World, repetitions: int, interval: Callable[[NDArray[np.bool_], Sample], Estimate], *, seed: int = 71
+) -> float:
+    rng = np.random.default_rng(seed)
     held = 0
     for _ in range(repetitions):
         truth, drawn, hits = campaign(world, rng)

@@ -53,12 +53,16 @@ def rate_intervals(hits: NDArray[np.bool_], sample: Sample) -> Callable[[float],
     own = rate * (1 - rate)
     effective = own / variance + 1 if variance > 0 and own > 0 else math.inf
     each = _weights(sample)
+    # Few trials that all had the outcome seem to vary not at all: downwards one of each such stratum may have missed it.
+    full = (misses == 0) & (events > 1)
+    missed = float(np.square(each[full]).sum())
+    lower = own / (variance + missed) + 1 if variance + missed > 0 and own > 0 else math.inf
     above, below = float(each[misses > 0].max(initial=0.0)), float(each[events > 0].max(initial=0.0))
 
     def interval(level: float) -> Estimate:
         normal_quantile(level)
         high = _upper(rate, effective, above, level)
-        low = 1 - _upper(1 - rate, effective, below, level)
+        low = 1 - _upper(1 - rate, lower, below, level)
         return Estimate(rate, min(max(low, 0.0), rate), max(min(high, 1.0), rate), level, _RATE)
 
     return interval
