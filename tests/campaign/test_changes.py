@@ -124,7 +124,10 @@ def test_images_near_a_decision_are_drawn_more_often(
     )
     even = rh.Uniform(trials=5).plan(pilot.sites, seed=1)
     assert even.tickets(golden).tolist() == [1] * 5 + [0] + [1] * 34
-    plan = rh.neyman(pilot, trials=1500, by=("change",)).plan(pilot.sites, seed=2)
+    design = rh.neyman(pilot, trials=1500, by=("change",))
+    assert not design.fragile_images  # no range detector
+    assert design.plan(pilot.sites, seed=1).tickets(golden).tolist() == [1] * 5 + [0] + [1] * 34
+    plan = replace(design, fragile_images=True).plan(pilot.sites, seed=2)
     tickets = plan.tickets(golden)
     assert tickets.tolist() == [1, 1, 2, 4, 8, 0] + [1] * 34
     numbers = np.arange(48_000)
@@ -172,7 +175,7 @@ def test_campaigns_by_change_repeat_themselves(
     trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult], tmp_path: Path
 ) -> None:
     model, data, pilot = trained
-    design = rh.neyman(pilot, trials=1500, by=("change",))
+    design = replace(rh.neyman(pilot, trials=1500, by=("change",)), fragile_images=True)
 
     def run(**options: object) -> rh.CampaignResult:
         settings: dict = {"batch_size": 16, "chunk_size": 64, **options}
@@ -233,6 +236,8 @@ def test_designs_by_change_that_mean_nothing(
     with pytest.raises(DataError, match="by must be"):
         rh.Stratified(trials=100, by=("change", "bit"))
     design = rh.neyman(pilot, trials=1500, by=("change",))
+    with pytest.raises(DataError, match="alone"):
+        rh.Stratified(trials=100, fragile_images=True)
     with pytest.raises(DataError, match="is above 0"):
         rh.Stratified(trials=100, by=("change",), counts=design.counts, scales={"0": 0.0})
     with pytest.raises(DataError, match="same layers of the same model"):

@@ -25,7 +25,7 @@ SINGLE_FLIP = FaultModel()
 """One bit of one neuron, both drawn uniformly."""
 
 FRAGILE = (0.5, 0.2, 0.05)
-"""Top2Diffs below each of which an image is drawn twice as often, in campaigns by change."""
+"""Top2Diffs below each of which an image is drawn twice as often, where fragile ones are sought."""
 
 Weighting = Literal["per_layer", "exposed"]
 WEIGHTINGS: tuple[Weighting, ...] = ("per_layer", "exposed")
@@ -83,6 +83,8 @@ class Stratified:
         counts: Name of a site to the trials of each of its strata; None shares out in proportion.
         pilot_seed: Seed of the pilot that gave the counts; the campaign must have another, or None.
         scales: Name of a site to the unit in which its changes are measured; strata by ``"change"`` need it.
+        fragile_images: Whether images whose Top2Diff is small are drawn more often, and counted less; only by
+            ``"change"``.
 
     Raises:
         DataError: Choices that mean nothing.
@@ -96,6 +98,7 @@ class Stratified:
     counts: dict[str, tuple[int, ...]] | None = None
     pilot_seed: int | None = None
     scales: dict[str, float] | None = None
+    fragile_images: bool = False
 
     def __post_init__(self) -> None:
         for name in ("trials", "channel_groups", "image_groups"):
@@ -112,6 +115,8 @@ class Stratified:
                 'Strata by "change" take their sizes and units from a pilot; pass rh.neyman(pilot, trials=..., '
                 'by=("change",)) as the design.'
             )
+        if self.fragile_images and not self.by_change:
+            raise DataError('fragile_images=True goes with by=("change",) alone.')
         for layer, scale in (self.scales or {}).items():
             if not 0 < scale < math.inf:
                 raise DataError(f"The unit of changes of {layer!r} is above 0, found {scale}.")
@@ -179,6 +184,7 @@ class Stratified:
             "counts": counts,
             "pilot_seed": self.pilot_seed,
             "scales": self.scales,
+            "fragile_images": self.fragile_images,
         }
 
 
@@ -235,14 +241,19 @@ class Plan:
         """Groups of sites that strike images of their own; the site ``row`` belongs to the group ``row % groups``."""
         return 1 if isinstance(self.design, Uniform) else min(self.design.image_groups, len(self.sites))
 
+    @property
+    def _seeks_fragile(self) -> bool:
+        """Whether some images are drawn more often than others."""
+        return isinstance(self.design, Stratified) and self.design.fragile_images
+
     def tickets(self, golden: GoldenRun) -> Indices:
         """Return how often each image is drawn, ``(I,)``: ineligible ones never, the others alike.
 
-        Where the strata are made of changes, images that are all but misclassified without any fault are drawn up to
-        eight times as often, and each counts so much less: there the smallest change is an SDC.
+        With ``fragile_images``, those that are all but misclassified without any fault are drawn up to eight times as
+        often, and each counts so much less: there the smallest change is an SDC.
         """
         tickets = golden.eligible.astype(np.int64)
-        if isinstance(self.design, Stratified) and self.design.by_change:
+        if self._seeks_fragile:
             for margin in FRAGILE:
                 tickets *= np.where(golden.top2diff < margin, 2, 1)
         return tickets
@@ -250,13 +261,13 @@ class Plan:
     def images(self, row: int, numbers: Indices, tickets: Indices) -> Indices:
         """Return the images that the trials of these numbers strike at the site ``row``, ``(N,)``."""
         own = numbers * self.image_groups + row % self.image_groups
-        if isinstance(self.design, Stratified) and self.design.by_change:
+        if self._seeks_fragile:
             return draw_tickets(self.seed, own, tickets)
         return draw_images(self.seed, own, tickets > 0)
 
     def count_for(self, images: Indices, tickets: Indices) -> Floats:
         """Return how much each trial on these images counts, ``(N,)``, since some images are drawn more often."""
-        if isinstance(self.design, Uniform) or not self.design.by_change:
+        if not self._seeks_fragile:
             return np.ones(len(images))
         counted: Floats = tickets[tickets > 0].mean() / tickets[images]
         return counted

@@ -98,7 +98,11 @@ def neyman(
         key=lambda choice: choice[0].width(choice[1]),
     )
     counts = allocate(trials, need.parts(share), [s.site.name for s in pilot.sites], least=need.smallest)
-    return replace(shape, by=shape.by if need.scales is None else ("change",), counts=counts, scales=need.scales)
+    if need.scales is None:
+        return replace(shape, counts=counts)
+    # Without a detector most SDCs come from values far beyond the range, which no margin withstands.
+    fragile = pilot.config.protocol.range_detector is not None
+    return replace(shape, by=("change",), counts=counts, scales=need.scales, fragile_images=fragile)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
