@@ -30,6 +30,9 @@ _PRIOR = 4.0
 """Trials that the other layers and strata count for in each stratum."""
 _SHARE_PRIOR = 2.0
 """Trials that the other layers count for in the share that a class of changes has in a layer."""
+_DOUBT = 1.2
+"""What the width forecast for strata of bits is multiplied by before it is compared with that for changes: what stands for
+events that nobody saw weighs more on many small strata, so theirs is the more pessimistic forecast."""
 _FLOORS = np.linspace(0.1, 0.95, 35)
 
 
@@ -95,7 +98,7 @@ def neyman(
     fitting = [need for need in needs if need.smallest.sum() <= trials] or needs[:1]
     need, share = min(
         ((need, share) for need in fitting for share in ([floor] if floor is not None else _FLOORS.tolist())),
-        key=lambda choice: choice[0].width(choice[1]),
+        key=lambda choice: choice[0].width(choice[1]) * (_DOUBT if choice[0].scales is None else 1.0),
     )
     counts = allocate(trials, need.parts(share), [s.site.name for s in pilot.sites], least=need.smallest)
     if need.scales is None:

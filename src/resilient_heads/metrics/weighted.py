@@ -22,7 +22,8 @@ def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEF
     strata; the one that the variance between trial numbers implies, since fragile images are fragile in every layer;
     and the one that the variance between images implies, since trials on one image are alike. What an event adds that
     nobody saw is taken from the stratum where a single trial counts most, so a stratum struck seldom widens the
-    interval even if it showed nothing. With one layer and distinct images this is Clopper and Pearson's interval.
+    interval even if it showed nothing; downwards, each stratum of which all trials had the outcome may have had one
+    that did not. With one layer and distinct images this is Clopper and Pearson's interval.
 
     Args:
         hits: ``(N,)``, whether a trial had the outcome.
@@ -53,7 +54,7 @@ def rate_intervals(hits: NDArray[np.bool_], sample: Sample) -> Callable[[float],
     own = rate * (1 - rate)
     effective = own / variance + 1 if variance > 0 and own > 0 else math.inf
     each = _weights(sample)
-    # Few trials that all had the outcome seem to vary not at all: downwards one of each such stratum may have missed it.
+    # Trials that all had the outcome seem not to vary: downwards, one of each such stratum may have missed it.
     full = (misses == 0) & (events > 1)
     missed = float(np.square(each[full]).sum())
     lower = own / (variance + missed) + 1 if variance + missed > 0 and own > 0 else math.inf
