@@ -31,8 +31,8 @@ _PRIOR = 4.0
 _SHARE_PRIOR = 2.0
 """Trials that the other layers count for in the share that a class of changes has in a layer."""
 _DOUBT = 1.2
-"""What the width forecast for strata of bits is multiplied by before it is compared with that for changes: what stands for
-events that nobody saw weighs more on many small strata, so theirs is the more pessimistic forecast."""
+"""By what a forecast of the width with strata of bits is multiplied before it is compared with that of changes. What
+stands for events that nobody saw weighs more on many small strata, so theirs is the more pessimistic one."""
 _FLOORS = np.linspace(0.1, 0.95, 35)
 
 
