@@ -219,7 +219,8 @@ def exhaustive(model: nn.Module, data: Data, sites: tuple[StruckSite, ...]) -> d
     }
 
 
-def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Module, Data]) -> None:
+@pytest.mark.parametrize("by", [("magnitude",), ("change",)])
+def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Module, Data], by: tuple[str, ...]) -> None:
     model, data = tiny
 
     def run(seed: int, design: rh.Uniform | rh.Stratified) -> rh.CampaignResult:
@@ -238,7 +239,9 @@ def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Modu
     found: dict[str, list[float]] = {name: [] for name in expected}
     for seed in range(24):
         pilot = run(2000 + seed, rh.Uniform(trials=60))
-        result = run(seed, rh.neyman(pilot, trials=400, metric="sdc", weighting="exposed"))
+        design = rh.neyman(pilot, trials=400, metric="sdc", weighting="exposed", by=by)
+        assert design.fragile_images is (by == ("change",))  # there is a range detector
+        result = run(seed, design)
         network = result.scope("network")
         found["per layer"].append(network.per_layer.sdc.value)
         found["exposed"].append(network.exposed.sdc.value)

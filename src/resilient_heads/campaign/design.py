@@ -2,23 +2,30 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
+from resilient_heads.campaign.changes import CLASSES, Changes
+from resilient_heads.campaign.golden import GoldenRun
 from resilient_heads.campaign.strata import BIT_KINDS, By, Codes, Strata, strata_of, visits
-from resilient_heads.campaign.trials import StruckSite
+from resilient_heads.campaign.trials import StruckSite, Trials
 from resilient_heads.errors import DataError
 from resilient_heads.injection.draws import Draws
 from resilient_heads.injection.models import FaultModel
-from resilient_heads.injection.sampling import Indices, draw_faults, draw_images
+from resilient_heads.injection.ranges import RangeDetector
+from resilient_heads.injection.sampling import Indices, draw_faults, draw_images, draw_shares, draw_tickets
 from resilient_heads.metrics.intervals import Floats
 
 SINGLE_FLIP = FaultModel()
 """One bit of one neuron, both drawn uniformly."""
+
+FRAGILE = (0.5, 0.2, 0.05)
+"""Top2Diffs below each of which an image is drawn twice as often, where fragile ones are sought."""
 
 Weighting = Literal["per_layer", "exposed"]
 WEIGHTINGS: tuple[Weighting, ...] = ("per_layer", "exposed")
@@ -65,6 +72,8 @@ class Stratified:
     Attributes:
         trials: At all sites together.
         by: What makes the strata; see :func:`~resilient_heads.campaign.strata.strata_of`. Empty: layers alone.
+            ``("change",)``: what a flip does to the value that it meets, which :func:`neyman` sets up; see
+            :mod:`~resilient_heads.campaign.changes`.
         weighting: What the trials are shared out by while ``counts`` is None: ``"per_layer"`` (sites alike) or
             ``"exposed"`` (bits alike). It changes no estimate, only which one is precise.
         channel_groups: Groups of channels if ``by`` holds ``"channel"``.
@@ -73,6 +82,9 @@ class Stratified:
             a golden run each.
         counts: Name of a site to the trials of each of its strata; None shares out in proportion.
         pilot_seed: Seed of the pilot that gave the counts; the campaign must have another, or None.
+        scales: Name of a site to the unit in which its changes are measured; strata by ``"change"`` need it.
+        fragile_images: Whether images whose Top2Diff is small are drawn more often, and counted less; only by
+            ``"change"``.
 
     Raises:
         DataError: Choices that mean nothing.
@@ -85,13 +97,29 @@ class Stratified:
     image_groups: int = 1
     counts: dict[str, tuple[int, ...]] | None = None
     pilot_seed: int | None = None
+    scales: dict[str, float] | None = None
+    fragile_images: bool = False
 
     def __post_init__(self) -> None:
         for name in ("trials", "channel_groups", "image_groups"):
             _whole(name, getattr(self, name), least=1)
         kinds = set(self.by)
-        if isinstance(self.by, str) or not kinds <= {*BIT_KINDS, "channel"} or len(kinds - {"channel"}) > 1:
-            raise DataError(f'by must be a tuple of "channel" and of "bit", "magnitude" or "role", found {self.by!r}.')
+        known = kinds <= {*BIT_KINDS, "channel"} or kinds == {"change"}
+        if isinstance(self.by, str) or not known or len(kinds - {"channel"}) > 1:
+            raise DataError(
+                'by must be ("change",), or a tuple of "channel" and of "bit", "magnitude" or "role"; found '
+                f"{self.by!r}."
+            )
+        if self.by_change and (self.scales is None or self.counts is None):
+            raise DataError(
+                'Strata by "change" take their sizes and units from a pilot; pass rh.neyman(pilot, trials=..., '
+                'by=("change",)) as the design.'
+            )
+        if self.fragile_images and not self.by_change:
+            raise DataError('fragile_images=True goes with by=("change",) alone.')
+        for layer, scale in (self.scales or {}).items():
+            if not 0 < scale < math.inf:
+                raise DataError(f"The unit of changes of {layer!r} is above 0, found {scale}.")
         if self.weighting not in WEIGHTINGS:
             raise DataError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {self.weighting!r}.")
         for layer, counts in (self.counts or {}).items():
@@ -100,8 +128,13 @@ class Stratified:
                     f"Every stratum of {layer!r} needs a trial, else nothing is known of it; found {counts}."
                 )
 
+    @property
+    def by_change(self) -> bool:
+        """Whether the strata are made of what flips do to values, so that trials look at these first."""
+        return self.by == ("change",)
+
     def strata(self, site: StruckSite) -> Strata:
-        """Return the strata of a site."""
+        """Return the strata of a site, unless they are made of changes."""
         return strata_of(site.site, self.by, channel_groups=self.channel_groups)
 
     def shared_out(self, sites: Sequence[StruckSite]) -> "Stratified":
@@ -115,10 +148,11 @@ class Stratified:
             return replace(self, counts=allocate(self.trials, weights, [struck.site.name for struck in sites]))
         for struck in sites:
             found = len(self.counts.get(struck.site.name, ()))
-            if found != len(self.strata(struck)):
+            expected = CLASSES if self.by_change else len(self.strata(struck))
+            if found != expected or (self.scales is not None and struck.site.name not in self.scales):
                 raise DataError(
-                    f"The design has counts for {found} strata of {struck.site.name!r}, which has "
-                    f"{len(self.strata(struck))}; run the pilot on the same layers of the same model."
+                    f"The design has counts for {found} strata of {struck.site.name!r}, which has {expected}; run the "
+                    "pilot on the same layers of the same model."
                 )
         return self
 
@@ -149,6 +183,8 @@ class Stratified:
             "image_groups": self.image_groups,
             "counts": counts,
             "pilot_seed": self.pilot_seed,
+            "scales": self.scales,
+            "fragile_images": self.fragile_images,
         }
 
 
@@ -205,15 +241,44 @@ class Plan:
         """Groups of sites that strike images of their own; the site ``row`` belongs to the group ``row % groups``."""
         return 1 if isinstance(self.design, Uniform) else min(self.design.image_groups, len(self.sites))
 
-    def images(self, row: int, numbers: Indices, eligible: NDArray[np.bool_]) -> Indices:
+    @property
+    def _seeks_fragile(self) -> bool:
+        """Whether some images are drawn more often than others."""
+        return isinstance(self.design, Stratified) and self.design.fragile_images
+
+    def tickets(self, golden: GoldenRun) -> Indices:
+        """Return how often each image is drawn, ``(I,)``: ineligible ones never, the others alike.
+
+        With ``fragile_images``, those that are all but misclassified without any fault are drawn up to eight times as
+        often, and each counts so much less: there the smallest change is an SDC.
+        """
+        tickets = golden.eligible.astype(np.int64)
+        if self._seeks_fragile:
+            for margin in FRAGILE:
+                tickets *= np.where(golden.top2diff < margin, 2, 1)
+        return tickets
+
+    def images(self, row: int, numbers: Indices, tickets: Indices) -> Indices:
         """Return the images that the trials of these numbers strike at the site ``row``, ``(N,)``."""
         own = numbers * self.image_groups + row % self.image_groups
-        return draw_images(self.seed, own, eligible)
+        if self._seeks_fragile:
+            return draw_tickets(self.seed, own, tickets)
+        return draw_images(self.seed, own, tickets > 0)
+
+    def count_for(self, images: Indices, tickets: Indices) -> Floats:
+        """Return how much each trial on these images counts, ``(N,)``, since some images are drawn more often."""
+        if not self._seeks_fragile:
+            return np.ones(len(images))
+        counted: Floats = tickets[tickets > 0].mean() / tickets[images]
+        return counted
 
     def draw(self, row: int, numbers: Indices) -> Draws:
         """Return where the trials of these numbers strike at the site ``row``.
 
         It is a pure function of the plan, the row and each number; the numbers lie below ``counts[row]``.
+
+        Raises:
+            DataError: The strata are made of changes; see :meth:`strikes`.
         """
         site = self.sites[row].site
         if isinstance(self.design, Uniform):
@@ -221,6 +286,8 @@ class Plan:
         if not self.design.by:
             stream = f"{site.name}\0stratum"
             return self.fault.draw(self.seed, stream, numbers, neurons=site.neurons, bits=site.bits)
+        if self.design.by_change:
+            raise DataError("Where a trial strikes depends on the values that it meets; call strikes() with them.")
         assert self.design.counts is not None
         strata = self.design.strata(self.sites[row])
         own = _visits(site.name, self.design.counts[site.name])[numbers]
@@ -232,6 +299,41 @@ class Plan:
             drawn = draw_faults(self.seed, f"{site.name}\0stratum", numbers[chosen], neurons=size, bits=width)
             neurons[chosen], bits[chosen] = strata.place(int(stratum), drawn.neurons, drawn.bits)
         return Draws.single_flips(neurons, bits)
+
+    def strikes(self, row: int, numbers: Indices, tensor: Tensor, *, detector: RangeDetector) -> tuple[Draws, Floats]:
+        """Return where trials strike, and :attr:`~resilient_heads.campaign.trials.Trials.share` of each, ``(N,)``.
+
+        Args:
+            row: Position of the site.
+            numbers: ``(N,)``, of the trials.
+            tensor: The site's fault-free tensor for their images.
+            detector: What becomes of values beyond the site's limit.
+        """
+        if isinstance(self.design, Uniform) or not self.design.by_change:
+            return self.draw(row, numbers), np.ones(len(numbers))
+        struck, design = self.sites[row], self.design
+        assert design.counts is not None
+        assert design.scales is not None
+        site = struck.site
+        classes = _visits(site.name, design.counts[site.name])[numbers]
+        stream = f"{site.name}\0stratum"
+        starts = draw_faults(self.seed, stream, numbers, neurons=site.neurons, bits=site.bits).neurons
+        picks = draw_shares(self.seed, stream, numbers, elements=1)[:, 0]  # of words that give no neuron
+        changes = Changes(struck, detector, design.scales[site.name])
+        chosen = changes.choose(tensor, classes, starts, picks)
+        return Draws.single_flips(chosen.neurons, chosen.bits), chosen.share
+
+
+def strata_of_trials(design: Design, struck: StruckSite, trials: Trials) -> tuple[Codes, Floats]:
+    """Return the stratum of each trial of one site, ``(N,)``, and what each stratum counts in the site, ``(H,)``.
+
+    Where the strata are made of changes each counts 1, and the share that a trial found goes into its own weight.
+    """
+    if isinstance(design, Stratified) and design.by_change:
+        assert design.counts is not None
+        return _visits(struck.site.name, design.counts[struck.site.name])[trials.trial], np.ones(CLASSES)
+    strata = design.strata(struck)
+    return strata.of(trials.neuron, trials.bit), strata.shares
 
 
 @functools.lru_cache(maxsize=4096)
@@ -259,7 +361,7 @@ def stratum_weights(design: Design, sites: Sequence[StruckSite], weighting: Weig
 
 
 def allocate(
-    trials: int, amounts: Sequence[Floats], names: Sequence[str], *, least: int = 2
+    trials: int, amounts: Sequence[Floats], names: Sequence[str], *, least: int | Codes = 2
 ) -> dict[str, tuple[int, ...]]:
     """Share trials out in proportion, ``least`` at least to each stratum, by largest remainders.
 
@@ -267,22 +369,22 @@ def allocate(
         trials: At all sites together.
         amounts: Of each site, the share of each stratum, ``(H,)``; the sum over all is 1.
         names: Of the sites.
-        least: Trials of any stratum; two give its variance.
+        least: Trials of any stratum, or of each, ``(sum of H,)``; two give its variance.
 
     Raises:
         DataError: Fewer than ``least`` trials for each stratum.
     """
     shares = np.concatenate(amounts)
-    if trials < least * len(shares):
+    smallest: Floats = np.broadcast_to(least, shares.shape).astype(np.float64)
+    if trials < smallest.sum():
         raise DataError(
-            f"{trials} trials are too few for {len(shares)} strata; pass {least * len(shares)} or more, or fewer "
-            "strata."
+            f"{trials} trials are too few for {len(shares)} strata; pass {smallest.sum():.0f} or more, or fewer strata."
         )
-    ideal = np.maximum(shares / shares.sum() * trials, float(least))
+    ideal = np.maximum(shares / shares.sum() * trials, smallest)
     for _ in range(64):  # what the small ones got beyond their share is taken from the others, until nobody falls below
-        free = ideal > least
-        ideal[free] *= max(trials - least * (~free).sum(), 0) / ideal[free].sum() if free.any() else 1
-        ideal = np.maximum(ideal, float(least))
+        free = ideal > smallest
+        ideal[free] *= max(trials - smallest[~free].sum(), 0) / ideal[free].sum() if free.any() else 1
+        ideal = np.maximum(ideal, smallest)
         if abs(ideal.sum() - trials) < 1e-9 * trials:
             break
     counts = np.floor(ideal + 1e-9).astype(np.int64)

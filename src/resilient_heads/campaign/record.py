@@ -17,7 +17,7 @@ from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import ResultError
 from resilient_heads.injection.sites import Site
 
-FORMAT = "resilient_heads.campaign/4"
+FORMAT = "resilient_heads.campaign/5"
 _DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
 """Entries of the environment that may change the last bit of a result, so that one campaign has one of each."""
 

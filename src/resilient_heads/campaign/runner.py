@@ -165,7 +165,7 @@ def run_campaign(
         execution = Execution(
             model,
             images,
-            golden.eligible,
+            plan.tickets(golden),
             plan,
             protocol=rules,
             batch_size=batch_size,
