@@ -30,7 +30,7 @@ _PRIOR = 4.0
 """Trials that the other layers and strata count for in each stratum."""
 _SHARE_PRIOR = 2.0
 """Trials that the other layers count for in the share that a class of changes has in a layer."""
-_DOUBT = 1.2
+_DOUBT = 1.05
 """By what a forecast of the width with strata of bits is multiplied before it is compared with that of changes. What
 stands for events that nobody saw weighs more on many small strata, so theirs is the more pessimistic one."""
 _FLOORS = np.linspace(0.1, 0.95, 35)
