@@ -12,6 +12,7 @@ from resilient_heads.campaign.compare import _p_value
 from resilient_heads.errors import ResultError
 from resilient_heads.metrics.intervals import difference_of_rates
 from resilient_heads.metrics.planning import holm
+from resilient_heads.metrics.sample import Sample
 from resilient_heads.metrics.weighted import rate_intervals, weighted_rate
 
 
@@ -46,6 +47,21 @@ def test_the_p_value_is_where_the_interval_touches_0() -> None:
     assert _p_value(intervals[0], intervals[0]) == 1.0
     nothing = rate_intervals(np.zeros(0, dtype=bool), survey(np.ones(1), 0))
     assert _p_value(intervals[0], nothing) == 1.0
+
+
+def test_a_stratum_of_hits_alone_widens_the_interval_downwards() -> None:
+    stratum = np.repeat([0, 1], [2, 80])
+    sample = Sample(
+        weight=np.array([0.1, 0.01])[stratum],
+        layer=np.zeros(82, dtype=np.int64),
+        stratum=stratum,
+        image=np.arange(82),
+        trial=np.arange(82),
+    )
+    found = weighted_rate(stratum == 0, sample)
+    assert found.value == pytest.approx(0.2)
+    assert found.low < 0.1  # one of two events may as well not have been
+    assert found.high > 0.21
 
 
 def test_layers_are_seldom_named_wrongly_by_simulation() -> None:
