@@ -73,9 +73,9 @@ class TransformersEncoder:
         hub: HubSettings | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
+        folder = as_path(source, "source", error=EmbeddingError)
         package: Any = require("transformers", extra="hf", purpose="TransformersEncoder")
         self._device, dtype = usable_device(device), usable_dtype(dtype)
-        folder = as_path(source, "source", error=EmbeddingError)
         local = folder.is_dir()
         if local and revision is not None:
             raise EmbeddingError(f"{source} is a folder, which its weights pin; leave revision={revision!r} out.")

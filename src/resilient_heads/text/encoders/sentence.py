@@ -57,8 +57,8 @@ class SentenceTransformerEncoder:
         weights_sha256: str | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
-        package: Any = require("sentence_transformers", extra="minilm", purpose="SentenceTransformerEncoder")
         path = as_path(path, "path", error=EmbeddingError)
+        package: Any = require("sentence_transformers", extra="minilm", purpose="SentenceTransformerEncoder")
         weights = path / "model.safetensors"
         if not weights.is_file():
             raise EmbeddingError(f"{path} is not the folder of a model: it has no model.safetensors.")
