@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import resilient_heads as rh
 from resilient_heads.campaign.changes import CLASSES, EDGES, Changes, change_classes
 from resilient_heads.campaign.pilot import _shares
+from resilient_heads.campaign.plan import plan_trials
 from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import DataError
 from resilient_heads.injection.bits import flip_bits
@@ -122,12 +123,12 @@ def test_images_near_a_decision_are_drawn_more_often(
         top2diff=np.array([0.9, 0.5, 0.3, 0.1, 0.01, 0.01] + [0.9] * 34),
         eligible=np.array([True] * 5 + [False] + [True] * 34),
     )
-    even = rh.Uniform(trials=5).plan(pilot.sites, seed=1)
+    even = plan_trials(rh.Uniform(trials=5), pilot.sites, seed=1)
     assert even.tickets(golden).tolist() == [1] * 5 + [0] + [1] * 34
     design = rh.neyman(pilot, trials=1500, by=("change",))
     assert not design.fragile_images  # no range detector
-    assert design.plan(pilot.sites, seed=3).tickets(golden).tolist() == [1] * 5 + [0] + [1] * 34
-    plan = replace(design, fragile_images=True).plan(pilot.sites, seed=2)
+    assert plan_trials(design, pilot.sites, seed=3).tickets(golden).tolist() == [1] * 5 + [0] + [1] * 34
+    plan = plan_trials(replace(design, fragile_images=True), pilot.sites, seed=2)
     tickets = plan.tickets(golden)
     assert tickets.tolist() == [1, 1, 2, 4, 8, 0] + [1] * 34
     numbers = np.arange(48_000)
@@ -265,4 +266,4 @@ def test_designs_by_change_that_mean_nothing(
             progress=False,
         )
     with pytest.raises(DataError, match="call strikes"):
-        design.plan(pilot.sites, seed=2).draw(0, np.arange(3))
+        plan_trials(design, pilot.sites, seed=2).draw(0, np.arange(3))

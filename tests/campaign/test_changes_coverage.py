@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from survey import repeated
 
 import resilient_heads as rh
+from resilient_heads.campaign.allocation import allocate, layer_weights
 from resilient_heads.campaign.changes import CLASSES
-from resilient_heads.campaign.design import _visits, allocate, layer_weights
+from resilient_heads.campaign.plan import _visits
 from resilient_heads.campaign.summary import sample
 from resilient_heads.campaign.trials import COLUMNS, StruckSite, Trials
 from resilient_heads.injection.sites import Site

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_heads.campaign.design import WEIGHTINGS, Weighting, layer_weights
+from resilient_heads.campaign.allocation import WEIGHTINGS, Weighting, layer_weights
 from resilient_heads.campaign.results import CampaignResult, Summary
 from resilient_heads.campaign.summary import sample, scope_rows
 from resilient_heads.errors import ResultError

@@ -1,34 +1,16 @@
-"""Which faults a campaign draws at each site, and how many."""
+"""How many faults a campaign draws at each site, and from which strata."""
 
-import functools
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-from resilient_heads.campaign.changes import CLASSES, Changes
-from resilient_heads.campaign.golden import GoldenRun
-from resilient_heads.campaign.strata import BIT_KINDS, By, Codes, Strata, strata_of, visits
-from resilient_heads.campaign.trials import StruckSite, Trials
+from resilient_heads.campaign.allocation import WEIGHTINGS, Weighting, allocate, layer_weights
+from resilient_heads.campaign.changes import CLASSES
+from resilient_heads.campaign.strata import BIT_KINDS, By, Strata, strata_of
+from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import DataError
-from resilient_heads.injection.draws import Draws
-from resilient_heads.injection.models import FaultModel
-from resilient_heads.injection.ranges import RangeDetector
-from resilient_heads.injection.sampling import Indices, draw_faults, draw_images, draw_shares, draw_tickets
 from resilient_heads.metrics.intervals import Floats
-
-SINGLE_FLIP = FaultModel()
-"""One bit of one neuron, both drawn uniformly."""
-
-FRAGILE = (0.5, 0.2, 0.05)
-"""Top2Diffs below each of which an image is drawn twice as often, where fragile ones are sought."""
-
-Weighting = Literal["per_layer", "exposed"]
-WEIGHTINGS: tuple[Weighting, ...] = ("per_layer", "exposed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +37,6 @@ class Uniform:
     def strata(self, site: StruckSite) -> Strata:
         """Return the one stratum of a site."""
         return strata_of(site.site, (), channel_groups=1)
-
-    def plan(self, sites: Sequence[StruckSite], *, seed: int, fault: FaultModel = SINGLE_FLIP) -> "Plan":
-        """Return the trials at these sites."""
-        return Plan(tuple(sites), (self.trials,) * len(sites), seed, self, fault)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
@@ -156,21 +134,6 @@ class Stratified:
                 )
         return self
 
-    def plan(self, sites: Sequence[StruckSite], *, seed: int, fault: FaultModel = SINGLE_FLIP) -> "Plan":
-        """Return the trials at these sites.
-
-        Raises:
-            DataError: The counts do not fit the sites, or the seed is the pilot's.
-        """
-        if self.pilot_seed == seed:
-            raise DataError(
-                f"The pilot had the seed {seed} too, so its luck would bias the estimate; pass another seed=."
-            )
-        design = self.shared_out(sites)
-        assert design.counts is not None
-        counts = tuple(sum(design.counts[struck.site.name]) for struck in sites)
-        return Plan(tuple(sites), counts, seed, design, fault)
-
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
         counts = None if self.counts is None else {layer: list(own) for layer, own in self.counts.items()}
@@ -203,196 +166,10 @@ def design_from_dict(content: dict[str, Any]) -> Design:
     return Stratified(**{**fields, "by": tuple(fields["by"])})
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The trials of a campaign, before they are run.
-
-    Attributes:
-        sites: The L sites.
-        counts: Trials at each site, ``L`` numbers; trial i of a site has the number i.
-        seed: Of all draws.
-        design: What the plan was made from.
-        fault: What a trial does.
-
-    Raises:
-        DataError: A design that knows single flips only, and another fault.
-    """
-
-    sites: tuple[StruckSite, ...]
-    counts: tuple[int, ...]
-    seed: int
-    design: Design
-    fault: FaultModel = SINGLE_FLIP
-
-    def __post_init__(self) -> None:
-        if isinstance(self.design, Stratified) and self.design.by and self.fault != SINGLE_FLIP:
-            raise DataError(
-                f"Strata of {' and '.join(self.design.by)} are made of single flips, found {self.fault}; pass "
-                "Stratified(by=()) or Uniform."
-            )
-
-    @property
-    def total(self) -> int:
-        """Trials at all sites."""
-        return sum(self.counts)
-
-    @property
-    def image_groups(self) -> int:
-        """Groups of sites that strike images of their own; the site ``row`` belongs to the group ``row % groups``."""
-        return 1 if isinstance(self.design, Uniform) else min(self.design.image_groups, len(self.sites))
-
-    @property
-    def _seeks_fragile(self) -> bool:
-        """Whether some images are drawn more often than others."""
-        return isinstance(self.design, Stratified) and self.design.fragile_images
-
-    def tickets(self, golden: GoldenRun) -> Indices:
-        """Return how often each image is drawn, ``(I,)``: ineligible ones never, the others alike.
-
-        With ``fragile_images``, those that are all but misclassified without any fault are drawn up to eight times as
-        often, and each counts so much less: there the smallest change is an SDC.
-        """
-        tickets = golden.eligible.astype(np.int64)
-        if self._seeks_fragile:
-            for margin in FRAGILE:
-                tickets *= np.where(golden.top2diff < margin, 2, 1)
-        return tickets
-
-    def images(self, row: int, numbers: Indices, tickets: Indices) -> Indices:
-        """Return the images that the trials of these numbers strike at the site ``row``, ``(N,)``."""
-        own = numbers * self.image_groups + row % self.image_groups
-        if self._seeks_fragile:
-            return draw_tickets(self.seed, own, tickets)
-        return draw_images(self.seed, own, tickets > 0)
-
-    def count_for(self, images: Indices, tickets: Indices) -> Floats:
-        """Return how much each trial on these images counts, ``(N,)``, since some images are drawn more often."""
-        if not self._seeks_fragile:
-            return np.ones(len(images))
-        counted: Floats = tickets[tickets > 0].mean() / tickets[images]
-        return counted
-
-    def draw(self, row: int, numbers: Indices) -> Draws:
-        """Return where the trials of these numbers strike at the site ``row``.
-
-        It is a pure function of the plan, the row and each number; the numbers lie below ``counts[row]``.
-
-        Raises:
-            DataError: The strata are made of changes; see :meth:`strikes`.
-        """
-        site = self.sites[row].site
-        if isinstance(self.design, Uniform):
-            return self.fault.draw(self.seed, site.name, numbers, neurons=site.neurons, bits=site.bits)
-        if not self.design.by:
-            stream = f"{site.name}\0stratum"
-            return self.fault.draw(self.seed, stream, numbers, neurons=site.neurons, bits=site.bits)
-        if self.design.by_change:
-            raise DataError("Where a trial strikes depends on the values that it meets; call strikes() with them.")
-        assert self.design.counts is not None
-        strata = self.design.strata(self.sites[row])
-        own = _visits(site.name, self.design.counts[site.name])[numbers]
-        neurons, bits = np.empty(len(numbers), dtype=np.int64), np.empty(len(numbers), dtype=np.int64)
-        for stratum in np.unique(own):
-            chosen = own == stratum
-            size, width = strata.size(int(stratum))
-            # A stream of its own: a uniform campaign of the same seed shares no draw.
-            drawn = draw_faults(self.seed, f"{site.name}\0stratum", numbers[chosen], neurons=size, bits=width)
-            neurons[chosen], bits[chosen] = strata.place(int(stratum), drawn.neurons, drawn.bits)
-        return Draws.single_flips(neurons, bits)
-
-    def strikes(self, row: int, numbers: Indices, tensor: Tensor, *, detector: RangeDetector) -> tuple[Draws, Floats]:
-        """Return where trials strike, and :attr:`~resilient_heads.campaign.trials.Trials.share` of each, ``(N,)``.
-
-        Args:
-            row: Position of the site.
-            numbers: ``(N,)``, of the trials.
-            tensor: The site's fault-free tensor for their images.
-            detector: What becomes of values beyond the site's limit.
-        """
-        if isinstance(self.design, Uniform) or not self.design.by_change:
-            return self.draw(row, numbers), np.ones(len(numbers))
-        struck, design = self.sites[row], self.design
-        assert design.counts is not None
-        assert design.scales is not None
-        site = struck.site
-        classes = _visits(site.name, design.counts[site.name])[numbers]
-        stream = f"{site.name}\0stratum"
-        starts = draw_faults(self.seed, stream, numbers, neurons=site.neurons, bits=site.bits).neurons
-        picks = draw_shares(self.seed, stream, numbers, elements=1)[:, 0]  # of words that give no neuron
-        changes = Changes(struck, detector, design.scales[site.name])
-        chosen = changes.choose(tensor, classes, starts, picks)
-        return Draws.single_flips(chosen.neurons, chosen.bits), chosen.share
-
-
-def strata_of_trials(design: Design, struck: StruckSite, trials: Trials) -> tuple[Codes, Floats]:
-    """Return the stratum of each trial of one site, ``(N,)``, and what each stratum counts in the site, ``(H,)``.
-
-    Where the strata are made of changes each counts 1, and the share that a trial found goes into its own weight.
-    """
-    if isinstance(design, Stratified) and design.by_change:
-        assert design.counts is not None
-        return _visits(struck.site.name, design.counts[struck.site.name])[trials.trial], np.ones(CLASSES)
-    strata = design.strata(struck)
-    return strata.of(trials.neuron, trials.bit), strata.shares
-
-
-@functools.lru_cache(maxsize=4096)
-def _visits(name: str, counts: tuple[int, ...]) -> Codes:
-    """Return the stratum of each trial of a site."""
-    offset = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little") / 2**32
-    order = visits(counts, offset=offset)
-    order.flags.writeable = False
-    return order
-
-
-def layer_weights(sites: Sequence[StruckSite], weighting: Weighting) -> Floats:
-    """Return what each site counts in a mean over them, ``(L,)``; the sum is 1."""
-    if weighting == "per_layer":
-        return np.full(len(sites), 1 / len(sites))
-    bits: Floats = np.array([struck.site.neurons * struck.site.bits for struck in sites], dtype=np.float64)
-    bits /= bits.sum()
-    return bits
-
-
 def stratum_weights(design: Design, sites: Sequence[StruckSite], weighting: Weighting) -> list[Floats]:
     """Return what each stratum of each site counts in a mean over all sites; all of them add up to 1."""
     layers = layer_weights(sites, weighting)
     return [weight * design.strata(struck).shares for weight, struck in zip(layers, sites, strict=True)]
-
-
-def allocate(
-    trials: int, amounts: Sequence[Floats], names: Sequence[str], *, least: int | Codes = 2
-) -> dict[str, tuple[int, ...]]:
-    """Share trials out in proportion, ``least`` at least to each stratum, by largest remainders.
-
-    Args:
-        trials: At all sites together.
-        amounts: Of each site, the share of each stratum, ``(H,)``; the sum over all is 1.
-        names: Of the sites.
-        least: Trials of any stratum, or of each, ``(sum of H,)``; two give its variance.
-
-    Raises:
-        DataError: Fewer than ``least`` trials for each stratum.
-    """
-    shares = np.concatenate(amounts)
-    smallest: Floats = np.broadcast_to(least, shares.shape).astype(np.float64)
-    if trials < smallest.sum():
-        raise DataError(
-            f"{trials} trials are too few for {len(shares)} strata; pass {smallest.sum():.0f} or more, or fewer strata."
-        )
-    ideal = np.maximum(shares / shares.sum() * trials, smallest)
-    for _ in range(64):  # what the small ones got beyond their share is taken from the others, until nobody falls below
-        free = ideal > smallest
-        ideal[free] *= max(trials - smallest[~free].sum(), 0) / ideal[free].sum() if free.any() else 1
-        ideal = np.maximum(ideal, smallest)
-        if abs(ideal.sum() - trials) < 1e-9 * trials:
-            break
-    counts = np.floor(ideal + 1e-9).astype(np.int64)
-    first = np.argsort(counts - ideal, kind="stable")[: trials - counts.sum()]
-    counts[first] += 1
-    ends = np.cumsum([len(own) for own in amounts])[:-1]
-    parts = np.split(counts, ends)
-    return {name: tuple(part.tolist()) for name, part in zip(names, parts, strict=True)}
 
 
 def _whole(name: str, value: int, *, least: int) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from resilient_heads.campaign.config import Protocol
 from resilient_heads.campaign.data import LabelledImages
-from resilient_heads.campaign.design import Plan
 from resilient_heads.campaign.golden import logits_of
 from resilient_heads.campaign.outcomes import judge
+from resilient_heads.campaign.plan import Plan
 from resilient_heads.campaign.reruns import Golden, Reruns
 from resilient_heads.campaign.separation import disturbed_pass, require_separate
 from resilient_heads.campaign.trials import COLUMNS, Trials
@@ -47,7 +47,7 @@ class Execution:
     Args:
         model: The model.
         data: All images.
-        tickets: ``(I,)``, how often each image is drawn; see :meth:`~resilient_heads.campaign.design.Plan.tickets`.
+        tickets: ``(I,)``, how often each image is drawn; see :meth:`~resilient_heads.campaign.plan.Plan.tickets`.
         plan: What to strike.
         protocol: What becomes of struck values.
         batch_size: Trials run at once.

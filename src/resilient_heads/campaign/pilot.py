@@ -7,16 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resilient_heads.campaign.allocation import WEIGHTINGS, Weighting, allocate, layer_weights
 from resilient_heads.campaign.changes import CLASSES, Changes
-from resilient_heads.campaign.design import (
-    SINGLE_FLIP,
-    WEIGHTINGS,
-    Stratified,
-    Weighting,
-    allocate,
-    layer_weights,
-    strata_of_trials,
-)
+from resilient_heads.campaign.design import Stratified
+from resilient_heads.campaign.plan import SINGLE_FLIP, strata_of_trials
 from resilient_heads.campaign.results import CampaignResult
 from resilient_heads.campaign.strata import By, Codes
 from resilient_heads.campaign.summary import sample

@@ -9,9 +9,9 @@ from typing import Any, Self
 import torch
 
 from resilient_heads.campaign.config import CampaignConfig
-from resilient_heads.campaign.design import Plan
 from resilient_heads.campaign.golden import GoldenRun
 from resilient_heads.campaign.parquet import digest
+from resilient_heads.campaign.plan import Plan, plan_trials
 from resilient_heads.campaign.trial_file import golden_columns
 from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import ResultError
@@ -76,7 +76,7 @@ class CampaignRecord:
     @property
     def plan(self) -> Plan:
         """Which trials the campaign runs."""
-        return self.config.design.plan(self.sites, seed=self.config.seed, fault=self.config.fault)
+        return plan_trials(self.config.design, self.sites, seed=self.config.seed, fault=self.config.fault)
 
     @property
     def layers(self) -> tuple[str, ...]:

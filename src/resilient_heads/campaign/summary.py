@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resilient_heads.campaign.design import Design, Stratified, layer_weights, strata_of_trials
+from resilient_heads.campaign.allocation import layer_weights
+from resilient_heads.campaign.design import Design, Stratified
+from resilient_heads.campaign.plan import strata_of_trials
 from resilient_heads.campaign.trials import RATES, StruckSite, Trials
 from resilient_heads.errors import ResultError
 from resilient_heads.injection.formats import BitRole, format_of
