@@ -11,6 +11,7 @@ recording at its start counts less the longer it is. Ratios are the figure, seco
 """
 
 import argparse
+import copy
 import importlib.util
 import time
 import warnings
@@ -198,6 +199,7 @@ faultinject:
     module_type: [Conv2d, Linear]
 """
     )
+    model = copy.deepcopy(model)  # it leaves attributes behind that cannot be copied
     faulty = MRFI(model, config)
     switches = faulty.get_activation_configs(is_out=True)
     found = len(switches)
