@@ -1,8 +1,13 @@
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores; children of a test inherit the setting
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -109,6 +109,17 @@ def test_the_engine_equals_the_plain_loop(name: str, caplog: pytest.LogCaptureFi
     assert not [record for record in caplog.records if "full pass" in record.message]
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_whatever_the_number_of_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    try:
+        equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32))
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_formats(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -334,6 +334,8 @@ INTERRUPTED = """
 import os, signal, sys, threading, time
 from resilient_heads.text.generate import Asking, generate_descriptions
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in the background ignore it
+
 def llm(prompt):
     if prompt == "a?":
         return "An answer."
@@ -360,6 +362,8 @@ def test_an_interrupt_does_not_wait_for_a_back_off(tmp_path: Path) -> None:
 STALLED = """
 import os, signal, sys, threading, time
 from resilient_heads.text.generate import Asking, generate_descriptions
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in the background ignore it
 
 def llm(prompt):
     if prompt == "a?":
