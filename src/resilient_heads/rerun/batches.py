@@ -183,7 +183,7 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         involved = step.reads | step.creates
         if step.is_view or all(self._whole.rows.get(buffer, 0) is None for buffer in involved):
             return func(*args, **kwargs)
-        if not _trial_tells(kind, args, kwargs):
+        if not trial_tells(kind, args, kwargs):
             for inexact in self.inexact:
                 inexact.add(number)
             return func(*args, **kwargs)
@@ -241,7 +241,7 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return where.pick(root, images, small.shaped(buffer, tensor.device))
 
 
-def _trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether trying an operator on one batch shows for all whether it gives the same bits."""
     if kind in _TRIED:
         return True
