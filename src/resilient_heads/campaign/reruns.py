@@ -12,6 +12,7 @@ from resilient_heads.campaign.golden import logits_of
 from resilient_heads.campaign.separation import disturbed_pass, require_separate
 from resilient_heads.injection.sites import Site, watch_sites
 from resilient_heads.rerun.batches import Batch, smaller_batches, whole_batch
+from resilient_heads.rerun.follow import window_counts
 from resilient_heads.rerun.local_trial import try_windows
 from resilient_heads.rerun.player import Player
 from resilient_heads.rerun.reach import Plan, plan_windows
@@ -192,7 +193,7 @@ class Reruns:
         wanted = {local for plan in hoped if plan is not None for local in plan.locals}
         if not wanted:
             return {}
-        able = try_windows(self._run, self._whole, self._images, wanted, (*self._sizes, len(self._images)))
+        able = try_windows(self._run, self._whole, self._images, wanted, window_counts(len(self._images)))
         plans = {piece.source: plan_windows(piece, self._whole, able) for piece in self._slices.values()}
         return {source: plan for source, plan in plans.items() if plan is not None}
 

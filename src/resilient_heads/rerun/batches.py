@@ -15,7 +15,7 @@ from resilient_heads.rerun.rows import Rows, changed, rows_from_shapes, settle_o
 from resilient_heads.rerun.tape import Step, Tape, View, flat_tensors
 
 # fmt: off
-_EXACT = frozenset({
+EXACT = frozenset({
     "relu", "relu_", "threshold", "clamp", "clamp_", "clamp_min", "clamp_max", "hardtanh", "hardtanh_",
     "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "leaky_relu", "leaky_relu_", "add", "add_",
     "sub", "sub_", "mul", "mul_", "div", "div_", "neg", "abs", "max_pool2d_with_indices", "cat", "stack",
@@ -247,7 +247,7 @@ def trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
         return True
     # With a factor, or rounded, these have one path for full vectors and another for what is left over.
     plain = kwargs.get("alpha", 1) == 1 and len(args) < 3 and kwargs.get("rounding_mode") is None
-    return kind in _EXACT and (plain or kind.rstrip("_") not in ("add", "sub", "div"))
+    return kind in EXACT and (plain or kind.rstrip("_") not in ("add", "sub", "div"))
 
 
 def _nothing(view: View) -> Tensor:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from resilient_heads.rerun.batches import Batch
-from resilient_heads.rerun.reach import Local, Plan, stride_of
+from resilient_heads.rerun.reach import Local, Plan, each, stride_of
 from resilient_heads.rerun.slices import Slice
 from resilient_heads.rerun.tape import Moment, View
-from resilient_heads.rerun.windows import Window, crop, differs, input_window, run_local, struck_pixels
+from resilient_heads.rerun.windows import Window, crop, differs, input_window, inside, run_local, struck_pixels
 
 
 @dataclass(slots=True)
@@ -35,17 +35,21 @@ class Followed:
         return torch.cat([self.images, self.images[:1].expand(self.size - len(self.images))])
 
 
+def window_counts(batch: int) -> tuple[int, ...]:
+    """Return how many windows may be run at once."""
+    return tuple(sorted({batch * part // 4 for part in (1, 2, 3, 4)} - {0}))
+
+
 class Follower:
     """Runs the first operations of slices on windows.
 
     Args:
         batch: The pass over a whole batch.
-        sizes: Numbers of images to which a batch may be reduced.
     """
 
-    def __init__(self, batch: Batch, sizes: tuple[int, ...]) -> None:
+    def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._sizes = (*sizes, batch.size)
+        self._sizes = window_counts(batch.size)
 
     def follow(self, piece: Slice, plan: Plan, golden: Mapping[Moment, Tensor], struck: Tensor) -> Followed | None:
         """Run what comes after a struck tensor as far as it pays.
@@ -64,7 +68,7 @@ class Follower:
         if pixels is None:
             return None
         images = torch.arange(self._batch.size, device=struck.device)
-        values, _ = crop(source.on(struck), images, pixels, (1, 1))
+        values = crop(source.on(struck), images, pixels, (1, 1))
         state = Followed(images, self._batch.size, 0, {source.buffer: Window(values, pixels)})
         settled: set[Moment] = set()
         for position, live in enumerate(plan.live):
@@ -112,22 +116,27 @@ class Follower:
             if self._batch.rows.get(view.buffer) is None:
                 return view.on(golden[view.moment])
             if local.reach is None and view.size[2:] == (1, 1) and view.buffer not in state.windows:
-                return crop(view.on(golden[view.moment]), state.padded, torch.zeros_like(origin), (1, 1))[0]
+                return crop(view.on(golden[view.moment]), state.padded, torch.zeros_like(origin), (1, 1))
             start, size = input_window(local.reach, origin, local.size)
             own = state.windows.get(view.buffer)
-            covered = None
+            if own is not None and local.reach is None and own.size == size and _same(own.origin, start):
+                return own.values
+            covered: Tensor | None = None
+            part = None
             if own is not None:
-                if local.reach is None and own.size == size and torch.equal(own.origin, start):
-                    return own.values
                 steps = stride_of(view, self._batch) or (1, 1)
                 rows = torch.arange(state.size, device=origin.device)
-                part, covered = crop(own.values, rows, start * start.new_tensor(steps) - own.origin, size, steps)
-            values, inside = crop(view.on(golden[view.moment]), state.padded, start, size)
-            if covered is not None:
+                begin = start * each(steps, start) - own.origin
+                part, covered = crop(own.values, rows, begin, size, steps), inside(own.size, begin, size, steps)
+                if covered is None:
+                    return part
+            values = crop(view.on(golden[view.moment]), state.padded, start, size)
+            if part is not None and covered is not None:
                 values = torch.where(covered, part, values)
-            if local.reach is not None and not bool(inside.all()):
-                outside = ~inside
-                values = values.masked_fill(outside, local.reach.fill)
+            within = None if local.reach is None else inside((view.size[2], view.size[3]), start, size)
+            if within is not None and local.reach is not None:
+                outside = ~within
+                values = values.masked_fill_(outside, local.reach.fill)
             return values
 
         result = run_local(step, local, inputs)
@@ -143,15 +152,22 @@ class Follower:
         """Return where the windows of a result begin; None if they would not hold all that may have changed."""
         step = self._batch.tape.steps[local.number]
         own = [(view, state.windows[view.buffer]) for view in step.views if view.buffer in state.windows]
-        limit = own[0][1].origin.new_tensor(local.limit)
-        last = limit - limit.new_tensor(local.size)
+        first = own[0][1].origin
+        last = (local.limit[0] - local.size[0], local.limit[1] - local.size[1])
         if local.reach is not None:
-            return torch.minimum(local.reach.first(own[0][1].origin).clamp(min=0), last)
+            return torch.minimum(local.reach.first(first).clamp_(min=0), first.new_tensor(last))
+        if len(own) == 1 and stride_of(own[0][0], self._batch) == (1, 1):
+            return first
         starts, ends = [], []
         for view, window in own:
-            steps = limit.new_tensor(stride_of(view, self._batch) or (1, 1))
-            end = window.origin + limit.new_tensor(window.size)
+            steps = each(stride_of(view, self._batch) or (1, 1), first)
             starts.append(-(-window.origin).div(steps, rounding_mode="floor"))
-            ends.append(torch.minimum(-(-end).div(steps, rounding_mode="floor"), limit))
-        origin = torch.minimum(torch.stack(starts).amin(dim=0), last)
-        return origin if bool((torch.stack(ends).amax(dim=0) <= origin + limit.new_tensor(local.size)).all()) else None
+            end = -(-window.origin - each(window.size, first)).div(steps, rounding_mode="floor")
+            ends.append(torch.minimum(end, first.new_tensor(local.limit)))
+        origin = torch.minimum(torch.stack(starts).amin(dim=0), first.new_tensor(last))
+        return origin if bool((torch.stack(ends).amax(dim=0) <= origin + each(local.size, first)).all()) else None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether origins are the same."""
+    return one is other or torch.equal(one, other)

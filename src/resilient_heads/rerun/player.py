@@ -96,7 +96,7 @@ class Player:
         self._smaller = smaller
         self._sizes = sizes
         self._plans = plans or {}
-        self._follower = Follower(whole, sizes)
+        self._follower = Follower(whole)
         self._yields: dict[tuple[int, int, int], Yield] = {}
 
     def looks(self, piece: Slice) -> tuple[Cut, ...]:
@@ -154,8 +154,9 @@ class Player:
         self, piece: Slice, live: tuple[Moment, ...], followed: Followed, golden: Mapping[Moment, Tensor]
     ) -> _State:
         """Put windows into golden rows."""
-        smaller = self._smaller(followed.size) if followed.size < self._whole.size else None
         count = len(followed.images)
+        size = min((s for s in self._sizes if s >= count), default=self._whole.size)
+        smaller = self._smaller(size) if size < self._whole.size else None
         if smaller is None or not self._fits(smaller, list(piece.steps[followed.done :])):
             state = _State(self._whole, torch.arange(self._whole.size, device=followed.images.device), {})
             places = followed.images

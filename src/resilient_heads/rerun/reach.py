@@ -12,7 +12,7 @@ from resilient_heads.rerun.rows import Rows
 from resilient_heads.rerun.slices import Slice
 from resilient_heads.rerun.tape import Moment, Step, View, flat_views
 
-_WORTH = 0.5
+_WORTH = 0.25
 """Share of a tensor's pixels up to which a window of it is cheaper than all of it."""
 _IMAGES_FIRST = Rows(0, 1)
 # fmt: off
@@ -47,12 +47,12 @@ class Reach:
 
     def first(self, origin: Tensor) -> Tensor:
         """Return the first outputs that inputs from ``origin`` on touch, ``(n, 2)``."""
-        kernel, stride, padding = (origin.new_tensor(each) for each in (self.kernel, self.stride, self.padding))
-        return (origin + padding - kernel + stride).div(stride, rounding_mode="floor")
+        back = _pair(p - k + s for k, s, p in zip(self.kernel, self.stride, self.padding, strict=True))
+        return (origin + each(back, origin)).div(each(self.stride, origin), rounding_mode="floor")
 
     def inputs(self, origin: Tensor) -> Tensor:
         """Return the first inputs that outputs from ``origin`` on read, ``(n, 2)``; negative within the padding."""
-        return origin * origin.new_tensor(self.stride) - origin.new_tensor(self.padding)
+        return origin * each(self.stride, origin) - each(self.padding, origin)
 
     def read(self, size: Size) -> Size:
         """Return how many inputs a window of outputs reads."""
@@ -196,7 +196,7 @@ def _reach(kind: str, step: Step) -> Reach | None:
     if kind == "convolution":
         if args[6] or len(args[1].size) != 4:
             return None
-        kernel, stride, padding, dilation = (tuple(each) for each in (args[1].size[2:], *args[3:6]))
+        kernel, stride, padding, dilation = (tuple(value) for value in (args[1].size[2:], *args[3:6]))
         fill = 0.0
     elif kind == "max_pool2d_with_indices":
         kernel, stride, padding, dilation = (_both(args[at]) if len(args) > at else None for at in (1, 2, 3, 4))
@@ -204,7 +204,7 @@ def _reach(kind: str, step: Step) -> Reach | None:
         fill = -torch.inf
     else:
         return None
-    if not all(each is not None and len(each) == 2 for each in (kernel, stride, padding, dilation)):
+    if not all(value is not None and len(value) == 2 for value in (kernel, stride, padding, dilation)):
         return None
     spread = _pair((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
     return Reach(spread, _pair(stride), _pair(padding), fill)
@@ -219,6 +219,11 @@ def unpadded(step: Step) -> tuple[Any, ...]:
     if step.func._schema.name == "aten::max_pool2d_with_indices" and len(args) > 5:
         args[5] = False
     return tuple(args)
+
+
+def each(pair: Size, origin: Tensor) -> int | Tensor:
+    """Return numbers for height and width so that origins can be reckoned with them."""
+    return pair[0] if pair[0] == pair[1] else origin.new_tensor(pair)
 
 
 def _is_map(view: View, batch: Batch) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from resilient_heads.rerun.execute import as_list
-from resilient_heads.rerun.reach import Local, Reach, Size, unpadded
+from resilient_heads.rerun.reach import Local, Reach, Size, each, unpadded
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.tape import Step, View, replace_views
 
@@ -34,7 +34,7 @@ class Window:
         return Window(self.values.index_select(0, chosen), self.origin.index_select(0, chosen))
 
 
-def crop(source: Tensor, images: Tensor, origin: Tensor, size: Size, stride: Size = (1, 1)) -> tuple[Tensor, Tensor]:
+def crop(source: Tensor, images: Tensor, origin: Tensor, size: Size, stride: Size = (1, 1)) -> Tensor:
     """Cut a window out of some maps.
 
     Args:
@@ -45,20 +45,32 @@ def crop(source: Tensor, images: Tensor, origin: Tensor, size: Size, stride: Siz
         stride: Pixels from one of the window to the next.
 
     Returns:
-        ``(n, C, h, w)``, and ``(n, 1, h, w)`` bool, what lies inside of the map; what is outside holds anything.
+        ``(n, C, h, w)``; what is outside of the map holds anything.
     """
-    ys, xs = (origin[:, dim, None] + _range(source, size[dim]) * stride[dim] for dim in (0, 1))
-    height, width = source.shape[2:]
-    inside = ((ys >= 0) & (ys < height))[:, :, None] & ((xs >= 0) & (xs < width))[:, None, :]
-    index = _places(source, images, ys.clamp(0, height - 1), xs.clamp(0, width - 1))
+    ys, xs = (_lines(origin, dim, size, stride).clamp(0, source.shape[dim + 2] - 1) for dim in (0, 1))
+    index = _places(source, images, ys, xs)
     flat = source.as_strided((source.untyped_storage().nbytes() // source.element_size(),), (1,), 0)
     picked = flat.index_select(0, index.flatten()).view(index.shape)
-    return picked.permute(0, 3, 1, 2) if _channels_last(source) else picked, inside[:, None]
+    return picked.permute(0, 3, 1, 2) if _channels_last(source) else picked
+
+
+def inside(limit: Size, origin: Tensor, size: Size, stride: Size = (1, 1)) -> Tensor | None:
+    """Return which pixels of windows lie inside of maps of height and width ``limit``; None for all of them.
+
+    Returns:
+        ``(n, 1, h, w)`` bool.
+    """
+    last = origin + each(_reach(size, stride), origin)
+    if bool(((origin >= 0) & (last < each(limit, origin))).all()):
+        return None
+    ys, xs = (_lines(origin, dim, size, stride) for dim in (0, 1))
+    rows, columns = (ys >= 0) & (ys < limit[0]), (xs >= 0) & (xs < limit[1])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def paste_(target: Tensor, images: Tensor, window: Window) -> None:
     """Put windows, which lie inside, into some of the maps of a tensor."""
-    ys, xs = (window.origin[:, dim, None] + _range(target, window.size[dim]) for dim in (0, 1))
+    ys, xs = (_lines(window.origin, dim, window.size) for dim in (0, 1))
     index = _places(target, images, ys, xs)
     values = window.values.permute(0, 2, 3, 1) if _channels_last(target) else window.values
     flat = target.as_strided((target.untyped_storage().nbytes() // target.element_size(),), (1,), 0)
@@ -67,7 +79,7 @@ def paste_(target: Tensor, images: Tensor, window: Window) -> None:
 
 def differs(window: Window, golden: Tensor, images: Tensor) -> Tensor:
     """Return which windows differ from golden maps, ``(n,)`` bool."""
-    before, _ = crop(golden, images, window.origin, window.size)
+    before = crop(golden, images, window.origin, window.size)
     return (words(window.values) != words(before)).flatten(1).any(dim=1)
 
 
@@ -76,12 +88,12 @@ def struck_pixels(struck: Tensor, golden: Tensor) -> Tensor | None:
 
     A map that does not differ gets some pixel.
     """
-    height, width = golden.shape[2:]
-    differ = (words(struck) != words(golden)).any(dim=1).flatten(1)
-    if bool((differ.sum(dim=1) > 1).any()):
+    images, _, ys, xs = (words(struck) != words(golden)).nonzero().unbind(1)
+    pixels = ys * golden.shape[3] + xs
+    place = pixels.new_zeros(len(golden)).index_copy_(0, images, pixels)
+    if not torch.equal(place[images], pixels):
         return None
-    place = differ.to(torch.uint8).argmax(dim=1)
-    return torch.stack([place // width, place % width], dim=1)
+    return torch.stack([place // golden.shape[3], place % golden.shape[3]], dim=1)
 
 
 def run_local(step: Step, local: Local, inputs: Callable[[View], Tensor]) -> Tensor:
@@ -92,15 +104,33 @@ def run_local(step: Step, local: Local, inputs: Callable[[View], Tensor]) -> Ten
         local: How it is run on windows.
         inputs: Gives for each tensor argument what it reads of it, padding included.
     """
+
+    def laid_out(view: View) -> Tensor:
+        values = inputs(view)
+        return values if len(view.size) != 4 or not values.numel() else _laid_out(values, view)
+
     args = step.args if local.reach is None else unpadded(step)
-    kwargs = {name: replace_views(value, inputs) for name, value in step.kwargs}
-    result: Tensor = as_list(step.func(*(replace_views(value, inputs) for value in args), **kwargs))[0]
+    kwargs = {name: replace_views(value, laid_out) for name, value in step.kwargs}
+    result: Tensor = as_list(step.func(*(replace_views(value, laid_out) for value in args), **kwargs))[0]
     return result
 
 
 def input_window(reach: Reach | None, origin: Tensor, size: Size) -> tuple[Tensor, Size]:
     """Return where the windows begin that an operation reads, and their size, given those of its result."""
     return (origin, size) if reach is None else (reach.inputs(origin), reach.read(size))
+
+
+def _laid_out(values: Tensor, view: View) -> Tensor:
+    """Return windows in the memory format of the maps that they are of, for it decides which kernel is taken."""
+    images, channels, height, width = values.shape
+    if (images, channels) == view.size[:2] and (height, width) == view.size[2:]:
+        return values  # a whole tensor, such as a weight
+    strides = (channels * height * width, height * width, width, 1)
+    if view.stride[1] == 1 and channels > 1:
+        strides = (channels * height * width, 1, width * channels, channels)
+    if values.stride() == strides:
+        return values
+    return torch.empty_strided(values.shape, strides, dtype=values.dtype, device=values.device).copy_(values)
 
 
 def _places(tensor: Tensor, images: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
@@ -115,6 +145,16 @@ def _places(tensor: Tensor, images: Tensor, ys: Tensor, xs: Tensor) -> Tensor:
 def _channels_last(tensor: Tensor) -> bool:
     """Whether a pixel's channels lie side by side."""
     return tensor.stride(1) == 1 and tensor.shape[1] > 1
+
+
+def _lines(origin: Tensor, dim: int, size: Size, stride: Size = (1, 1)) -> Tensor:
+    """Return the rows (``dim`` 0) or columns (1) of windows, ``(n, h)`` or ``(n, w)``."""
+    return origin[:, dim, None] + torch.arange(0, size[dim] * stride[dim], stride[dim], device=origin.device)
+
+
+def _reach(size: Size, stride: Size) -> Size:
+    """Return how far the last pixel of a window lies from its first one."""
+    return (size[0] - 1) * stride[0], (size[1] - 1) * stride[1]
 
 
 def _range(tensor: Tensor, count: int) -> Tensor:
