@@ -72,7 +72,7 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int) -> bool:
         """Whether windows, so many at once, give the bits of the whole."""
         tiles = _tiles(local, count, self._batch.size).to(result.device)
-        for part in tiles.split(count):
+        for part in torch.split(tiles, count):
             images, origin = part[:, 0], part[:, 1:]
             got = run_local(
                 self._batch.tape.steps[local.number],

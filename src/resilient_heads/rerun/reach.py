@@ -110,7 +110,7 @@ def plan_windows(piece: Slice, batch: Batch, able: Mapping[Local, bool] | None =
     versions = {source.buffer: source.version}
     needs: set[Moment] = set()
     found: list[Local] = []
-    live = [((source.buffer, source.version),)]
+    live: list[tuple[Moment, ...]] = [((source.buffer, source.version),)]
     heavy = {cut.step for cut in piece.cuts}
     for number, frees in zip(piece.steps, piece.frees, strict=True):
         step = batch.tape.steps[number]
@@ -196,7 +196,7 @@ def _reach(kind: str, step: Step) -> Reach | None:
     if kind == "convolution":
         if args[6] or len(args[1].size) != 4:
             return None
-        kernel, stride, padding, dilation = (tuple(value) for value in (args[1].size[2:], *args[3:6]))
+        kernel, stride, padding, dilation = (_both(value) for value in (args[1].size[2:], *args[3:6]))
         fill = 0.0
     elif kind == "max_pool2d_with_indices":
         kernel, stride, padding, dilation = (_both(args[at]) if len(args) > at else None for at in (1, 2, 3, 4))
@@ -204,7 +204,7 @@ def _reach(kind: str, step: Step) -> Reach | None:
         fill = -torch.inf
     else:
         return None
-    if not all(value is not None and len(value) == 2 for value in (kernel, stride, padding, dilation)):
+    if kernel is None or stride is None or padding is None or dilation is None:
         return None
     spread = _pair((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
     return Reach(spread, _pair(stride), _pair(padding), fill)
