@@ -1,11 +1,15 @@
-"""How often nominal 99 % intervals hold the truth: mean losses, and campaigns that stop by ``until=``.
+"""How often nominal 99 % intervals hold the truth: mean losses, campaigns that stop by ``until=``, strata by change.
 
 ``python benchmarks/coverage.py --seed 1001`` simulates each case many times. Losses of an image share its fragility
-(gamma, variance 1/4); two strata of shares 0.3 and 0.7. Stopping looks after every ``step`` trials.
+(gamma, variance 1/4); two strata of shares 0.3 and 0.7. Stopping looks after every ``step`` trials. The worlds in which
+campaigns are stratified by change are those of the tests. ``--only-changes`` runs these alone.
 """
 
 import argparse
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,9 +83,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1001)
     parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--only-changes", action="store_true")
     options = parser.parse_args()
     rng, many = np.random.default_rng(options.seed), options.repetitions
     print("| case | coverage |\n|---|---:|")
+    tests = Path(__file__).parents[1] / "tests"
+    sys.path[:0] = [str(tests), str(tests / "campaign")]
+    made_up = importlib.import_module("test_changes_coverage")
+    for name, world in made_up.WORLDS.items():
+        covered = made_up.coverage(world, many, weighted_rate, seed=options.seed)
+        print(f"| rate, strata by change, {name} | {covered:.2%} |", flush=True)
+    if options.only_changes:
+        return
     for name in LOSSES:
         for images in (100, 400):
             print(f"| mean loss, {name}, {images} images | {losses(name, images, many, rng):.2%} |", flush=True)

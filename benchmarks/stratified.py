@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.design import Weighting
+from resilient_heads.campaign.allocation import Weighting
 from resilient_heads.campaign.results import CampaignResult
 from resilient_heads.metrics.intervals import Estimate
 

@@ -1,17 +1,21 @@
 """Wrap, unwrap and fuse every torchvision classifier and one model per timm and transformers family, without weights.
 
-    python -m tests.sweep [torchvision] [timm] [transformers]
+    python -m tests.sweep [torchvision] [timm] [transformers] [--markdown docs/models.md]
 
 Models are built on the meta device from their default configurations, so the table costs neither memory nor a download.
 A family that cannot be built there is listed with the reason, not left out.
 """
 
+import argparse
+import dataclasses
 import gc
 import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +29,20 @@ from resilient_heads.heads.trace import trace
 from resilient_heads.heads.wrap import fuse, unwrap_model, wrap_model
 from resilient_heads.text.embeddings import ClassEmbeddings
 
+_INTRODUCTION = """# Models
+
+What `wrap_model` makes of the models that others ship: every torchvision classifier, the first model of each module of
+timm and some with several heads, and every architecture of transformers for image classification. Each is built with
+1,000 classes and without weights, wrapped, unwrapped, wrapped for seven classes, and fused. An output shape that is
+"checked" was seen to have seven classes, in a pass of a twin without weights. Nothing is computed, so this table says
+where heads go, and not how good they are. It is written by
+
+```bash
+python -m tests.sweep {arguments}--markdown docs/models.md
+```
+
+with {versions}.
+"""
 _INITIALISERS = ("normal_", "uniform_", "fill_", "zero_", "add_", "mul_", "clamp_", "erfinv_")
 
 
@@ -57,6 +75,12 @@ class Row:
     shape: str = ""
     unwrapped: str = ""
     fused: str = ""
+    family: str = ""
+    warned: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        return self.outcome.startswith("FAILED") or "WRONG" in (self.shape, self.unwrapped, self.fused)
 
 
 def check(name: str, model: nn.Module) -> Row:
@@ -99,75 +123,130 @@ def check(name: str, model: nn.Module) -> Row:
     )
 
 
-def torchvision_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+Named = Iterator[tuple[str, str, Callable[[], nn.Module]]]
+
+
+def torchvision_models() -> Named:
     """Yield every listed classification model."""
     models = importlib.import_module("torchvision.models")
     for name in models.list_models(module=models):
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-        yield name, lambda name=name, options=options: models.get_model(name, **options)
+        family = models.get_model_builder(name).__module__.rpartition(".")[2]
+        yield family, name, lambda name=name, options=options: models.get_model(name, **options)
 
 
-def timm_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def timm_models() -> Named:
     """Yield the first model of every module of timm, and the variants with several heads."""
     timm = importlib.import_module("timm")
-    names = [timm.list_models(module=module)[:1] for module in timm.list_modules()]
+    first = [name for module in timm.list_modules() for name in timm.list_models(module=module)[:1]]
     special = ["deit_tiny_distilled_patch16_224", "rdnet_large", "levit_128", "inception_v3", "maxvit_tiny_tf_224"]
-    for name in dict.fromkeys([*(first for found in names for first in found), *special]):
-        yield name, lambda name=name: timm.create_model(name, pretrained=False)
+    for name in dict.fromkeys([*first, *special]):
+        family = timm.model_entrypoint(name).__module__.rpartition(".")[2]
+        yield family, name, lambda name=name: timm.create_model(name, pretrained=False, num_classes=1000)
 
 
-def transformers_models() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+def transformers_models() -> Named:
     """Yield every image-classification architecture with its default configuration."""
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     for config, found in auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING.items():
         for kind in found if isinstance(found, tuple) else (found,):
-            yield kind.__name__, lambda kind=kind, config=config: kind(config(num_labels=1000))
+            yield config.model_type, kind.__name__, lambda kind=kind, config=config: kind(config(num_labels=1000))
 
 
 LIBRARIES = {"torchvision": torchvision_models, "timm": timm_models, "transformers": transformers_models}
 
 
+def without_weights(build: Callable[[], nn.Module], library: str) -> nn.Module:
+    """Build a model on the meta device, or with its weights where its constructor needs them."""
+    try:
+        with OnMeta(), torch.device("meta") if library == "transformers" else torch.device("cpu"):
+            return build()
+    except Exception:
+        return build()
+
+
 def sweep(library: str) -> Iterator[Row]:
     """Yield a row per model of a library."""
-    for name, build in LIBRARIES[library]():
+    for family, name, build in LIBRARIES[library]():
         gc.collect()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             try:
-                with OnMeta(), torch.device("meta") if library == "transformers" else torch.device("cpu"):
-                    model = build()
+                model = without_weights(build, library)
             except Exception as error:
-                yield Row(name, f"not built: {type(error).__name__}: {error}".split("\n")[0][:120])
+                said = str(error).strip() or "(says nothing)"
+                yield Row(name, f"not built: {type(error).__name__}: {said}".split("\n")[0][:160], family=family)
                 continue
+            warnings.simplefilter("always")
             try:
-                yield check(name, model)
+                row = check(name, model)
             except Exception as error:
-                yield Row(name, f"FAILED: {type(error).__name__}: {error}".split("\n")[0][:160])
+                row = Row(name, f"FAILED: {type(error).__name__}: {error}".split("\n")[0][:160])
+        said = dict.fromkeys(str(warning.message).replace("\n", " ") for warning in caught)
+        yield dataclasses.replace(row, family=family, warned=" / ".join(said))
 
 
-def main(libraries: list[str]) -> int:
+def totals(rows: list[Row]) -> str:
+    """Count what became of a library's models."""
+    wrapped = [row for row in rows if row.outcome == "wrapped"]
+    return (
+        f"{len(rows)} models, {len(wrapped)} wrapped, {sum(', ' in row.heads for row in wrapped)} of "
+        f"them with several heads, {sum(row.shape == 'ok' for row in wrapped)} output shapes checked, "
+        f"{sum(row.outcome.startswith('refused') for row in rows)} refused, "
+        f"{sum(row.outcome.startswith('not built') for row in rows)} not built, {sum(row.wrong for row in rows)} wrong."
+    )
+
+
+def page(found: dict[str, list[Row]]) -> str:
+    """Return what became of all models as a page: totals, and a line per family."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in dict.fromkeys(["torch", *found]))
+    arguments = "" if list(found) == list(LIBRARIES) else "".join(f"{name} " for name in found)
+    lines = [_INTRODUCTION.format(arguments=arguments, versions=versions)]
+    for library, rows in found.items():
+        lines += [f"## {library}", "", totals(rows), "", "| family | models | wrapped at | apart from that |"]
+        lines.append("|---|---:|---|---|")
+        for family in sorted({row.family for row in rows}):
+            own = [row for row in rows if row.family == family]
+            places = ", ".join(f"`{name}`" for name in dict.fromkeys(row.heads for row in own) if name)
+            told = dict.fromkeys(note for row in own for note in _notes(row)) or {"": None}
+            notes = "; ".join(told).replace("|", "\\|").replace("<", "&lt;")
+            lines.append(f"| {family} | {len(own)} | {places or 'none'} | {notes} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _notes(row: Row) -> Iterator[str]:
+    """Yield what else there is to say of a model."""
+    if row.outcome != "wrapped":
+        yield row.outcome.rstrip(".")
+    elif row.shape == "unknown":
+        yield "wrapped unproven: no input could be guessed, so pass `sample=`"
+    if row.wrong:
+        yield f"**WRONG**: shape {row.shape}, unwrapped {row.unwrapped}, fused {row.fused}"
+    if row.warned:
+        yield f"warns: {row.warned.rstrip('.')}"
+
+
+def main(arguments: list[str]) -> int:
     """Print the table, a Markdown one, and a line of totals per library; 1 where anything is wrong."""
-    wrong = 0
-    for library in libraries or list(LIBRARIES):
+    parser = argparse.ArgumentParser(prog="python -m tests.sweep", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("libraries", nargs="*", metavar="library", help=f"of {', '.join(LIBRARIES)}; none means all")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table by family as a page")
+    chosen = parser.parse_args(arguments)
+    if unknown := set(chosen.libraries) - set(LIBRARIES):
+        parser.error(f"no such library: {', '.join(sorted(unknown))}; there are {', '.join(LIBRARIES)}")
+    found: dict[str, list[Row]] = {}
+    for library in chosen.libraries or list(LIBRARIES):
         print(f"\n{library}\n\n| {' | '.join(field.name for field in fields(Row))} |", flush=True)
         print("|" + "---|" * len(fields(Row)))
-        rows = []
+        found[library] = []
         for row in sweep(library):
-            rows.append(row)
+            found[library].append(row)
             print(f"| {' | '.join(str(getattr(row, field.name)) for field in fields(Row))} |", flush=True)
-        wrapped = [row for row in rows if row.outcome == "wrapped"]
-        bad = [
-            row for row in rows if row.outcome.startswith("FAILED") or "WRONG" in (row.shape, row.unwrapped, row.fused)
-        ]
-        wrong += len(bad)
-        print(
-            f"\n{library}: {len(rows)} models, {len(wrapped)} wrapped, {sum(', ' in row.heads for row in wrapped)} of "
-            f"them with several heads, {sum(row.shape == 'ok' for row in wrapped)} output shapes checked, "
-            f"{sum(row.outcome.startswith('refused') for row in rows)} refused, "
-            f"{sum(row.outcome.startswith('not built') for row in rows)} not built, {len(bad)} wrong.",
-            flush=True,
-        )
-    return 1 if wrong else 0
+        print(f"\n{library}: {totals(found[library])}", flush=True)
+    if chosen.markdown is not None:
+        chosen.markdown.write_text(page(found), encoding="utf-8")
+    return 1 if any(row.wrong for rows in found.values() for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ PAGES = [
     "docs/index.md",
     "docs/faults.md",
     "docs/heads.md",
+    "docs/protection.md",
     "docs/measuring.md",
     "docs/campaigns.md",
     "docs/statistics.md",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from resilient_heads.campaign.config import Protocol as Protocol
     from resilient_heads.campaign.design import Stratified as Stratified
     from resilient_heads.campaign.design import Uniform as Uniform
+    from resilient_heads.campaign.exhaustive import ExhaustiveResult as ExhaustiveResult
+    from resilient_heads.campaign.exhaustive import exhaustive as exhaustive
     from resilient_heads.campaign.merge import merge_campaign as merge_campaign
     from resilient_heads.campaign.pilot import neyman as neyman
     from resilient_heads.campaign.replay import replay as replay
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
     from resilient_heads.heads.pretrained import from_pretrained as from_pretrained
     from resilient_heads.heads.pretrained import push_to_hub as push_to_hub
     from resilient_heads.heads.pretrained import save_pretrained as save_pretrained
+    from resilient_heads.heads.protection.caught import CaughtFaults as CaughtFaults
+    from resilient_heads.heads.protection.options import Protection as Protection
+    from resilient_heads.heads.protection.protect import protect_ as protect_
+    from resilient_heads.heads.protection.protect import unprotect_ as unprotect_
     from resilient_heads.heads.text_guided import TextGuidedHead as TextGuidedHead
     from resilient_heads.heads.wrap import fuse as fuse
     from resilient_heads.heads.wrap import is_wrapped as is_wrapped
@@ -84,12 +90,14 @@ _HOME = {
     "BitFlip": "injection.faults",
     "BlockFloat": "injection.emulated.shared",
     "CampaignResult": "campaign.results",
+    "CaughtFaults": "heads.protection.caught",
     "ClassDescriptions": "text.descriptions",
     "ClassEmbeddings": "text.embeddings",
     "Comparison": "campaign.compare",
     "Drawn": "injection.elements",
     "ErrorRate": "injection.elements",
     "Every": "injection.elements",
+    "ExhaustiveResult": "campaign.exhaustive",
     "Fault": "injection.faults",
     "FaultModel": "injection.models",
     "FixedPoint": "injection.emulated.integer",
@@ -103,6 +111,7 @@ _HOME = {
     "OpenClipEncoder": "text.encoders.openclip",
     "Output": "injection.places",
     "PrecomputedEncoder": "text.encoders.precomputed",
+    "Protection": "heads.protection.options",
     "Protocol": "campaign.config",
     "RAW": "campaign.config",
     "RandomValue": "injection.effects",
@@ -123,6 +132,7 @@ _HOME = {
     "comparison_table": "report.tables",
     "embed_classes": "text.pooling",
     "emulate": "injection.emulate",
+    "exhaustive": "campaign.exhaustive",
     "find_sites": "injection.sites",
     "from_pretrained": "heads.pretrained",
     "fuse": "heads.wrap",
@@ -136,11 +146,13 @@ _HOME = {
     "merge_campaign": "campaign.merge",
     "neyman": "campaign.pilot",
     "plot_layers": "report.plots",
+    "protect_": "heads.protection.protect",
     "push_to_hub": "heads.pretrained",
     "replay": "campaign.replay",
     "run_campaign": "campaign.runner",
     "sample_size": "metrics.planning",
     "save_pretrained": "heads.pretrained",
+    "unprotect_": "heads.protection.protect",
     "unwrap_model": "heads.wrap",
     "wrap_model": "heads.wrap",
 }
@@ -154,12 +166,14 @@ __all__ = [
     "BitFlip",
     "BlockFloat",
     "CampaignResult",
+    "CaughtFaults",
     "ClassDescriptions",
     "ClassEmbeddings",
     "Comparison",
     "Drawn",
     "ErrorRate",
     "Every",
+    "ExhaustiveResult",
     "Fault",
     "FaultModel",
     "FixedPoint",
@@ -172,6 +186,7 @@ __all__ = [
     "OpenClipEncoder",
     "Output",
     "PrecomputedEncoder",
+    "Protection",
     "Protocol",
     "RandomValue",
     "RandomWord",
@@ -191,6 +206,7 @@ __all__ = [
     "comparison_table",
     "embed_classes",
     "emulate",
+    "exhaustive",
     "find_sites",
     "from_pretrained",
     "fuse",
@@ -204,11 +220,13 @@ __all__ = [
     "merge_campaign",
     "neyman",
     "plot_layers",
+    "protect_",
     "push_to_hub",
     "replay",
     "run_campaign",
     "sample_size",
     "save_pretrained",
+    "unprotect_",
     "unwrap_model",
     "wrap_model",
 ]

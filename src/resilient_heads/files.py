@@ -9,6 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def as_path(given: str | os.PathLike[str], what: str, *, error: type[Exception]) -> Path:
+    """Return a path, or raise ``error`` where something is none; ``what`` is what the message calls it."""
+    if not isinstance(given, str | os.PathLike):
+        raise error(f'{what} must be a path, such as "folder/file", found {given!r:.60}.')
+    path = Path(given)
+    try:
+        usable = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise error(f"{what} must be a path that the system can write, found {str(path)!r:.120}.")
+    return path
+
+
 def write_atomic(path: str | os.PathLike[str], content: bytes | memoryview) -> Path:
     """Write ``content`` beside ``path`` and move it into place, so that no reader ever sees half a file.
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.design import Plan, allocate, design_from_dict, stratum_weights
+from resilient_heads.campaign.allocation import allocate
+from resilient_heads.campaign.design import design_from_dict, stratum_weights
 from resilient_heads.campaign.outcomes import Outcome, judge
 from resilient_heads.campaign.pilot import _deviations
+from resilient_heads.campaign.plan import Plan, plan_trials
 from resilient_heads.campaign.strata import strata_of, visits
 from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import DataError, ResultError
@@ -28,7 +30,7 @@ BYS = [(), ("bit",), ("magnitude",), ("role",), ("channel",), ("channel", "bit")
 
 
 def test_uniform_draws_what_it_always_drew() -> None:
-    plan, numbers = rh.Uniform(trials=50).plan(SITES, seed=9), np.arange(50)
+    plan, numbers = plan_trials(rh.Uniform(trials=50), SITES, seed=9), np.arange(50)
     assert plan.counts == (50, 50)
     for row, struck in enumerate(SITES):
         site = struck.site
@@ -109,7 +111,7 @@ def test_deviations_are_drawn_towards_what_other_layers_show() -> None:
 @pytest.mark.parametrize("by", BYS)
 def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) -> None:
     design = rh.Stratified(trials=900, by=by)
-    plan = design.plan(SITES, seed=4)
+    plan = plan_trials(design, SITES, seed=4)
     assert plan.total == 900
     for row, count in enumerate(plan.counts):
         whole = plan.draw(row, np.arange(count))
@@ -130,7 +132,7 @@ def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) ->
 
 def test_draws_are_uniform_within_a_stratum() -> None:
     counts = {"conv": (24_000, 24_000, 24_000), "fc": (2, 2, 2)}
-    plan = rh.Stratified(trials=72_006, by=("role",), counts=counts).plan(SITES, seed=4)
+    plan = plan_trials(rh.Stratified(trials=72_006, by=("role",), counts=counts), SITES, seed=4)
     drawn = plan.draw(0, np.arange(72_000))
     for bits in (range(23), range(23, 31)):
         own = np.isin(drawn.bits, bits)
@@ -166,11 +168,11 @@ def test_designs_that_mean_nothing(choices: dict[str, object], match: str) -> No
 
 def test_plans_that_do_not_fit() -> None:
     with pytest.raises(DataError, match="too few for 48 strata"):
-        rh.Stratified(trials=95).plan(SITES, seed=0)
+        plan_trials(rh.Stratified(trials=95), SITES, seed=0)
     with pytest.raises(DataError, match="has 32"):
-        rh.Stratified(trials=95, counts={"conv": (3, 3), "fc": (1,)}).plan(SITES, seed=0)
+        plan_trials(rh.Stratified(trials=95, counts={"conv": (3, 3), "fc": (1,)}), SITES, seed=0)
     with pytest.raises(DataError, match="pass another seed"):
-        rh.Stratified(trials=950, pilot_seed=7).plan(SITES, seed=7)
+        plan_trials(rh.Stratified(trials=950, pilot_seed=7), SITES, seed=7)
 
 
 @pytest.fixture
@@ -219,7 +221,8 @@ def exhaustive(model: nn.Module, data: Data, sites: tuple[StruckSite, ...]) -> d
     }
 
 
-def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Module, Data]) -> None:
+@pytest.mark.parametrize("by", [("magnitude",), ("change",)])
+def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Module, Data], by: tuple[str, ...]) -> None:
     model, data = tiny
 
     def run(seed: int, design: rh.Uniform | rh.Stratified) -> rh.CampaignResult:
@@ -238,7 +241,9 @@ def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Modu
     found: dict[str, list[float]] = {name: [] for name in expected}
     for seed in range(24):
         pilot = run(2000 + seed, rh.Uniform(trials=60))
-        result = run(seed, rh.neyman(pilot, trials=400, metric="sdc", weighting="exposed"))
+        design = rh.neyman(pilot, trials=400, metric="sdc", weighting="exposed", by=by)
+        assert design.fragile_images is (by == ("change",))  # there is a range detector
+        result = run(seed, design)
         network = result.scope("network")
         found["per layer"].append(network.per_layer.sdc.value)
         found["exposed"].append(network.exposed.sdc.value)

@@ -40,7 +40,7 @@ def test_damaged_files_are_refused(result: rh.CampaignResult, tmp_path: Path) ->
         with pytest.raises(ResultError, match="truncated"):
             rh.CampaignResult.load(path)
     for old, new, message in (
-        (b"resilient_heads.campaign/4", b"resilient_heads.campaign/9", "format is 'resilient_heads.campaign/9'"),
+        (b"resilient_heads.campaign/5", b"resilient_heads.campaign/9", "format is 'resilient_heads.campaign/9'"),
         (b"resilient_heads.record", b"resilient_heads.racord", "not a campaign result"),
         (b"resilient_heads.golden", b"resilient_heads.galden", "golden run|not a whole Parquet"),
         (b"resilient_heads.sha256", b"resilient_heads.sha257", "their sha256 differs"),
@@ -209,6 +209,15 @@ def test_compare_sees_a_difference(small_net: nn.Module, labelled: Data) -> None
     object.__setattr__(sturdy.config, "data_sha256", fragile.config.data_sha256)
     improvement = rh.compare(fragile, sturdy).improvement("network", "sdc")
     assert improvement.ratio.low > 1
+    comparison = rh.compare(fragile, sturdy)
+    assert [found.layer for found in comparison.differing()] == ["fc"]
+    for found in comparison.layers:  # a single look at a layer says so as well, and may say it of more layers
+        assert found.p_value <= found.adjusted
+        assert (0 in found.difference) == (found.p_value > 0.01)
+    assert {found.metric for found in comparison.layers} == {"sdc", "due"}
+    assert not rh.compare(fragile, fragile).differing()
+    with pytest.raises(ResultError, match="compared by sdc and due"):
+        comparison.differing("delta_loss")
 
 
 def test_compare_refuses_different_protocols(result: rh.CampaignResult, small_net: nn.Module, labelled: Data) -> None:

@@ -49,6 +49,24 @@ def test_parameters_of_each_kind_of_head(features: int, bias: bool) -> None:
     assert count_parameters(fuse(cosine)) == (features + bias) * rows + 1
 
 
+@pytest.mark.parametrize(("classes", "embed"), [(40, 12), (10, 12), (12, 12)])
+def test_where_fusing_makes_the_layer_larger_is_what_the_docs_say(classes: int, embed: int) -> None:
+    for features in range(1, 40):
+        grown = {
+            normalize: count_parameters(fuse(TextGuidedHead(features, (classes, embed), normalize=normalize)))
+            - count_parameters(TextGuidedHead(features, (classes, embed), normalize=normalize))
+            for normalize in (False, True)
+        }
+        wide = features + 1
+        assert (grown[False] > 0) == (embed < classes * wide / (classes + wide))
+        assert (grown[True] > 0) == (features >= embed)
+        assert (grown[True] < 0) == (wide < embed)
+        if features >= embed:
+            assert grown[True] == classes * (wide - embed)
+        if classes <= embed or features < embed:
+            assert grown[False] <= 0
+
+
 def test_shared_parameters_count_once() -> None:
     layer = nn.Linear(3, 3)
     assert count_parameters(nn.Sequential(layer, nn.ReLU(), layer)) == 12

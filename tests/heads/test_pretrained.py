@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from resilient_heads.errors import HubError, ModelError
+from resilient_heads.errors import HubError, ModelError, ResultError
 from resilient_heads.heads.pretrained import from_pretrained, push_to_hub, save_pretrained
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.heads.wrap import fuse, wrap_model
@@ -136,15 +136,32 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
 
 
 class Failing:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
     def summary(self) -> None:
-        raise RuntimeError("no figures")
+        raise self.error
 
 
-@pytest.mark.parametrize("campaign", [Failing(), "no"])
-def test_a_campaign_without_figures_harms_no_saved_head(tmp_path: Path, campaign: Any) -> None:
+@pytest.mark.parametrize(
+    ("campaign", "error", "message"),
+    [
+        (
+            Failing(RuntimeError("no figures")),
+            ModelError,
+            r"Failing.summary\(\) failed with RuntimeError\('no figures'",
+        ),
+        (Failing(ResultError("two of them")), ResultError, "^two of them$"),
+        (SimpleNamespace(summary=dict), ModelError, "gave no figures for the card.*run_campaign returned"),
+        ("no", ModelError, "must be what run_campaign returned"),
+    ],
+)
+def test_a_campaign_without_figures_harms_no_saved_head(
+    tmp_path: Path, campaign: Any, error: type[Exception], message: str
+) -> None:
     save_pretrained(trained(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises((ModelError, RuntimeError), match=r"what run_campaign returned|no figures"):
+    with pytest.raises(error, match=message):
         save_pretrained(TextGuidedHead(8, (3, 5)), tmp_path, campaign=campaign)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

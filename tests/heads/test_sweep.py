@@ -1,25 +1,39 @@
 """The sweep over three libraries: a handful of models always, all of them with ``-m sweep``."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import sweep
 from torch import nn
 
 
-def test_a_row_tells_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_tells_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     def models() -> object:
-        yield "good", lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 10))
-        yield "none", lambda: nn.Sequential(nn.ReLU())
-        yield "unbuilt", lambda: nn.Linear("six", 8)
+        yield "straight", "good", lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 10))
+        yield "straight", "behind", lambda: nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 10), nn.ReLU())
+        yield "odd", "none", lambda: nn.Sequential(nn.ReLU())
+        yield "odd", "unbuilt", lambda: nn.Linear("six", 8)
 
     monkeypatch.setattr(sweep, "LIBRARIES", {"mine": models})
-    assert sweep.main([]) == 0
+    monkeypatch.setattr(sweep.metadata, "version", lambda name: "1.0")
+    assert sweep.main(["--markdown", str(tmp_path / "models.md")]) == 0
     said = capsys.readouterr().out
-    assert "| good | wrapped | 1 | 8 | 10 | ok | ok | ok |" in said
+    assert "| good | wrapped | 1 | 8 | 10 | ok | ok | ok | straight |" in said
+    assert "| behind | wrapped | 1 | 8 | 10 | ok | ok | ok | straight | A ReLU follows the classifier '1'" in said
     assert "| none | refused: Sequential has no parameters" in said
     assert "| unbuilt | not built: TypeError" in said
-    assert "mine: 3 models, 1 wrapped, 0 of them with several heads, 1 output shapes checked, 1 refused, 1 not" in said
+    assert "mine: 4 models, 2 wrapped, 0 of them with several heads, 2 output shapes checked, 1 refused, 1 not" in said
+    page = (tmp_path / "models.md").read_text().splitlines()
+    assert [line.split(" | ")[:3] for line in page if line.startswith("| ")][1:] == [
+        ["| odd", "2", "none"],
+        ["| straight", "2", "`1`"],
+    ]
+    assert any("python -m tests.sweep --markdown docs/models.md" in line for line in page)
+    with pytest.raises(SystemExit):
+        sweep.main(["yours"])
     monkeypatch.setattr(sweep, "check", lambda name, model: sweep.Row(name, "wrapped", shape="WRONG"))
     assert sweep.main([]) == 1
 

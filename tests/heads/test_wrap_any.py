@@ -209,6 +209,7 @@ TIMM = {
     "levit_128": ["head.linear", "head_dist.linear"],
     "resnetv2_50": ["head.fc"],
     "dla34": ["fc"],
+    "mobilenetv3_small_050": ["classifier"],
     "dpn68": ["classifier"],
     "rdnet_large": ["head.fc"],
 }
@@ -229,6 +230,35 @@ def test_timm_names_its_classifiers(name: str) -> None:
     rh.unwrap_model(model)
     assert model.num_classes == 1000
     model.reset_classifier(5)
+
+
+def test_a_linear_layer_of_timms_own_is_one() -> None:
+    """Of MobileNetV3 and its kin: a subclass of nn.Linear that computes what nn.Linear does."""
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=10).eval()
+    layer, images = model.classifier, torch.randn(2, 3, 64, 64)
+    assert type(layer) is not nn.Linear
+    before = model(images)
+    rh.wrap_model(model, embeddings=rows(), init="from_classifier", normalize=False)
+    assert torch.allclose(model(images), before, atol=1e-4)
+    assert torch.allclose(rh.fuse(copy.deepcopy(model))(images), before, atol=1e-4)
+    assert rh.unwrap_model(model).classifier is layer
+    assert torch.equal(model(images), before)
+
+
+class Adapted(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1.0
+
+
+def test_any_other_subclass_of_linear_is_none() -> None:
+    net = Net()
+    net.fc = Adapted(8, 10)
+    net.pretrained_cfg = {"classifier": "fc"}  # as a model of timm's says it
+    with pytest.raises(ModelError, match=r"classifier 'fc' is a Adapted"):
+        rh.wrap_model(net, embeddings=rows())
+    with pytest.raises(ModelError, match="'fc' is a Adapted"):
+        rh.wrap_model(net, embeddings=rows(), classifier="fc")
 
 
 def test_timm_without_a_classifier_says_how_to_get_one() -> None:

@@ -27,6 +27,17 @@ def test_embed(tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "expected a JSON list" in capsys.readouterr().err
 
 
+def test_embed_tells_before_it_encodes_that_nothing_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = tmp_path / "names.json"
+    names.write_text('["cat"]')
+    for output in (tmp_path, names / "e.safetensors"):
+        # No such encoder: it is not asked for.
+        assert main(["embed", "--classes", str(names), "--encoder", "no", "--output", str(output)]) == 1
+        assert "cannot be written: name a file" in capsys.readouterr().err
+
+
 def test_list_show_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["embeddings", "list"]) == 0
     assert "food101" in capsys.readouterr().out

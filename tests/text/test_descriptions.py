@@ -148,7 +148,7 @@ def test_our_own_file_without_classes_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parts", [(("a",), ("xyz",)), (("a", "b"), (("x",),)), ("a", (("x",),)), (("a",), ((3,),))])
 def test_names_and_sentences_fit_together(parts: tuple[Any, Any]) -> None:
-    with pytest.raises(DescriptionError, match=r"as long as|tuple of sentences"):
+    with pytest.raises(DescriptionError, match=r"as long as|must be a tuple"):
         ClassDescriptions(*parts)
 
 

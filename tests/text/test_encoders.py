@@ -92,10 +92,48 @@ def test_unknown_choices_are_refused(choice: dict[str, object]) -> None:
         Batching(**choice)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("texts", ["one string", [1, 2]])
-def test_what_is_no_list_of_texts_is_refused(texts: list[str]) -> None:
-    with pytest.raises(DescriptionError, match="sequence of strings"):
-        Counting().encode(texts)
+NO_SENTENCES = [
+    ("one string", "takes a list of strings"),
+    (None, "takes a list of strings.*found None"),
+    ({"a": 1}, "takes a list of strings"),
+    ([1, 2], "number 0 is a int: 1"),
+    (["a", None], "number 1 is a NoneType"),
+    (["a", "half \ud800"], r"Sentence 1 holds half a character.*'half .ud800'"),
+]
+
+
+@pytest.mark.parametrize(("texts", "message"), NO_SENTENCES)
+def test_what_is_no_list_of_texts_is_refused(texts: Any, message: str, tiny_clip: Path, tmp_path: Path) -> None:
+    """Every encoder that runs without a download, at its public face."""
+    encoders: list[Any] = [
+        Counting(),
+        OpenClipEncoder(f"local-dir:{tiny_clip}"),
+        PrecomputedEncoder({"a": torch.ones(2)}, id="table"),
+    ]
+    for encoder in encoders:
+        with pytest.raises(DescriptionError, match=message):
+            encoder.encode(texts)
+
+
+def test_transformers_refuse_them_too(tmp_path: Path) -> None:
+    _tiny_hf_clip(pytest.importorskip("transformers", reason="needs the extra 'hf'"), tmp_path)
+    encoder = TransformersEncoder(tmp_path)
+    for texts, message in NO_SENTENCES:
+        with pytest.raises(DescriptionError, match=message):
+            encoder.encode(texts)  # type: ignore[arg-type]
+
+
+@pytest.mark.real_encoder
+@pytest.mark.parametrize(("texts", "message"), NO_SENTENCES)
+def test_minilm_refuses_them_too(texts: Any, message: str, minilm: SentenceTransformerEncoder) -> None:
+    with pytest.raises(DescriptionError, match=message):
+        minilm.encode(texts)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, "float16", None])
+def test_weights_of_no_dtype_are_refused(dtype: Any, tiny_clip: Path) -> None:
+    with pytest.raises(EmbeddingError, match="dtype must be a floating dtype"):
+        OpenClipEncoder(f"local-dir:{tiny_clip}", dtype=dtype)
 
 
 def test_open_clip_text_tower_equals_the_whole_model_bit_for_bit(tiny_clip: Path) -> None:

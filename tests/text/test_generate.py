@@ -180,12 +180,17 @@ class _Chat(BaseHTTPRequestHandler):
         time.sleep(0.02)
         with server.lock:
             server.under_way -= 1
+        blanks = {"blanks": 3, "blanks for ever": 60}.get(act, 0)
         try:
             self.send_response(int(act) if act.isdigit() else 200)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", str(len(body) + blanks + (act == "cut")))
             self.end_headers()
-            self.wfile.write(body)
+            for _ in range(blanks):  # as servers do that keep a connection open while they think
+                self.wfile.write(b"\n")
+                time.sleep(0.05)
+            self.wfile.write(body[:20] if act == "silence" else body)
+            time.sleep(1.0 if act == "silence" else 0.0)
         except OSError:
             pass  # a client that has given up
 
@@ -215,6 +220,30 @@ def test_a_server_that_fails_stalls_and_talks_rubbish(chat: ChatServer, monkeypa
     assert made.provenance["written_by"] == "m"
     assert set(chat.keys) == {"Bearer secret"}
     assert "secret" not in repr(llm)
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        (["blanks for ever"], r"m began to answer and had not ended 0.5 s later; allow more with timeout="),
+        (["silence"], "m broke its answer off"),
+        (["cut"], "m broke its answer off"),
+        (["stall"], "m did not answer"),
+    ],
+    indirect=["chat"],
+)
+def test_an_answer_has_a_deadline(chat: ChatServer, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openai", reason="needs the extra 'llm'")
+    from resilient_heads.text.openai_chat import OpenAIChat
+
+    monkeypatch.setenv("OPENAI_API_KEY", "any")
+    llm = OpenAIChat("m", base_url=f"http://127.0.0.1:{chat.server_address[1]}/v1", timeout=0.5)
+    began = time.monotonic()
+    with pytest.raises(LanguageModelError, match=message):
+        llm("hello")
+    assert time.monotonic() - began < 2.5  # blanks come for three seconds
+    chat.script = ["blanks"]
+    assert llm("again") == "A fine sentence about again"
 
 
 @pytest.mark.parametrize("chat", [[]], indirect=True)
@@ -357,6 +386,29 @@ def test_an_answer_that_comes_too_late_is_not_written(tmp_path: Path) -> None:
         store.add("a", "a?", "In time.", model="m")
     store.add("b", "b?", "Too late.", model="m")
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", [None, "answers.jsonl"])
+def test_answers_are_opened_once(path: str | None, tmp_path: Path) -> None:
+    store = Answers(None if path is None else tmp_path / path)
+    with store, pytest.raises(DescriptionError, match="opened before; open them anew"):
+        store.__enter__()
+    with pytest.raises(DescriptionError, match="opened before"):
+        store.__enter__()
+    with Answers(store.path) as anew:  # the refusals took no lock
+        anew.add("a", "a?", "In time.", model="m")
+
+
+def test_answers_that_could_not_be_opened_can_be_tried_again(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text("not json\n\n")
+    store = Answers(file)
+    with pytest.raises(DescriptionError, match="Line 1"):
+        store.__enter__()
+    file.unlink()
+    with store:
+        store.add("a", "a?", "In time.", model="m")
+    assert len(file.read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("choice", [{"retries": -1}, {"retries": "x"}, {"timeout": 0}, {"timeout": "1"}])

@@ -2,14 +2,13 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import resilient_heads as rh
-from resilient_heads.errors import DescriptionError, HubError, LanguageModelError, ModelError
+from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LanguageModelError, ModelError
 from resilient_heads.heads.pretrained import push_to_hub
 from resilient_heads.text.generate import generate_descriptions
 from resilient_heads.text.hub import HubSettings, check_reachable
@@ -46,10 +45,9 @@ def test_an_answer_that_was_broken_off_is_no_description(monkeypatch: pytest.Mon
     pytest.importorskip("openai")
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     llm = OpenAIChat("toy", base_url="http://127.0.0.1:9/v1")
-    message = SimpleNamespace(content="A fox has a long bushy tail that is tipped with")
-    completion = SimpleNamespace(choices=[SimpleNamespace(message=message, finish_reason="length")])
-    create = SimpleNamespace(create=lambda **_: completion)
-    monkeypatch.setattr(llm, "_client", SimpleNamespace(chat=SimpleNamespace(completions=create)))
+    message = {"content": "A fox has a long bushy tail that is tipped with"}
+    body = json.dumps({"choices": [{"message": message, "finish_reason": "length"}]}).encode()
+    monkeypatch.setattr(llm, "_ask", lambda prompt: body)
     with pytest.raises(LanguageModelError, match=r"broke its answer off \(length\)"):
         llm("How does a fox look?")
 
@@ -70,6 +68,18 @@ def test_text_of_an_earlier_head_does_not_stay(tmp_path: Path) -> None:
     rh.save_pretrained(rh.TextGuidedHead(6, (3, 4)), tmp_path)
     assert not (tmp_path / "embeddings.safetensors").exists()
     assert rh.from_pretrained(tmp_path).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("README.md", "holds README.md, which no earlier"), ("manifest.json", "no folder of published embeddings")],
+)
+def test_a_folder_of_somebody_else_is_not_published_into(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_text('{"name": "my web site"}')
+    with pytest.raises(EmbeddingError, match=message):
+        write_folder({"digits": rh.load_embeddings("digits")}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == '{"name": "my web site"}'
 
 
 def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,11 @@ import pytest
 import torch
 
 import resilient_heads as rh
-from resilient_heads.errors import DescriptionError, EmbeddingError
+from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, ModelError
+from resilient_heads.text.descriptions import match_report
+from resilient_heads.text.embeddings import Provenance
+from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.publish import publish, write_folder
 
 TABLE = rh.PrecomputedEncoder({"It barks.": torch.tensor([1.0, 0.0])}, id="table")
 
@@ -35,6 +39,81 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "gave a list",
     ),
     "lists in a table": (lambda _: rh.PrecomputedEncoder({"a": [1, 2]}, id="t"), EmbeddingError, "found a list"),
+    "a list of names": (lambda _: rh.load_embeddings(["a"]), EmbeddingError, r"No embeddings are named \['a'\]; avail"),
+    "no encoder's name": (
+        lambda _: rh.load_embeddings("cifar10", encoder=None),
+        EmbeddingError,
+        "named by a string, such as 'clip-vit-b-16', found None",
+    ),
+    "no model": (
+        lambda _: rh.OpenClipEncoder(None),
+        EmbeddingError,
+        "open_clip model is named by a string, .* found None",
+    ),
+    "a sparse tensor": (
+        lambda _: rh.ClassEmbeddings(torch.eye(2).to_sparse(), ("cat", "dog")),
+        EmbeddingError,
+        r"dense tensor, found torch.sparse_coo; pass vectors.to_dense\(\)",
+    ),
+    "no values": (
+        lambda _: rh.ClassEmbeddings(torch.eye(2, device="meta"), ("cat", "dog")),
+        EmbeddingError,
+        "on the meta device",
+    ),
+    **{
+        f"a path that is {given!r}": (call, error, "must be a path")
+        for call, error, given in (
+            (lambda _: rh.ClassEmbeddings.load(None), EmbeddingError, None),
+            (lambda _: dog([1.0]).save(7), EmbeddingError, 7),
+            (lambda _: rh.ClassDescriptions.load(["a"]), DescriptionError, ["a"]),
+            (lambda _: rh.ClassEmbeddings.load("a\0b"), EmbeddingError, "a\0b"),
+            (lambda _: rh.ClassDescriptions.load("half \ud800"), DescriptionError, "half \ud800"),
+            (lambda _: rh.TransformersEncoder(3), EmbeddingError, 3),
+            (lambda _: rh.SentenceTransformerEncoder(b"x"), EmbeddingError, b"x"),
+            (lambda _: rh.from_pretrained({}), ModelError, {}),
+            (lambda _: publish(0.5, "owner/name"), EmbeddingError, 0.5),
+            (lambda _: rh.generate_descriptions(["a"], str, answers=()), DescriptionError, ()),
+        )
+    },
+    "no names": (lambda _: rh.ClassEmbeddings(torch.eye(2), None), EmbeddingError, "must be a sequence such as"),
+    "one name to select": (lambda _: dog([1.0]).select("dog"), EmbeddingError, "must be a sequence such as"),
+    "a number for a name": (lambda _: dog([1.0]).select([1]), EmbeddingError, "one of them is 1"),
+    "a number in the record": (lambda _: Provenance(encoder=1), EmbeddingError, "provenance encoder must be text"),
+    "settings that are an address": (
+        lambda _: rh.load_embeddings("digits", hub="https://hub"),
+        HubError,
+        r"hub must be HubSettings\(endpoint=",
+    ),
+    "a secret of the wrong type": (lambda _: HubSettings(token=b"secret"), HubError, "token .* found a bytes"),
+    "a manifest that is a path": (
+        lambda _: rh.load_embeddings("digits", manifest="m.json"),
+        EmbeddingError,
+        "manifest must be a Manifest",
+    ),
+    "a revision that is a number": (
+        lambda _: rh.load_embeddings("digits", revision=1),
+        EmbeddingError,
+        "revision must",
+    ),
+    "an encoder that is a name": (
+        lambda _: rh.embed_classes(rh.ClassDescriptions.match(["a"], {"a": ["b"]}), "minilm-l6"),
+        EmbeddingError,
+        "encoder must have id, revision",
+    ),
+    "a table that is a list": (lambda _: rh.PrecomputedEncoder(["a"], id="t"), EmbeddingError, "maps sentences to"),
+    "text for a file's content": (lambda _: rh.ClassDescriptions.from_bytes("{}"), DescriptionError, "given as bytes"),
+    "provenance that is text": (
+        lambda _: rh.ClassDescriptions(("a",), (("b",),), "me"),
+        DescriptionError,
+        "provenance must map",
+    ),
+    "a report on nothing": (lambda _: match_report(["a"], None), DescriptionError, "must map names to sentences"),
+    "publishing in whole numbers": (
+        lambda to: write_folder({"a": dog([1.0])}, to, dtype=torch.int8),
+        EmbeddingError,
+        "floating dtype",
+    ),
+    "publishing a tensor": (lambda to: write_folder({"a": torch.eye(2)}, to), EmbeddingError, "must be ClassEmb"),
     "no templates": (
         lambda _: rh.ClassDescriptions.match(["dog"], {"dog": ["It barks."]}, templates=None),
         DescriptionError,

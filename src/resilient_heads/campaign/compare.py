@@ -1,11 +1,13 @@
 """Two campaigns on the same images: how much better is one model than the other?"""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_heads.campaign.design import WEIGHTINGS, Weighting, layer_weights
+from resilient_heads.campaign.allocation import WEIGHTINGS, Weighting, layer_weights
 from resilient_heads.campaign.results import CampaignResult, Summary
 from resilient_heads.campaign.summary import sample, scope_rows
 from resilient_heads.errors import ResultError
@@ -18,9 +20,13 @@ from resilient_heads.metrics.intervals import (
     ratio_of_rates,
 )
 from resilient_heads.metrics.paired import paired_difference, paired_ratio
+from resilient_heads.metrics.planning import holm
 from resilient_heads.metrics.sample import influence
+from resilient_heads.metrics.weighted import rate_intervals
 
 METRICS = ("delta_loss", "sdc", "due")
+_RATES = ("sdc", "due")
+_LEAST_P, _MOST_P = 1e-12, 1 - 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,31 @@ class Improvement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDifference:
+    """One rate of one site in two campaigns.
+
+    Attributes:
+        layer: Name of the site.
+        metric: ``"sdc"`` or ``"due"``.
+        baseline: Rate of the baseline.
+        candidate: Rate of the candidate.
+        difference: Baseline minus candidate, by itself.
+        p_value: Smallest tail probability at which the difference's interval leaves out 0.
+        adjusted: The same, given that so many sites were looked at (Holm).
+        differs: Whether ``adjusted`` is at most 1 minus the comparison's level.
+    """
+
+    layer: str
+    metric: str
+    baseline: Estimate
+    candidate: Estimate
+    difference: Estimate
+    p_value: float
+    adjusted: float
+    differs: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """A candidate against a baseline, under one protocol.
 
@@ -56,6 +87,7 @@ class Comparison:
         accuracy_gain: Candidate's accuracy minus baseline's, in shares of 1; paired by image.
         top2diff_gain: Likewise for the mean Top2Diff.
         improvements: Every figure of every scope that both campaigns cover.
+        layers: SDC and DUE rates of every site that both struck, in the baseline's order.
     """
 
     baseline: Summary
@@ -63,6 +95,17 @@ class Comparison:
     accuracy_gain: Estimate
     top2diff_gain: Estimate
     improvements: tuple[Improvement, ...]
+    layers: tuple[LayerDifference, ...]
+
+    def differing(self, metric: str = "sdc") -> tuple[LayerDifference, ...]:
+        """Return the layers whose rates differ: with the confidence level, not one of them is named wrongly.
+
+        Raises:
+            ResultError: Layers are not compared by that.
+        """
+        if metric not in _RATES:
+            raise ResultError(f"Layers are compared by {' and '.join(_RATES)}, found {metric!r}.")
+        return tuple(found for found in self.layers if found.metric == metric and found.differs)
 
     def improvement(self, scope: str, metric: str, *, weighting: str = "per_layer") -> Improvement:
         """Return one of :attr:`improvements`.
@@ -84,6 +127,8 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
     makes an image fragile in both cancels. Those of rates follow from the intervals of the two rates, which stays
     honest when a model showed no event at all, and is wider than need be where both fail on the same images. The two
     campaigns may have different designs and different numbers of trials.
+
+    Sites of the same name are also compared each by itself, by rates; Holm's correction says which of them differ.
 
     Raises:
         ResultError: Different images, protocols or calibration images, or no scope that both campaigns struck whole.
@@ -119,7 +164,57 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
         accuracy_gain=_gain(baseline.golden.correct, candidate.golden.correct, level),
         top2diff_gain=_gain(baseline.golden.top2diff, candidate.golden.top2diff, level),
         improvements=tuple(improvements),
+        layers=tuple(found for metric in _RATES for found in _layers(baseline, candidate, metric, level)),
     )
+
+
+def _layers(baseline: CampaignResult, candidate: CampaignResult, metric: str, level: float) -> list[LayerDifference]:
+    """Compare one rate of each site that both campaigns struck."""
+    first, second = (
+        {struck.site.name: (row, struck) for row, struck in enumerate(result.sites)} for result in (baseline, candidate)
+    )
+    names = [name for name in first if name in second]
+    rates = []
+    for name in names:
+        own = []
+        for result, (row, struck) in ((baseline, first[name]), (candidate, second[name])):
+            trials = result.trials.rows([row])
+            weighted = sample([struck], trials, result.config.design, np.ones(1))
+            own.append(rate_intervals(trials.hits(metric), weighted))
+        rates.append(own)
+    p_values = [_p_value(*own) for own in rates]
+    return [
+        LayerDifference(
+            layer=name,
+            metric=metric,
+            baseline=own[0](level),
+            candidate=own[1](level),
+            difference=difference_of_rates(own[0](level), own[1](level)),
+            p_value=p_value,
+            adjusted=adjusted,
+            differs=adjusted <= 1 - level,
+        )
+        for name, own, p_value, adjusted in zip(names, rates, p_values, holm(p_values), strict=True)
+    ]
+
+
+def _p_value(first: Callable[[float], Estimate], second: Callable[[float], Estimate]) -> float:
+    """Return the smallest tail probability at which the interval of a difference leaves out 0; 1e-12 at least."""
+    if math.isnan(first(DEFAULT_LEVEL).value - second(DEFAULT_LEVEL).value):
+        return 1.0
+
+    def apart(tail: float) -> bool:
+        return 0.0 not in difference_of_rates(first(1 - tail), second(1 - tail))
+
+    low, high = math.log(_LEAST_P), 0.0
+    if apart(_LEAST_P):
+        return _LEAST_P
+    if not apart(_MOST_P):
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if apart(min(math.exp(middle), _MOST_P)) else (middle, high)
+    return math.exp(high)
 
 
 def _improvement(

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from resilient_heads.campaign.config import Protocol
 from resilient_heads.campaign.data import LabelledImages
-from resilient_heads.campaign.design import Plan
 from resilient_heads.campaign.golden import logits_of
 from resilient_heads.campaign.outcomes import judge
+from resilient_heads.campaign.plan import Plan
 from resilient_heads.campaign.reruns import Golden, Reruns
 from resilient_heads.campaign.separation import disturbed_pass, require_separate
 from resilient_heads.campaign.trials import COLUMNS, Trials
 from resilient_heads.errors import InjectionError
 from resilient_heads.evaluation import device_of
+from resilient_heads.injection.draws import Draws
 from resilient_heads.injection.hits import Hit, first, hit_
 from resilient_heads.injection.sites import Site, watch_sites
 from resilient_heads.rerun.rows import words
@@ -46,7 +47,7 @@ class Execution:
     Args:
         model: The model.
         data: All images.
-        eligible: ``(I,)``, which images may be struck.
+        tickets: ``(I,)``, how often each image is drawn; see :meth:`~resilient_heads.campaign.plan.Plan.tickets`.
         plan: What to strike.
         protocol: What becomes of struck values.
         batch_size: Trials run at once.
@@ -58,7 +59,7 @@ class Execution:
         self,
         model: nn.Module,
         data: LabelledImages,
-        eligible: NDArray[np.bool_],
+        tickets: NDArray[np.int64],
         plan: Plan,
         *,
         protocol: Protocol,
@@ -68,7 +69,7 @@ class Execution:
     ) -> None:
         self._model = model
         self._data = data
-        self._eligible = eligible
+        self._tickets = tickets
         self._plan = plan
         self._batch_size = min(batch_size, max(plan.counts))
         self._detector = protocol.range_detector or "clamp"
@@ -154,7 +155,7 @@ class Execution:
 
     def _batch(self, row: int, numbers: NDArray[np.int64]) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
         """Return images and labels of some trials at a site, and which images they are."""
-        drawn = self._plan.images(row, numbers, self._eligible)
+        drawn = self._plan.images(row, numbers, self._tickets)
         chosen, device = torch.from_numpy(drawn), device_of(self._model)
         return self._data.images[chosen].to(device), self._data.labels[chosen].to(device), drawn
 
@@ -211,9 +212,12 @@ class Execution:
     ) -> Trials:
         """Run one batch of trials at one site and write down what came of each."""
         site, limit = self._plan.sites[row].site, self._plan.sites[row].limit
-        draws = self._plan.draw(row, np.minimum(numbers, self._plan.counts[row] - 1))
+        own = np.minimum(numbers, self._plan.counts[row] - 1)
+        draws, share = Draws.none(), np.empty(0)
 
         def hit(tensor: Tensor) -> Hit:
+            nonlocal draws, share
+            draws, share = self._plan.strikes(row, own, tensor, detector=self._detector)
             return hit_(tensor, site, draws, model=self._plan.fault, limit=limit, detector=self._detector)
 
         found = self._rerun(site, golden, hit)
@@ -237,6 +241,7 @@ class Execution:
             "predicted": judgement.predicted,
             "rank": judgement.rank,
             "confidence_change": judgement.confidence_change,
+            "share": share * self._plan.count_for(drawn, self._tickets),
         }
         plain = {
             name: column.cpu().numpy() if isinstance(column, Tensor) else column for name, column in columns.items()

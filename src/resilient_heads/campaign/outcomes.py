@@ -54,20 +54,32 @@ def judge(golden: Tensor, faulty: Tensor, target: Tensor) -> Judgement:
     accelerators and applications*, SC 2017.
     """
     top = golden.argmax(dim=1)
-    predicted = faulty.argmax(dim=1)
-    outcome = torch.full_like(top, Outcome.TOLERABLE, dtype=torch.uint8)
     outranked = rank(faulty, top)
-    outcome[outranked > 0] = Outcome.SDC
-    outcome[~faulty.isfinite().all(dim=1)] = Outcome.DUE
-    outcome[(words(faulty) == words(golden)).all(dim=1)] = Outcome.MASKED
     before = confidence(golden, top)
     return Judgement(
-        outcome=outcome,
+        outcome=_outcome(golden, faulty, outranked > 0),
         delta_loss=_one_nan(delta_loss(golden, faulty, target)),
-        predicted=predicted,
+        predicted=faulty.argmax(dim=1),
         rank=outranked,
         confidence_change=_one_nan((confidence(faulty, top) - before) / before),
     )
+
+
+def classify(golden: Tensor, faulty: Tensor) -> Tensor:
+    """Return the outcomes alone, ``(N,)`` uint8, as :func:`judge` gives them."""
+    top = golden.argmax(dim=1, keepdim=True)
+    own = faulty.gather(1, top)
+    # One score as high as the top's is the top itself; comparisons with NaN do not matter, such a trial is a DUE.
+    return _outcome(golden, faulty, (faulty >= own).sum(dim=1) > 1)
+
+
+def _outcome(golden: Tensor, faulty: Tensor, outranked: Tensor) -> Tensor:
+    """Return each trial's outcome, given where another class scores as high as the golden top-1 class."""
+    outcome = torch.full_like(outranked, Outcome.TOLERABLE, dtype=torch.uint8)
+    outcome[outranked] = Outcome.SDC
+    outcome[~(faulty.abs().amax(dim=1) < torch.inf)] = Outcome.DUE  # NaN is no number below infinity
+    outcome[(words(faulty) == words(golden)).all(dim=1)] = Outcome.MASKED
+    return outcome
 
 
 def _one_nan(values: Tensor) -> Tensor:

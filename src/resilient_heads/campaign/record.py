@@ -9,15 +9,15 @@ from typing import Any, Self
 import torch
 
 from resilient_heads.campaign.config import CampaignConfig
-from resilient_heads.campaign.design import Plan
 from resilient_heads.campaign.golden import GoldenRun
 from resilient_heads.campaign.parquet import digest
+from resilient_heads.campaign.plan import Plan, plan_trials
 from resilient_heads.campaign.trial_file import golden_columns
 from resilient_heads.campaign.trials import StruckSite
 from resilient_heads.errors import ResultError
 from resilient_heads.injection.sites import Site
 
-FORMAT = "resilient_heads.campaign/4"
+FORMAT = "resilient_heads.campaign/5"
 _DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
 """Entries of the environment that may change the last bit of a result, so that one campaign has one of each."""
 
@@ -76,7 +76,7 @@ class CampaignRecord:
     @property
     def plan(self) -> Plan:
         """Which trials the campaign runs."""
-        return self.config.design.plan(self.sites, seed=self.config.seed, fault=self.config.fault)
+        return plan_trials(self.config.design, self.sites, seed=self.config.seed, fault=self.config.fault)
 
     @property
     def layers(self) -> tuple[str, ...]:

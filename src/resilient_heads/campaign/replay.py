@@ -17,6 +17,7 @@ from resilient_heads.campaign.store import RESULT, CampaignFolder
 from resilient_heads.campaign.trials import Trials
 from resilient_heads.errors import DataError, InjectionError, ResultError
 from resilient_heads.evaluation import device_of, evaluating
+from resilient_heads.injection.draws import Draws
 from resilient_heads.injection.hits import Hit, first, hit_
 from resilient_heads.injection.sites import watch_sites
 from resilient_heads.injection.taps import open_attention
@@ -97,13 +98,15 @@ def replay(
     plan, struck = record.plan, record.sites[row]
     size = min(record.config.batch_size, max(plan.counts))
     numbers = np.arange(trial // size * size, (trial // size + 1) * size)  # the batch that the campaign ran
-    drawn = torch.from_numpy(plan.images(row, numbers, record.golden.eligible))
-    draws, position = plan.draw(row, np.minimum(numbers, plan.counts[row] - 1)), trial % size
+    drawn = torch.from_numpy(plan.images(row, numbers, plan.tickets(record.golden)))
+    draws, share, position = Draws.none(), np.empty(0), trial % size
     device = device_of(model)
     done: list[Hit] = []
     detector = record.config.protocol.range_detector or "clamp"
 
     def strike(_name: str, tensor: Tensor) -> Tensor:
+        nonlocal draws, share
+        draws, share = plan.strikes(row, np.minimum(numbers, plan.counts[row] - 1), tensor, detector=detector)
         changed = tensor.clone(memory_format=torch.preserve_format)
         done.append(hit_(changed, struck.site, draws, model=plan.fault, limit=struck.limit, detector=detector))
         return changed

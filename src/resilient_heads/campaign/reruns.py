@@ -124,6 +124,13 @@ class Reruns:
         root = copy_memory(golden.content[view.moment])
         return view.on(root), root
 
+    def gives_logits(self, name: str) -> bool:
+        """Whether a site's tensor is the logits themselves, or nothing but a copy is made of it."""
+        piece, logits = self._slices.get(name), self._tape.logits
+        if piece is None or logits is None or not piece.reaches_logits or piece.source.view.size != logits.size:
+            return False
+        return all(self._tape.steps[step].func is torch.ops.aten.clone.default for step in piece.steps)
+
     def rerun(self, name: str, golden: Golden, struck: Tensor) -> Tensor:
         """Return the logits of the whole batch, ``(N, C)``, given the memory of a site's tensor with faults in it."""
         played = self._player.play(self._slices[name], golden.content, struck)

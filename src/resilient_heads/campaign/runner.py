@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from resilient_heads.campaign.config import CampaignConfig, Protocol, protocol_named
 from resilient_heads.campaign.data import Data, collect
-from resilient_heads.campaign.design import SINGLE_FLIP, Design, Uniform
+from resilient_heads.campaign.design import Design, Uniform
 from resilient_heads.campaign.environment import environment_of, fingerprint
 from resilient_heads.campaign.execution import Engine, Execution
 from resilient_heads.campaign.golden import profile_ranges, run_golden
+from resilient_heads.campaign.plan import SINGLE_FLIP, plan_trials
 from resilient_heads.campaign.prefix import Prefix
 from resilient_heads.campaign.record import CampaignRecord
 from resilient_heads.campaign.results import CampaignResult
@@ -141,7 +142,7 @@ def run_campaign(
             struck = [StruckSite(s.site, ranges.limits[s.site.name], s.is_last) for s in struck]
             calibration_sha256 = ranges.sha256
         chosen = Uniform(trials=injections_per_layer) if design is None else design
-        plan = chosen.plan(struck, seed=seed, fault=SINGLE_FLIP if fault is None else fault)
+        plan = plan_trials(chosen, struck, seed=seed, fault=SINGLE_FLIP if fault is None else fault)
         record = CampaignRecord(
             config=CampaignConfig(
                 protocol=rules,
@@ -165,7 +166,7 @@ def run_campaign(
         execution = Execution(
             model,
             images,
-            golden.eligible,
+            plan.tickets(golden),
             plan,
             protocol=rules,
             batch_size=batch_size,

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resilient_heads.campaign.design import WEIGHTINGS, Design, Weighting, layer_weights
+from resilient_heads.campaign.allocation import WEIGHTINGS, Weighting, layer_weights
+from resilient_heads.campaign.design import Design
 from resilient_heads.campaign.summary import SCOPES, estimate, sample, scope_rows
 from resilient_heads.campaign.trials import RATES, StruckSite, Trials
 from resilient_heads.errors import DataError

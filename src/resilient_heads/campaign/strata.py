@@ -11,7 +11,7 @@ from resilient_heads.injection.formats import format_of
 from resilient_heads.injection.sites import Site
 from resilient_heads.metrics.intervals import Floats
 
-By = Literal["bit", "magnitude", "role", "channel"]
+By = Literal["bit", "magnitude", "role", "channel", "change"]
 BIT_KINDS = ("bit", "magnitude", "role")
 """Ways of parting a word, of which strata take one at most."""
 Codes = NDArray[np.int64]

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from resilient_heads.campaign.design import Design, Stratified, layer_weights
+from resilient_heads.campaign.allocation import layer_weights
+from resilient_heads.campaign.design import Design, Stratified
+from resilient_heads.campaign.plan import strata_of_trials
 from resilient_heads.campaign.trials import RATES, StruckSite, Trials
 from resilient_heads.errors import ResultError
 from resilient_heads.injection.formats import BitRole, format_of
@@ -223,16 +225,22 @@ def sample(sites: Sequence[StruckSite], trials: Trials, design: Design, layers: 
     stratum, weights = np.zeros(len(trials), dtype=np.int64), []
     start = 0
     for row, struck in enumerate(sites):
-        strata, chosen = design.strata(struck), trials.site == row
-        stratum[chosen] = start + strata.of(trials.neuron[chosen], trials.bit[chosen])
-        weights.append(layers[row] * strata.shares)
-        start += len(strata)
+        chosen = trials.site == row
+        codes, shares = strata_of_trials(design, struck, trials.where(chosen))
+        stratum[chosen] = start + codes
+        weights.append(layers[row] * shares)
+        start += len(shares)
     counts = np.bincount(stratum, minlength=start)
-    each = np.concatenate(weights) / np.maximum(counts, 1)
+    weight = (np.concatenate(weights) / np.maximum(counts, 1))[stratum]
+    if isinstance(design, Stratified) and design.by_change:
+        weight *= trials.share
+        found = np.bincount(trials.site, weights=weight, minlength=len(sites))
+        weight *= np.divide(layers, found, out=np.zeros(len(sites)), where=found > 0)[trials.site]
+        counts = np.where((found > 0).all(), counts, 0)
     if (counts == 0).any():
-        each[:] = 0.0
+        weight[:] = 0.0
     return Sample(
-        weight=each[stratum],
+        weight=weight,
         layer=trials.site.astype(np.int64),
         stratum=stratum,
         image=trials.image,

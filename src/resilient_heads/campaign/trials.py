@@ -22,6 +22,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "predicted": np.int64,
     "rank": np.int64,
     "confidence_change": np.float64,
+    "share": np.float64,
 }
 
 
@@ -42,6 +43,9 @@ class Trials:
         predicted: int64, faulty top-1 class.
         rank: int64, how many other classes score as high as the golden top-1 class or higher.
         confidence_change: float64, relative change of the golden top-1 class's probability.
+        share: float64, what the trial counts among those of its stratum. Where the design looks at values: the part
+            of the image's possible faults among which the fault was drawn, less if the image is drawn more often than
+            others; 1 otherwise.
     """
 
     site: NDArray[np.int32]
@@ -56,6 +60,7 @@ class Trials:
     predicted: NDArray[np.int64]
     rank: NDArray[np.int64]
     confidence_change: NDArray[np.float64]
+    share: NDArray[np.float64]
 
     @classmethod
     def gather(cls, parts: Sequence["Trials"]) -> "Trials":

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from resilient_heads.errors import DescriptionError
+from resilient_heads.errors import DescriptionError, EmbeddingError
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -40,6 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
         descriptions = ClassDescriptions.match(names, None, templates=(TEMPLATE,))
     else:
         raise DescriptionError("Pass --classes names.json, --descriptions d.json, or both.")
+    if arguments.output.is_dir() or arguments.output.parent.is_file():  # before minutes of encoding
+        raise EmbeddingError(f"{arguments.output} cannot be written: name a file in a folder, embeddings.safetensors.")
     encoder = named_encoder(
         arguments.encoder,
         revision=arguments.revision,

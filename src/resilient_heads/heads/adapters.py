@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from resilient_heads.errors import ModelError
-from resilient_heads.heads.leaves import candidates, is_leaf, leaf_names, place_of
+from resilient_heads.heads.leaves import candidates, is_leaf, leaf_names, place_of, why_not
 
 
 def named_by_library(model: nn.Module) -> tuple[str, ...] | None:
@@ -61,7 +61,8 @@ def _only(model: nn.Module, name: str) -> list[str]:
     """Return the leaves that a container holds."""
     found = leaf_names(model, name)
     if not found:
-        raise ModelError(f"{type(model).__name__}'s classifier {name!r} holds no such layer. {candidates(model)}")
+        kind = why_not(model.get_submodule(name))
+        raise ModelError(f"{type(model).__name__}'s classifier {name!r} is a {kind}. {candidates(model)}")
     return found if isinstance(model.get_submodule(name), nn.ModuleList) else found[-1:]
 
 

@@ -74,7 +74,8 @@ def _compare_heads(model: nn.Module, state: Mapping[str, Any], prefix: str) -> N
         start = f"{prefix}{name}." if name else prefix
         own = head.state_dict()
         there = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-        if there and set(there) <= set(_PLAIN):
+        foreign = set(there) - set(own)
+        if foreign and foreign <= set(_PLAIN):  # a partial loader may have added the model's own tensors
             raise ModelError(
                 f"The checkpoint holds a plain classifier at {start[:-1]!r}, the model a text-guided head; nothing was "
                 'loaded. Unwrap the model and load, then wrap it again: wrap_model(model, init="from_classifier") '

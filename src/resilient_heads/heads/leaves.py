@@ -8,6 +8,9 @@ from resilient_heads.errors import ModelError
 
 Leaf = nn.Linear | nn.Conv2d
 
+# Subclasses that compute what nn.Linear does; timm's differs in TorchScript only, where it casts.
+_PLAIN = frozenset({"torch.nn.modules.linear.Linear", "timm.layers.linear.Linear"})
+
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
@@ -42,15 +45,21 @@ def width(leaf: Leaf) -> int:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Whether a module is a plain Linear or a plain 1x1 convolution; lazy and quantised kinds are neither."""
+    """Whether a module is a plain Linear or a plain 1x1 convolution; lazy, quantised and adapted kinds are neither."""
     if type(module) is nn.Conv2d:
         plain = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
         if not plain or module.padding not in ((0, 0), "valid", "same"):
             return False
-    elif type(module) is not nn.Linear:
+    elif not _is_linear(module):
         return False
     # A quantised or sharded weight is a tensor subclass; one that weight_norm computes is no parameter.
     return type(module.weight) is nn.Parameter and module.weight.is_floating_point()
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether a module is a Linear that does nothing else: another subclass may."""
+    kind = type(module)
+    return isinstance(module, nn.Linear) and f"{kind.__module__}.{kind.__qualname__}" in _PLAIN
 
 
 def leaf_names(model: nn.Module, below: str = "") -> list[str]:
@@ -91,7 +100,11 @@ def why_not(module: nn.Module) -> str:
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         return f"{kind} without sizes; run the model once on a batch, then wrap it"
     weight = getattr(module, "weight", None)
-    if type(module) in (nn.Linear, nn.Conv2d) and isinstance(weight, Tensor) and type(weight) is not nn.Parameter:
+    if (
+        (_is_linear(module) or type(module) is nn.Conv2d)
+        and isinstance(weight, Tensor)
+        and type(weight) is not nn.Parameter
+    ):
         return (
             f"{kind} whose weight is a {type(weight).__name__} (quantised, sharded or computed); wrap it first, then "
             "quantise, shard or reparametrise"

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,12 +14,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from resilient_heads.errors import EmbeddingError, HubError, ModelError
-from resilient_heads.files import file_sha256, write_atomic
+from resilient_heads.errors import EmbeddingError, HubError, ModelError, ResilientHeadsError
+from resilient_heads.files import as_path, file_sha256, write_atomic
 from resilient_heads.heads.locate import find_heads
+from resilient_heads.heads.protection.options import Protection
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub import HubSettings, check_reachable, check_repo, explaining
+from resilient_heads.text.hub import HubSettings, check_reachable, check_repo, explaining, settings_from
 from resilient_heads.text.snapshots import fetch_snapshot
 
 _CONFIG, _WEIGHTS, _TEXT, _CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
@@ -54,9 +55,7 @@ def save_pretrained(
         ModelError: The model has no such head, or several, or its ``in_features`` are still open; ``campaign`` is no
             result; or the folder holds files of something else. Nothing has been written then.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise ModelError(f"folder must be a path, found {folder!r:.60}.")
-    folder, head = Path(folder), _head_of(model)
+    folder, head = as_path(folder, "folder", error=ModelError), _head_of(model)
     if head.in_features is None:
         raise ModelError("The head's in_features are still open; wrap a model with it before saving.")
     config: dict[str, Any] = {
@@ -70,6 +69,7 @@ def save_pretrained(
         "dtype": str(head.projection.weight.dtype).removeprefix("torch."),
         "class_names": None if head.class_names is None else list(head.class_names),
         "text": head.text is not None,
+        "protection": None if head.protection is None else asdict(head.protection),
     }
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     card, weights = _card(head, campaign, licence).encode(), save_tensors(state, {"format": "pt"})
@@ -120,7 +120,7 @@ def from_pretrained(
         ModelError: The files are damaged, or do not fit together: a tensor too many, too few, or of another shape.
         HubError: The files cannot be had from the Hub.
     """
-    folder = Path(source)
+    folder = as_path(source, "source", error=ModelError)
     if folder.is_dir():
         if revision is not None:
             raise ModelError(f"{folder} is a folder and has no revisions; leave revision={revision!r} out.")
@@ -153,6 +153,7 @@ def from_pretrained(
         normalize=config.normalize,
         bias=config.bias,
         conv=config.conv,
+        protection=config.protection,
         dtype=config.dtype,
     )
     head.class_names = config.class_names
@@ -196,7 +197,7 @@ def push_to_hub(
         ModelError: As :func:`save_pretrained`.
         HubError: The Hub refuses or cannot be reached.
     """
-    settings = hub or HubSettings()
+    settings = settings_from(hub)
     check_repo(repo)
     if settings.is_offline:
         raise HubError("Publishing needs the network, and offline mode forbids it.")
@@ -226,6 +227,7 @@ class _Config:
     dtype: torch.dtype
     class_names: tuple[str, ...] | None
     text: bool
+    protection: Protection | None
     sha256: dict[str, str]
 
     @classmethod
@@ -259,6 +261,7 @@ class _Config:
                 bias=flags["bias"],
                 conv=flags["conv"],
                 text=flags["text"],
+                protection=None if record.get("protection") is None else Protection(**record["protection"]),
                 sha256={name: str(digest) for name, digest in record["sha256"].items()},
                 dtype=_DTYPES[record["dtype"]],
                 class_names=None if names is None else tuple(names),
@@ -323,7 +326,19 @@ def _figures(campaign: Measured) -> str:
     """Return a table of a campaign's figures."""
     if isinstance(campaign, type) or not callable(getattr(campaign, "summary", None)):
         raise ModelError(f"campaign must be what run_campaign returned, found {campaign!r:.60}.")
-    summary = campaign.summary()
+    try:
+        return _table(campaign.summary())
+    except ResilientHeadsError:
+        raise
+    except Exception as error:  # whatever brings figures may pass for a result, and fail as it likes
+        raise ModelError(
+            f"campaign= gave no figures for the card: {type(campaign).__name__}.summary() failed with {error!r:.200}. "
+            "Pass what run_campaign returned, or leave campaign= out; nothing has been written."
+        ) from error
+
+
+def _table(summary: Any) -> str:
+    """Return the figures of a campaign's summary as Markdown."""
     lines = [
         f"{summary.trials} trials, protocol `{summary.protocol.name}`, {summary.images} images, fault-free accuracy "
         f"{summary.accuracy.value:.2%}.",

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from resilient_heads.errors import EmbeddingError, ModelError
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
+from resilient_heads.heads.holders import like, require_plain_tensor
+from resilient_heads.heads.protection.guard import SMALLEST_NORM, Plan, Product
+from resilient_heads.heads.protection.heads import Protectable, protected
+from resilient_heads.heads.protection.options import Protection
 from resilient_heads.text.descriptions import ClassDescriptions, Descriptions
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
@@ -20,7 +24,6 @@ from resilient_heads.text.questions import TEMPLATE
 Initialisation = Literal["descriptions", "template", "random"]
 _DEFAULT_DIM = 512  # of the default encoder, whose weights a random start need not fetch
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-_SMALLEST_NORM = 2.0**-14  # the smallest normal float16, so that it is above 0 in every format
 
 
 class UnitNorm(nn.Module):
@@ -32,14 +35,14 @@ class UnitNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x / ||x||``, shape unchanged; a vector shorter than 2**-14 is divided by that instead."""
-        return nn.functional.normalize(x, dim=self.dim, eps=_SMALLEST_NORM)
+        return nn.functional.normalize(x, dim=self.dim, eps=SMALLEST_NORM)
 
     def extra_repr(self) -> str:
         """Show the feature dimension."""
         return f"dim={self.dim}"
 
 
-class TextGuidedHead(nn.Module):
+class TextGuidedHead(Protectable):
     """A classifier whose last weights start as the text embeddings of the classes.
 
     ``latent`` maps F features to the E dimensions of a text encoder; ``projection`` compares the result with one row a
@@ -54,6 +57,7 @@ class TextGuidedHead(nn.Module):
         normalize: Cosine head (True) or two linear layers (False).
         bias: Give ``latent`` a bias.
         conv: Work on ``(N, F, H, W)`` with 1x1 convolutions, for models whose classifier is one.
+        protection: What the head does against faults, see :func:`protect_`.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -77,6 +81,7 @@ class TextGuidedHead(nn.Module):
         normalize: bool = True,
         bias: bool = True,
         conv: bool = False,
+        protection: Protection | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -109,6 +114,7 @@ class TextGuidedHead(nn.Module):
         else:
             self.register_parameter("logit_scale", None)
         self._reset_text()
+        self.protect(protection)
 
     @classmethod
     def from_descriptions(
@@ -158,7 +164,17 @@ class TextGuidedHead(nn.Module):
     @property
     def fault_sites(self) -> tuple[str, ...]:
         """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
+        if self.guard is not None:
+            return self.guarded_sites()
         return ("latent", "unit", "projection", "") if self.normalize else ("latent", "projection")
+
+    @property
+    def score_rows(self) -> dict[str, Tensor]:
+        """By the name of a tensor of this head, rows whose products with it order the classes as the logits do."""
+        if self.guard is not None or self.is_conv:
+            return {}
+        names = ("latent", "unit") if self.normalize else ("latent",)
+        return dict.fromkeys(names, self.projection.weight)
 
     @property
     def text(self) -> ClassEmbeddings | None:
@@ -184,8 +200,15 @@ class TextGuidedHead(nn.Module):
         """Whether the head works on feature maps."""
         return isinstance(self.projection, nn.Conv2d)
 
+    def plan(self) -> Plan:
+        """Return what the head computes."""
+        products = (Product("latent", self.latent), Product("projection", self.projection))
+        return Plan(products, self.logit_scale)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
+        if self.guard is not None and not self.training:
+            return self.guard.run(self.plan(), x, 1 if self.is_conv else -1)
         latent = self.latent(x)
         if not self.normalize:
             return self.projection(latent)  # type: ignore[no-any-return]
@@ -209,7 +232,7 @@ class TextGuidedHead(nn.Module):
         if self.normalize:
             rows = nn.functional.normalize(rows, dim=1)
             self.logit_scale.fill_(INITIAL_LOGIT_SCALE)
-        weight.copy_(rows.reshape(weight.shape))
+        weight.copy_(like(rows.reshape(weight.shape), weight))
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return optimizer groups: the two matrices decay, bias and scale do not."""
@@ -225,6 +248,8 @@ class TextGuidedHead(nn.Module):
         """Return one layer that gives the same logits; see :func:`fuse`."""
         if self.in_features is None:
             raise ModelError("The head's in_features are still open; wrap a model with it before fusing.")
+        for name in ("latent", "projection"):
+            require_plain_tensor(self.get_submodule(name).weight, f"The head's {name}.weight", "fuse")
         algebra = fuse_cosine if self.normalize else fuse_linear
         weight, bias = algebra(
             self.latent.weight.flatten(1),
@@ -235,10 +260,14 @@ class TextGuidedHead(nn.Module):
         trained = self.latent.weight.requires_grad or self.projection.weight.requires_grad
         for parameter in layer.parameters():
             parameter.requires_grad_(trained)
+        layer.train(self.training)
         if not self.normalize:
-            return layer.train(self.training)
+            if self.protection is None:
+                return layer
+            return protected(layer, self.protection)
         fused = FusedCosineHead(layer, self.num_classes, self.logit_scale)
         fused.class_names = self.class_names
+        fused.protect(self.protection)
         return fused.train(self.training)
 
     def extra_repr(self) -> str:
@@ -250,7 +279,7 @@ class TextGuidedHead(nn.Module):
         )
 
 
-class FusedCosineHead(nn.Module):
+class FusedCosineHead(Protectable):
     """A cosine head as one matrix product, exact up to rounding.
 
     ``layer`` gives C scores followed by K numbers whose norm is the norm of the latent vector; see
@@ -262,21 +291,31 @@ class FusedCosineHead(nn.Module):
         logit_scale: The head's learned log scale, ``(1,)``.
     """
 
-    fault_sites = ("layer", "")
-
     def __init__(self, layer: nn.Linear | nn.Conv2d, num_classes: int, logit_scale: Tensor) -> None:
         super().__init__()
         self.layer = layer
         self.num_classes = num_classes
         self.class_names: tuple[str, ...] | None = None
+        self.guard = None
         self.logit_scale = nn.Parameter(logit_scale.detach().clone(), requires_grad=logit_scale.requires_grad)
         self._dim = 1 if isinstance(layer, nn.Conv2d) else -1
         self._sizes = [num_classes, int(layer.weight.shape[0]) - num_classes]
 
+    @property
+    def fault_sites(self) -> tuple[str, ...]:
+        """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
+        return ("layer", "") if self.guard is None else self.guarded_sites()
+
+    def plan(self) -> Plan:
+        """Return what the head computes."""
+        return Plan((Product("layer", self.layer),), self.logit_scale, self.num_classes)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, ``(..., C)``."""
+        if self.guard is not None and not self.training:
+            return self.guard.run(self.plan(), x, self._dim)
         scores, factor = self.layer(x).split(self._sizes, dim=self._dim)
-        norm = torch.linalg.vector_norm(factor, dim=self._dim, keepdim=True).clamp_min(_SMALLEST_NORM)
+        norm = torch.linalg.vector_norm(factor, dim=self._dim, keepdim=True).clamp_min(SMALLEST_NORM)
         cosine: Tensor = scores / norm
         return cosine * self.logit_scale.exp().to(cosine.dtype)
 

@@ -68,6 +68,30 @@ def trace(model: nn.Module, sample: Tensor | None = None) -> Trace | None:
     return None
 
 
+def shapes_after(
+    model: nn.Module, old: int, new: int, sample: Tensor | None = None
+) -> tuple[tuple[int, ...], ...] | None:
+    """Return the output shapes that another number of classes must give.
+
+    Args:
+        model: The model, with its classifiers as they are.
+        old: Classes now.
+        new: Classes then.
+        sample: As for :func:`trace`.
+
+    Returns:
+        One shape for each output; None where the number stays, or nothing is known.
+    """
+    seen = trace(model, sample) if old != new else None
+    if seen is None:
+        return None
+    batch = seen.inputs[0]
+    return tuple(
+        tuple(new if size == old and (at > 0 or size != batch) else size for at, size in enumerate(shape))
+        for shape in seen.shapes
+    )
+
+
 def _twin(model: nn.Module) -> nn.Module:
     """Return a deep copy in evaluation mode whose tensors are on the meta device; weights are never copied."""
     memo: dict[int, Any] = {}

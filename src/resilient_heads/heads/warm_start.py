@@ -8,15 +8,20 @@ classes first, and what lies outside the span of ``P`` is lost. The cosine head 
 positive number, ``||z||``: its decisions are those of the scores, its confidences are not.
 """
 
+import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
-from resilient_heads.heads.leaves import Leaf
+from resilient_heads.evaluation import evaluating
+from resilient_heads.heads.leaves import Classifier, Leaf
 from resilient_heads.heads.text_guided import TextGuidedHead
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,3 +132,46 @@ def _measure(
     given = features.to(head.latent.weight)
     logits = head(given[:, :, None, None] if head.is_conv else given).flatten(1)
     return float((logits.argmax(dim=1).cpu() == scores.argmax(dim=1)).double().mean())
+
+
+def warm_start_all(
+    model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None
+) -> None:
+    """Solve each head's latent layer from the classifier at its place, and log what was kept.
+
+    Args:
+        model: The model, which still holds its classifiers.
+        places: The classifiers.
+        heads: As many heads.
+        sample: A batch as the model takes it, on which the model is then run; None measures nothing.
+    """
+    given: dict[str, Tensor] = {} if sample is None else _features(model, places, sample)
+    for place, head in zip(places, heads, strict=True):
+        kept = warm_start(head, place.leaf, given.get(place.name))
+        logger.info(
+            "Warm start of %r: %s; decisions kept: %s.",
+            place.name,
+            "exact" if kept.exact else f"rank {kept.rank} of {head.num_classes}, {kept.lost:.2%} of the variation lost",
+            "not measured (pass sample=)" if kept.agreement is None else f"{kept.agreement:.2%} of {kept.samples}",
+        )
+
+
+def _features(model: nn.Module, places: tuple[Classifier, ...], sample: Tensor) -> dict[str, Tensor]:
+    """Return what each classifier is given for a batch, ``(N, F)``; of a feature map, its average."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, args: tuple[Any, ...]) -> None:
+        x = args[0].detach()
+        found[name] = x.mean(dim=(2, 3)) if x.ndim == 4 and x.shape[1] == features[name] else x.flatten(0, -2)
+
+    features = {place.name: place.in_features for place in places}
+    handles = [
+        place.leaf.register_forward_pre_hook(lambda _, args, name=place.name: keep(name, args)) for place in places
+    ]
+    try:
+        with evaluating(model):
+            model(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,35 +1,26 @@
 """Swap a model's classifier for a text-guided head, and back."""
 
-import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from typing import TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
-from resilient_heads.evaluation import evaluating
 from resilient_heads.heads.checkpoint import guard_loading
+from resilient_heads.heads.fitting import Start, build_head, check_fits, fit_head, text_for
+from resilient_heads.heads.holders import refuse_held
 from resilient_heads.heads.leaves import Classifier, Leaf
 from resilient_heads.heads.locate import find_classifiers, find_heads
 from resilient_heads.heads.surroundings import Surroundings, adapt, allow_reset, restore, survey
-from resilient_heads.heads.text_guided import FusedCosineHead, Initialisation, TextGuidedHead, check_initialisation
-from resilient_heads.heads.trace import trace
-from resilient_heads.heads.warm_start import warm_start
-from resilient_heads.text.bundled import bundled_names, load_bundled
-from resilient_heads.text.descriptions import ClassDescriptions
+from resilient_heads.heads.swap import swap
+from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
+from resilient_heads.heads.trace import shapes_after, trace
+from resilient_heads.heads.warm_start import warm_start_all
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.encoders.named import encoder_of
-from resilient_heads.text.pooling import embed_classes
-from resilient_heads.text.prebuilt import load_embeddings
-from resilient_heads.text.questions import TEMPLATE
-
-logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
-Start = Initialisation | Literal["from_classifier"]
 
 _KEEPSAKE = "_replaced"
 
@@ -104,10 +95,11 @@ def wrap_model(
     if head is not None:
         heads = [head]
     else:
-        text = _text_for(places[0], embeddings, init, offline)
-        heads = [_build_head(place, text, normalize, init) for place in places]
+        text = text_for(places[0], embeddings, init, offline)
+        heads = [build_head(place, text, normalize, init) for place in places]
     for place, each in zip(places, heads, strict=True):
-        _check_head(each, place)
+        _require_free(each)
+        check_fits(each, place)
         if each.num_classes != place.num_classes and not new_classes:
             raise ModelError(
                 f"{type(model).__name__}'s classifier {place.name!r} has {place.num_classes} classes, the embeddings "
@@ -115,17 +107,17 @@ def wrap_model(
                 "new_classes=True to give it these classes instead."
             )
     for place, each in zip(places, heads, strict=True):
-        _fit_head(each, place)
+        fit_head(each, place)
     if init == "from_classifier":
-        _warm(model, places, heads, sample)
+        warm_start_all(model, places, heads, sample)
     _warn_about_relu(places[0])
-    expected = _expected_shapes(model, places, heads, sample)
+    expected = shapes_after(model, places[0].num_classes, heads[0].num_classes, sample)
     around = [survey(model, place.name, place.num_classes) for place in places]
     for place, each, before in zip(places, heads, around, strict=True):
         each.__dict__[_KEEPSAKE] = _Replaced(place.leaf, before)
         each.train(place.leaf.training)
         each.requires_grad_(place.leaf.weight.requires_grad)
-        _swap(model, place.leaf, each)
+        swap(model, place.leaf, each)
         adapt(model, place.name, before, each.num_classes, each.class_names)
     _check_shapes(model, expected, sample)
     guard_loading(model)
@@ -144,6 +136,7 @@ def unwrap_model(model: M) -> M:
         ModelError: The model is not wrapped, or its head was not put there by :func:`wrap_model`.
     """
     _require_module(model)
+    refuse_held(model, "unwrap")
     heads = find_heads(model)
     if not heads:
         raise ModelError(
@@ -156,6 +149,8 @@ def unwrap_model(model: M) -> M:
         if _KEEPSAKE not in head.__dict__:
             raise ModelError(f"The head at {name!r} was not put there by wrap_model, so nothing can be restored.")
         replaced: _Replaced = head.__dict__[_KEEPSAKE]
+        if next(head.parameters(), None) is None:
+            raise ModelError(f"The head at {name!r} is quantised; unwrap the model that it was made from.")
         if replaced.layer.weight.is_meta and not next(head.parameters()).is_meta:
             raise ModelError(
                 f"The layer that the head at {name!r} replaced was on the meta device and has no values to restore."
@@ -163,7 +158,7 @@ def unwrap_model(model: M) -> M:
     for name, head in heads.items():
         replaced = head.__dict__.pop(_KEEPSAKE)
         reference = next(head.parameters())
-        _swap(model, head, replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training))
+        swap(model, head, replaced.layer.to(device=reference.device, dtype=reference.dtype).train(head.training))
         restore(model, name, replaced.around)
     return model
 
@@ -192,21 +187,23 @@ def fuse(model: nn.Module) -> nn.Module:
         The same model; for a head, the layer that stands for it.
 
     Raises:
-        ModelError: There is no text-guided head to fuse.
+        ModelError: There is no text-guided head to fuse, or its weights are quantised or sharded.
     """
     if isinstance(model, TextGuidedHead):
         return model.fused()
     _require_module(model)
+    refuse_held(model, "fuse")
     heads = {name: head for name, head in find_heads(model).items() if isinstance(head, TextGuidedHead)}
     if not heads:
         raise ModelError(f"{type(model).__name__} has no unfused text-guided head; call wrap_model(model) first.")
+    made = {name: head.fused() for name, head in heads.items()}  # all of them, or an error before the first swap
     for name, head in heads.items():
-        fused = head.fused()
+        fused = made[name]
         if not isinstance(fused, FusedCosineHead):
             allow_reset(model, name)  # the model is a stock one again
         elif _KEEPSAKE in head.__dict__:
             fused.__dict__[_KEEPSAKE] = head.__dict__[_KEEPSAKE]
-        _swap(model, head, fused)
+        swap(model, head, fused)
     return model
 
 
@@ -217,61 +214,7 @@ def _require_plain(model: nn.Module) -> None:
             f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
             "call unwrap_model(model) first."
         )
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
-        raise ModelError("The model is compiled, or holds a compiled module; wrap it first, then compile it.")
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise ModelError("The model is TorchScript, or holds some; wrap it first, then trace it.")
-    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
-        raise ModelError("The model is in DistributedDataParallel; wrap the model itself first, then distribute it.")
-
-
-def _warm(model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None) -> None:
-    """Solve each head's latent layer from its classifier, and log what was kept."""
-    given: dict[str, Tensor] = {} if sample is None else _features(model, places, sample)
-    for place, head in zip(places, heads, strict=True):
-        kept = warm_start(head, place.leaf, given.get(place.name))
-        logger.info(
-            "Warm start of %r: %s; decisions kept: %s.",
-            place.name,
-            "exact" if kept.exact else f"rank {kept.rank} of {head.num_classes}, {kept.lost:.2%} of the variation lost",
-            "not measured (pass sample=)" if kept.agreement is None else f"{kept.agreement:.2%} of {kept.samples}",
-        )
-
-
-def _features(model: nn.Module, places: tuple[Classifier, ...], sample: Tensor) -> dict[str, Tensor]:
-    """Return what each classifier is given for a batch, ``(N, F)``; of a feature map, its average."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, args: tuple[Any, ...]) -> None:
-        x = args[0].detach()
-        found[name] = x.mean(dim=(2, 3)) if x.ndim == 4 and x.shape[1] == features[name] else x.flatten(0, -2)
-
-    features = {place.name: place.in_features for place in places}
-    handles = [
-        place.leaf.register_forward_pre_hook(lambda _, args, name=place.name: keep(name, args)) for place in places
-    ]
-    try:
-        with evaluating(model):
-            model(sample)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _expected_shapes(
-    model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None
-) -> tuple[tuple[int, ...], ...] | None:
-    """Return the output shapes that new classes must give; None where their number stays, or nothing is known."""
-    old, new = places[0].num_classes, heads[0].num_classes
-    seen = trace(model, sample) if old != new else None
-    if seen is None:
-        return None
-    batch = seen.inputs[0]
-    return tuple(
-        tuple(new if size == old and (at > 0 or size != batch) else size for at, size in enumerate(shape))
-        for shape in seen.shapes
-    )
+    refuse_held(model, "wrap")
 
 
 def _check_shapes(model: nn.Module, expected: tuple[tuple[int, ...], ...] | None, sample: Tensor | None) -> None:
@@ -288,90 +231,12 @@ def _check_shapes(model: nn.Module, expected: tuple[tuple[int, ...], ...] | None
         )
 
 
-def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None, offline: bool) -> ClassEmbeddings:
-    """Resolve what ``wrap_model`` was given to class embeddings."""
-    if isinstance(embeddings, ClassEmbeddings):
-        return embeddings
-    if isinstance(embeddings, str):
-        return load_embeddings(embeddings, offline=offline)
-    if embeddings is not None:
-        raise ModelError(
-            f"embeddings must be ClassEmbeddings or a name, found {type(embeddings).__name__}; "
-            "a tensor needs its class names: ClassEmbeddings(vectors, class_names)."
-        )
-    if place.num_classes == 1000:
-        return load_embeddings("imagenet1k", offline=offline)
-    fitting = [name for name in bundled_names() if load_bundled(name).num_classes == place.num_classes]
-    offer = f"Prebuilt ones of that size: {', '.join(fitting)}" if fitting else "No prebuilt ones have that size"
-    raise ModelError(
-        f"The model has {place.num_classes} classes and nothing says which. {offer}; pass embeddings= a name or "
-        "ClassEmbeddings, or head= a TextGuidedHead."
-    )
-
-
-def _text_for(
-    place: Classifier, embeddings: ClassEmbeddings | str | None, init: Start, offline: bool
-) -> ClassEmbeddings:
-    """Return the embeddings to start from."""
-    if init != "from_classifier":
-        check_initialisation(init)
-    text = _embeddings_for(place, embeddings, offline)
-    if init == "template":
-        plain = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
-        text = embed_classes(plain, encoder_of(text.provenance, offline=offline))
-    return text
-
-
-def _build_head(place: Classifier, text: ClassEmbeddings, normalize: bool, init: Start) -> TextGuidedHead:
-    """Return a head that fits the place."""
-    leaf = place.leaf
-    head = TextGuidedHead(
-        place.in_features,
-        (text.num_classes, text.embed_dim) if init == "random" else text,
-        normalize=normalize,
-        bias=leaf.bias is not None,
-        conv=isinstance(leaf, nn.Conv2d),
-        device=leaf.weight.device,
-        dtype=leaf.weight.dtype,
-    )
-    head.class_names = text.class_names
-    return head
-
-
-def _check_head(head: TextGuidedHead, place: Classifier) -> None:
-    """Raise ModelError unless the head can stand at the place."""
+def _require_free(head: TextGuidedHead) -> None:
+    """Raise ModelError unless this is a head, and one that serves no model yet."""
     if not isinstance(head, TextGuidedHead):
         raise ModelError(f"head must be a TextGuidedHead, found {type(head).__name__}.")
     if _KEEPSAKE in head.__dict__:
         raise ModelError("The head already serves a model; build another one, or unwrap that model first.")
-    conv = isinstance(place.leaf, nn.Conv2d)
-    if head.is_conv != conv:
-        raise ModelError(
-            f"The classifier {place.name!r} is a {type(place.leaf).__name__}; build the head with conv={conv}."
-        )
-    if head.in_features not in (None, place.in_features):
-        raise ModelError(
-            f"The classifier {place.name!r} takes {place.in_features} features, the head {head.in_features}; "
-            f"build it with in_features={place.in_features}, or None to let wrap_model set it."
-        )
-
-
-@torch.no_grad()
-def _fit_head(head: TextGuidedHead, place: Classifier) -> None:
-    """Bring a head to the place's device and dtype, and give a lazy one its features."""
-    weight = place.leaf.weight
-    if head.in_features is None:
-        shape = (1, place.in_features, 1, 1) if head.is_conv else (1, place.in_features)
-        head.latent(head.projection.weight.new_zeros(shape))
-    head.to(device=weight.device, dtype=weight.dtype)
-
-
-def _swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in another's stead, under every name that the model has for it."""
-    places = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
-    for name in places:
-        parent_name, _, key = name.rpartition(".")
-        setattr(model.get_submodule(parent_name), key, new)
 
 
 def _require_module(model: nn.Module) -> None:

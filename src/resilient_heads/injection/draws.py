@@ -34,6 +34,11 @@ class Draws:
         return np.where((touched == 0) | (self.neurons < 0), -1, position)
 
     @classmethod
+    def none(cls) -> "Draws":
+        """Make draws of no trial."""
+        return cls.single_flips(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+    @classmethod
     def of_masks(cls, neurons: Indices, keep: Masks, flip: Masks) -> "Draws":
         """Make draws of an effect on bits."""
         return cls(neurons, keep.view(np.int64), flip.view(np.int64), np.zeros(neurons.shape))

@@ -14,6 +14,7 @@ Indices = NDArray[np.int64]
 Masks = NDArray[np.uint64]
 
 _IMAGE_STREAM = "\0image"
+_TICKET_STREAM = "\0ticket"
 _CANDIDATES = 16
 _BLOCKS = 2**16
 _ERRORS_A_CHUNK = 2**14
@@ -80,6 +81,23 @@ def draw_images(seed: int, trials: Indices, eligible: NDArray[np.bool_]) -> Indi
         chosen[taken] = candidate[taken]
         open_trials &= ~taken
     return chosen
+
+
+def draw_tickets(seed: int, trials: Indices, tickets: Indices) -> Indices:
+    """Draw an image for each trial, as often as it has tickets; with replacement, and the same one in every layer.
+
+    Args:
+        seed: The campaign's seed, ``0 <= seed < 2**64``.
+        trials: ``(N,)``, numbers of the trials.
+        tickets: ``(I,)``, of each image, at least 0; one at least has some.
+
+    Returns:
+        ``(N,)``, indices into the images.
+    """
+    ends = np.cumsum(tickets)
+    w0, w1, _, _ = _words(seed, _TICKET_STREAM, trials, block=0)
+    drawn: Indices = np.searchsorted(ends, (uniform(w0, w1) * ends[-1]).astype(np.int64), side="right")
+    return drawn
 
 
 def draw_elements(seed: int, stream: str, trials: Indices, *, population: int, count: int, adjacent: bool) -> Indices:

@@ -1,6 +1,7 @@
 """How many trials a margin of error takes, and what several comparisons cost."""
 
 import math
+from collections.abc import Sequence
 
 from resilient_heads.errors import ResultError
 from resilient_heads.metrics.intervals import DEFAULT_LEVEL, normal_quantile
@@ -64,6 +65,27 @@ def bonferroni(level: float, figures: int) -> float:
     """
     normal_quantile(level)
     return 1 - (1 - level) / max(figures, 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for being several: those below 0.01 are all right together with probability 0.99.
+
+    Raises:
+        ResultError: A value outside of [0, 1].
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+
+    Source: Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 1979.
+    """
+    if not all(0 <= value <= 1 for value in p_values):
+        raise ResultError(f"P-values lie between 0 and 1, found {list(p_values)}.")
+    adjusted = [1.0] * len(p_values)
+    least = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
 
 
 def _check(population: float, rate: float) -> None:

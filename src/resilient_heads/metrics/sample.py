@@ -15,10 +15,11 @@ class Sample:
     """N trials as a survey: layers are averaged, strata were drawn by themselves, images are clusters.
 
     Attributes:
-        weight: ``(N,)``, what a trial counts: the share of its stratum divided by the trials run in it. The weights of
-            a layer add up to the layer's weight, all of them to 1.
+        weight: ``(N,)``, what a trial counts: the share of its stratum divided by the trials run in it; where trials
+            find the share themselves, weights within a stratum differ. The weights of a layer add up to the layer's
+            weight, all of them to 1.
         layer: ``(N,)``, from 0.
-        stratum: ``(N,)``, from 0; trials of one stratum share layer and weight.
+        stratum: ``(N,)``, from 0; trials of one stratum share the layer.
         image: ``(N,)``, the struck images.
         trial: ``(N,)``, labels of the draws of an image: trials of one draw may be alike in all layers.
     """

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEF
     strata; the one that the variance between trial numbers implies, since fragile images are fragile in every layer;
     and the one that the variance between images implies, since trials on one image are alike. What an event adds that
     nobody saw is taken from the stratum where a single trial counts most, so a stratum struck seldom widens the
-    interval even if it showed nothing. With one layer and distinct images this is Clopper and Pearson's interval.
+    interval even if it showed nothing; downwards, each stratum of which all trials had the outcome may have had one
+    that did not. With one layer and distinct images this is Clopper and Pearson's interval.
 
     Args:
         hits: ``(N,)``, whether a trial had the outcome.
@@ -34,9 +36,13 @@ def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEF
     Source: Korn and Graubard, *Survey Methodology* 24, 1998, for the effective size; Fay and Feuer, *Statistics in
     Medicine* 16, 1997, for the weight of the event that was not seen.
     """
-    normal_quantile(level)
+    return rate_intervals(hits, sample)(level)
+
+
+def rate_intervals(hits: NDArray[np.bool_], sample: Sample) -> Callable[[float], Estimate]:
+    """Return what gives the interval of :func:`weighted_rate` for any level; of two levels, one holds the other."""
     if not len(sample) or not sample.weight.sum() > 0:
-        return Estimate(math.nan, 0.0, 1.0, level, _RATE)
+        return _nothing_known
     found = influence(sample, hits.astype(np.float64))
     rate = min(max(found.value, 0.0), 1.0)
     counted = sample.weight > 0
@@ -47,9 +53,38 @@ def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEF
     variance = max(found.variance(), found.variance(sample.trial), found.variance(sample.image))
     own = rate * (1 - rate)
     effective = own / variance + 1 if variance > 0 and own > 0 else math.inf
-    high = _upper(rate, effective, float(sample.weight[misses[sample.stratum] > 0].max(initial=0.0)), level)
-    low = 1 - _upper(1 - rate, effective, float(sample.weight[events[sample.stratum] > 0].max(initial=0.0)), level)
-    return Estimate(rate, min(max(low, 0.0), rate), max(min(high, 1.0), rate), level, _RATE)
+    each = _weights(sample)
+    # Trials that all had the outcome seem not to vary: downwards, one of each such stratum may have missed it.
+    full = (misses == 0) & (events > 1)
+    missed = float(np.square(each[full]).sum())
+    lower = own / (variance + missed) + 1 if variance + missed > 0 and own > 0 else math.inf
+    above, below = float(each[misses > 0].max(initial=0.0)), float(each[events > 0].max(initial=0.0))
+
+    def interval(level: float) -> Estimate:
+        normal_quantile(level)
+        high = _upper(rate, effective, above, level)
+        low = 1 - _upper(1 - rate, lower, below, level)
+        return Estimate(rate, min(max(low, 0.0), rate), max(min(high, 1.0), rate), level, _RATE)
+
+    return interval
+
+
+def _nothing_known(level: float) -> Estimate:
+    """Return the interval of a rate without trials."""
+    normal_quantile(level)
+    return Estimate(math.nan, 0.0, 1.0, level, _RATE)
+
+
+def _weights(sample: Sample) -> Floats:
+    """Return what a trial of each stratum counts, ``(H,)``: where they differ, the mean weighted by itself."""
+    most = np.zeros(int(sample.stratum.max()) + 1)
+    np.maximum.at(most, sample.stratum, sample.weight)
+    least = np.full(len(most), math.inf)
+    np.minimum.at(least, sample.stratum, sample.weight)
+    total = np.bincount(sample.stratum, weights=sample.weight)
+    square = np.bincount(sample.stratum, weights=np.square(sample.weight))
+    mean: Floats = np.divide(square, total, out=np.zeros(len(most)), where=total > 0)
+    return np.where(least < most, mean, most)
 
 
 def _upper(rate: float, effective: float, unseen: float, level: float) -> float:

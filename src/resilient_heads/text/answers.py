@@ -70,19 +70,23 @@ class Answers:
         path: The file; None keeps nothing.
 
     Raises:
-        DescriptionError: On entering: another process uses the file, or it holds something else.
+        DescriptionError: On entering: another process uses the file, it holds something else, or it was entered before.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.found: dict[tuple[str, str], Answer] = {}
         self._adding = threading.Lock()
-        self._over = False
+        self._entered = self._over = False
         # The system drops the lock with the process that holds it, however that ends.
         self._lock = None if path is None else FileLock(f"{path}.lock")
 
     def __enter__(self) -> Self:
+        if self._entered:
+            raise DescriptionError(f"These answers were opened before; open them anew: Answers({str(self.path)!r}).")
         if self._lock is not None and self.path is not None:
+            if self.path.is_dir():
+                raise DescriptionError(f"{self.path} is a folder; name a file in it for the answers.")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire(blocking=False)
@@ -96,6 +100,7 @@ class Answers:
             except BaseException:
                 self._lock.release()
                 raise
+        self._entered = True
         return self
 
     def __exit__(self, *raised: object) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from resilient_heads.errors import DescriptionError, DuplicateClassWarning
-from resilient_heads.files import write_atomic
+from resilient_heads.files import as_path, write_atomic
 from resilient_heads.text.layouts import parse, render
 
 logger = logging.getLogger(__name__)
@@ -65,13 +65,21 @@ class ClassDescriptions:
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if isinstance(self.class_names, str) or len(self.class_names) != len(self.sentences):
+        for what, found in (("class_names", self.class_names), ("sentences", self.sentences)):
+            if isinstance(found, str | bytes) or not isinstance(found, Sequence):
+                raise DescriptionError(f"{what} must be a tuple, found {found!r:.60}; see ClassDescriptions.match.")
+        if not isinstance(self.provenance, Mapping) or not all(
+            isinstance(text, str) for text in (*self.provenance, *self.provenance.values())
+        ):
+            raise DescriptionError(f"provenance must map names to text, found {self.provenance!r:.60}.")
+        if len(self.class_names) != len(self.sentences):
             raise DescriptionError(
                 f"class_names and sentences must be as long as each other, found {self.class_names!r:.60} and "
                 f"{len(self.sentences)} groups of sentences."
             )
         for name, own in zip(self.class_names, self.sentences, strict=True):
-            if not isinstance(name, str) or isinstance(own, str) or not all(isinstance(text, str) for text in own):
+            listed = isinstance(own, Sequence) and not isinstance(own, str)
+            if not isinstance(name, str) or not listed or not all(isinstance(text, str) for text in own):
                 raise DescriptionError(f"The descriptions of {name!r} must be a tuple of sentences, found {own!r:.60}.")
         texts = [*self.class_names, *(text for own in self.sentences for text in own)]
         for text in (*texts, *self.provenance, *self.provenance.values()):
@@ -136,12 +144,14 @@ class ClassDescriptions:
             DescriptionError: The file is of no such layout, or does not match the names.
             FileNotFoundError: There is no such file.
         """
-        path = Path(path)
+        path = as_path(path, "path", error=DescriptionError)
         return cls.from_bytes(path.read_bytes(), class_names, name=str(path))
 
     @classmethod
     def from_bytes(cls, content: bytes, class_names: Sequence[str] | None = None, *, name: str = "the file") -> Self:
         """Read the content of a file; see :meth:`load`. ``name`` is what errors call it."""
+        if not isinstance(content, bytes):
+            raise DescriptionError(f"{name} must be given as bytes, found {content!r:.60}; of a path, use load.")
         try:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -159,6 +169,7 @@ class ClassDescriptions:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a JSON file that :meth:`load` reads back, provenance included; atomically."""
+        path = as_path(path, "path", error=DescriptionError)
         return write_atomic(path, render(list(zip(self.class_names, self.sentences, strict=True)), self.provenance))
 
     @property
@@ -228,6 +239,9 @@ def match_report(class_names: Sequence[str], descriptions: Mapping[str, Sequence
     >>> match_report(["apple pie", "waffle"], {"Apple_pie": ["A pie."], "ramen": ["Soup."]}).missing
     ('waffle',)
     """
+    if not isinstance(descriptions, Mapping):
+        raise DescriptionError(f"descriptions must map names to sentences, found {descriptions!r:.60}.")
+    _checked_names(class_names)
     by_name: dict[str, list[str]] = {}
     for key in descriptions:
         if not isinstance(key, str):
@@ -247,9 +261,13 @@ def match_report(class_names: Sequence[str], descriptions: Mapping[str, Sequence
         key_of=key_of,
         missing=tuple(missing),
         ambiguous=ambiguous,
-        empty=tuple(name for name, key in key_of.items() if not descriptions[key]),
+        empty=tuple(name for name, key in key_of.items() if _is_empty(descriptions[key])),
         unused=tuple(key for key in descriptions if key not in taken),
     )
+
+
+def _is_empty(sentences: object) -> bool:
+    return isinstance(sentences, Sequence) and not sentences
 
 
 def _match_by_name(names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
-from resilient_heads.files import write_atomic
+from resilient_heads.files import as_path, write_atomic
 from resilient_heads.text.descriptions import is_writable_text, normalized_name, warn_about_duplicates
 
 _FORMAT = "resilient_heads.class_embeddings/1"
@@ -47,6 +47,8 @@ class Provenance:
 
     def __post_init__(self) -> None:
         for name in ("encoder", "encoder_revision", "descriptions_sha256", "pooling", "weights_sha256"):
+            if not isinstance(getattr(self, name), str):
+                raise EmbeddingError(f"provenance {name} must be text, found {getattr(self, name)!r:.80}.")
             if not is_writable_text(getattr(self, name)):
                 raise EmbeddingError(f"provenance {name} cannot be written as UTF-8: {getattr(self, name)!r:.80}.")
 
@@ -87,8 +89,13 @@ class ClassEmbeddings:
             raise EmbeddingError(f"Class embeddings must be a tensor of shape (classes, dimensions), found {found}.")
         if self.vectors.dtype not in _DTYPES:
             raise EmbeddingError(f"Class embeddings must be floating point, found {self.vectors.dtype}.")
-        if isinstance(self.class_names, str) or not all(isinstance(name, str) for name in self.class_names):
-            raise EmbeddingError("class_names must be a sequence of strings.")
+        if self.vectors.layout != torch.strided:
+            raise EmbeddingError(
+                f"Class embeddings must be a dense tensor, found {self.vectors.layout}; pass vectors.to_dense()."
+            )
+        if self.vectors.is_meta:
+            raise EmbeddingError("Class embeddings must have values, found a tensor on the meta device.")
+        _require_names(self.class_names)
         for position, name in enumerate(self.class_names):
             if not is_writable_text(name):
                 raise EmbeddingError(f"class_names[{position}] cannot be written as UTF-8: {name!r:.80}.")
@@ -137,6 +144,7 @@ class ClassEmbeddings:
         Raises:
             EmbeddingError: A name is not among the classes, or fits several of them.
         """
+        _require_names(class_names)
         exact: dict[str, list[int]] = {}
         forgiving: dict[str, list[int]] = {}
         for row, own in enumerate(self.class_names):
@@ -163,6 +171,7 @@ class ClassEmbeddings:
         """
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise EmbeddingError(f"dtype must be a floating dtype such as torch.float16, found {dtype!r}.")
+        path = as_path(path, "path", error=EmbeddingError)
         vectors = self.vectors.to(device="cpu", dtype=dtype).contiguous()
         if not bool(vectors.isfinite().all()) or not bool(vectors.any(dim=1).all()):
             raise EmbeddingError(f"In {dtype} a vector overflows or becomes all zeros; save them as torch.float32.")
@@ -183,7 +192,7 @@ class ClassEmbeddings:
             EmbeddingError: The file is truncated, foreign, or holds something else than class embeddings.
             FileNotFoundError: There is no such file.
         """
-        path = Path(path)
+        path = as_path(path, "path", error=EmbeddingError)
         return cls.from_bytes(path.read_bytes(), name=str(path))
 
     @classmethod
@@ -228,6 +237,7 @@ class ClassEmbeddings:
             EmbeddingError: The file holds something else.
             FileNotFoundError: There is no such file.
         """
+        path = as_path(path, "path", error=EmbeddingError)
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
         except FileNotFoundError:
@@ -243,6 +253,15 @@ class ClassEmbeddings:
         if vectors.dtype in (torch.float16, torch.bfloat16):
             vectors = vectors.float()
         return cls(vectors, tuple(class_names), provenance or Provenance())
+
+
+def _require_names(class_names: Sequence[str]) -> None:
+    """Refuse what is no sequence of names."""
+    if isinstance(class_names, str) or not isinstance(class_names, Sequence):
+        raise EmbeddingError(f'class_names must be a sequence such as ("cat", "dog"), found {class_names!r:.60}.')
+    odd = [name for name in class_names if not isinstance(name, str)]
+    if odd:
+        raise EmbeddingError(f"class_names must be a sequence of strings; one of them is {odd[0]!r:.60}.")
 
 
 def _record(content: bytes) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path
 from queue import SimpleQueue
 
 from tqdm import tqdm
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
+from resilient_heads.files import as_path
 from resilient_heads.text.answers import Answers, usable
 from resilient_heads.text.descriptions import ClassDescriptions
 from resilient_heads.text.questions import QUESTIONS
@@ -97,7 +97,8 @@ def generate_descriptions(
     names = list(dict.fromkeys(class_names))
     prompts = ClassDescriptions.match(names, None, templates=questions)  # checks both, and fills the names in
     model = str(getattr(llm, "id", "") or getattr(llm, "__name__", type(llm).__name__))
-    with Answers(Path(answers) if answers is not None else None) as store:
+    file = None if answers is None else as_path(answers, "answers", error=DescriptionError)
+    with Answers(file) as store:
         todo = [
             (name, prompt)
             for name, own in zip(prompts.class_names, prompts.sentences, strict=True)

@@ -54,6 +54,14 @@ class HubSettings:
     cache_dir: str | Path | None = None
     token: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("endpoint", "token"):
+            if not isinstance(getattr(self, name), str | None):
+                kind = type(getattr(self, name)).__name__  # never the value: it may be a secret
+                raise HubError(f"{name} of HubSettings must be text or None, found a {kind}.")
+        if not isinstance(self.cache_dir, str | Path | None):
+            raise HubError(f"cache_dir of HubSettings must be a path or None, found {self.cache_dir!r:.60}.")
+
     def with_offline(self, offline: bool) -> Self:
         """Return the same settings, offline if either says so."""
         return dataclasses.replace(self, offline=True) if offline and not self.offline else self
@@ -68,6 +76,17 @@ class HubSettings:
     def address(self) -> str:
         """The Hub's address, without a slash at its end."""
         return (self.endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+
+
+def settings_from(hub: HubSettings | None, offline: bool = False) -> HubSettings:
+    """Return what a caller passed as ``hub=`` and ``offline=``, or the usual settings.
+
+    Raises:
+        HubError: It is something else.
+    """
+    if hub is not None and not isinstance(hub, HubSettings):
+        raise HubError(f'hub must be HubSettings(endpoint="https://..."), found {hub!r:.60}.')
+    return (hub or HubSettings()).with_offline(offline)
 
 
 def cached_file(

@@ -1,6 +1,8 @@
 """Language models behind servers that speak OpenAI's protocol."""
 
+import json
 import os
+import time
 from typing import Any
 
 from resilient_heads.errors import LanguageModelError
@@ -17,8 +19,9 @@ class OpenAIChat:
         model: Name of the model at the server.
         base_url: Address of the server; None takes OPENAI_BASE_URL, or the public one.
         key_variable: Environment variable that holds the key. The key is never stored or shown.
-        timeout: Seconds that the server may take to connect, and between two pieces of an answer; none for the whole.
-        retries: How often the client repeats a request.
+        timeout: Seconds that the server may take to connect, to begin its answer, between two pieces of it, and from
+            its beginning to its end. Servers that send blanks to keep a connection open meet only the last.
+        retries: How often the client repeats a request whose answer has not begun.
         max_tokens: Longest answer; None leaves it to the server, for those that reject the setting.
         temperature: 0 for the likeliest words; None leaves it to the server.
 
@@ -49,6 +52,7 @@ class OpenAIChat:
                 f"The environment variable {key_variable} is not set; export {key_variable}=..., or name another one: "
                 "OpenAIChat(model, key_variable=...). A server that needs no key takes any text."
             )
+        self._timeout = timeout
         self._client = self._package.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=retries)
         self.id = model
         chosen = {"max_tokens": max_tokens, "temperature": temperature}
@@ -64,19 +68,36 @@ class OpenAIChat:
             LanguageModelError: The server refuses, cannot be reached, or its answer is no chat completion.
         """
         try:
-            completion = self._client.chat.completions.create(
-                model=self.id,
-                messages=[{"role": "user", "content": prompt}],
-                **self._choices,
-            )
-            choice = completion.choices[0]
-            answer, reason = choice.message.content, choice.finish_reason
-        except self._package.OpenAIError as error:
-            raise LanguageModelError(f"{self.id} did not answer: {error}") from error
-        except (AttributeError, IndexError, TypeError, KeyError, ValueError) as error:
+            choice = json.loads(self._ask(prompt))["choices"][0]
+            answer, reason = choice["message"]["content"], choice.get("finish_reason")
+        except (AttributeError, IndexError, TypeError, KeyError, ValueError, RecursionError) as error:
             raise LanguageModelError(f"The server's answer is no chat completion: {error!r}") from error
         if not isinstance(answer, str):
             raise LanguageModelError(f"{self.id} answered without text.")
         if reason not in ("stop", None):
             raise LanguageModelError(f"{self.id} broke its answer off ({reason}); allow more with max_tokens=.")
         return answer
+
+    def _ask(self, prompt: str) -> bytes:
+        """Return the body of the server's answer, read in pieces so that it can be given up on the way."""
+        request = self._client.chat.completions.with_streaming_response.create(
+            model=self.id, messages=[{"role": "user", "content": prompt}], **self._choices
+        )
+        body = bytearray()
+        try:
+            with request as response:
+                until = time.monotonic() + self._timeout
+                for piece in response.iter_bytes():
+                    body += piece
+                    if time.monotonic() > until:
+                        raise LanguageModelError(
+                            f"{self.id} began to answer and had not ended {self._timeout:g} s later; allow more with "
+                            "timeout=, or a shorter answer with max_tokens=."
+                        )
+        except LanguageModelError:
+            raise
+        except self._package.OpenAIError as error:
+            raise LanguageModelError(f"{self.id} did not answer: {error}") from error
+        except Exception as error:  # of the HTTP library below the client, which changes with the client's version
+            raise LanguageModelError(f"{self.id} broke its answer off: {error!r}") from error
+        return bytes(body)

@@ -33,6 +33,11 @@ def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, norm
             f"descriptions must be ClassDescriptions, found {type(descriptions).__name__}; "
             "ClassDescriptions.match(class_names, descriptions) makes them."
         )
+    if not isinstance(encoder, TextEncoder):
+        raise EmbeddingError(
+            f"encoder must have id, revision, context_length, embed_dim and encode, found {encoder!r:.60}; "
+            "SentenceTransformerEncoder.minilm() is one."
+        )
     order = {sentence: row for row, sentence in enumerate(dict.fromkeys(_flat(descriptions)))}
     vectors = encoder.encode(list(order))
     if not isinstance(vectors, torch.Tensor):

@@ -12,7 +12,7 @@ from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, M
 from resilient_heads.text.bundled import load_bundled, load_descriptions, unknown
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.named import MINILM, encoder_id, named_encoder, planned_identity
-from resilient_heads.text.hub import HubSettings, cached_file, fetch_file
+from resilient_heads.text.hub import HubSettings, cached_file, fetch_file, settings_from
 from resilient_heads.text.manifest import HubEntry, Manifest
 from resilient_heads.text.pooling import POOLING, embed_classes
 
@@ -51,9 +51,16 @@ def load_embeddings(
         EmbeddingError: There are no such embeddings, or none of the places has them; the message says why for each.
         HubError: ``revision`` was given and cannot be had.
     """
+    if not isinstance(name, str):
+        raise EmbeddingError(unknown(name))
+    if manifest is not None and not isinstance(manifest, Manifest):
+        raise EmbeddingError(f"manifest must be a Manifest, found {manifest!r:.60}; Manifest.from_bytes reads one.")
+    for what, given in (("revision", revision), ("encoder_revision", encoder_revision)):
+        if given is not None and (not isinstance(given, str) or not given.strip()):
+            raise EmbeddingError(f"{what} must be a commit, branch or tag, or None; found {given!r:.60}.")
     trusted = manifest or Manifest.of_wheel()
     known = encoder_id(encoder)
-    settings = (hub or HubSettings()).with_offline(offline)
+    settings = settings_from(hub, offline)
     entry = trusted.find(name, known)
     if entry is None and name not in trusted.bundled:
         raise EmbeddingError(unknown(name))

@@ -12,10 +12,10 @@ import torch
 from huggingface_hub import HfApi
 
 from resilient_heads.errors import EmbeddingError, HubError
-from resilient_heads.files import file_sha256, write_atomic
+from resilient_heads.files import as_path, file_sha256, write_atomic
 from resilient_heads.text.card import CARD, dataset_card
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub import HubSettings, check_reachable, check_repo, explaining
+from resilient_heads.text.hub import HubSettings, check_reachable, check_repo, explaining, settings_from
 from resilient_heads.text.manifest import HubEntry
 
 _MANIFEST = "manifest.json"
@@ -42,13 +42,21 @@ def write_folder(
 
     Raises:
         EmbeddingError: No embeddings, a name that makes no file name, vectors that overflow ``dtype``, or a folder with
-            embeddings that are of no earlier publication.
+            embeddings, a manifest or a card that are of no earlier publication.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder", error=EmbeddingError)
+    if not isinstance(embeddings, Mapping):
+        raise EmbeddingError(f"embeddings must map names to ClassEmbeddings, found {embeddings!r:.60}.")
     if not embeddings:
         raise EmbeddingError("There is nothing to publish; pass at least one set of embeddings.")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise EmbeddingError(f"dtype must be a floating dtype such as torch.float16, found {dtype!r:.60}.")
     for name, own in embeddings.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        if not isinstance(own, ClassEmbeddings):
+            raise EmbeddingError(
+                f"{name!r} must be ClassEmbeddings, found {own!r:.60}; ClassEmbeddings.load reads a file."
+            )
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise EmbeddingError(f"{name!r} makes no file name; use letters, digits, '-', '_' and '.'.")
         stored = own.vectors.to(dtype)
         if not bool(stored.isfinite().all()):
@@ -76,11 +84,14 @@ def write_folder(
 
 
 def _earlier(folder: Path, kept: set[str]) -> list[Path]:
-    """Return the files of an earlier publication that go; refuse a folder that holds embeddings of somebody else."""
+    """Return the files of an earlier publication that go; refuse a folder that holds files of somebody else."""
     present = {path.name for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
-    if not present:
+    about = [name for name in (_MANIFEST, CARD) if (folder / name).exists()]
+    if not present and not about:
         return []
-    listed = set(_files(folder)) if (folder / _MANIFEST).is_file() else set()
+    if about and _MANIFEST not in about:
+        raise EmbeddingError(f"{folder} holds {CARD}, which no earlier publication put there; name another folder.")
+    listed = set(_files(folder)) if about else set()  # raises where the manifest is somebody else's
     if spare := sorted(present - listed):
         raise EmbeddingError(
             f"{folder} holds {', '.join(spare)}, which no earlier publication put there; name another folder."
@@ -101,7 +112,7 @@ def verify_folder(folder: str | os.PathLike[str], *, manifest_sha256: str | None
     Raises:
         EmbeddingError: There is no manifest or another one, or a file is missing, damaged, or no part of it.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder", error=EmbeddingError)
     files = _files(folder)
     if manifest_sha256 is not None and (found_digest := file_sha256(folder / _MANIFEST)) != manifest_sha256.lower():
         raise EmbeddingError(f"{folder / _MANIFEST} has sha256 {found_digest}, expected {manifest_sha256}.")
@@ -140,10 +151,10 @@ def publish(
         EmbeddingError: The folder does not verify.
         HubError: The Hub refuses or cannot be reached.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder", error=EmbeddingError)
     check_repo(repo)
     verify_folder(folder)
-    settings = hub or HubSettings()
+    settings = settings_from(hub)
     if settings.is_offline:
         raise HubError("Publishing needs the network, and offline mode forbids it.")
     api = HfApi(endpoint=settings.address, token=settings.token)

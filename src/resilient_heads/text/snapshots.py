@@ -13,7 +13,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import ModelInfo
 
 from resilient_heads.errors import HubError
-from resilient_heads.text.hub import ANSWER_SECONDS, HubSettings, check_reachable, explaining, is_unwritable
+from resilient_heads.text.hub import (
+    ANSWER_SECONDS,
+    HubSettings,
+    check_reachable,
+    explaining,
+    is_unwritable,
+    settings_from,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +50,8 @@ def fetch_snapshot(
     Raises:
         HubError: The files cannot be had.
     """
-    settings = (settings or HubSettings()).with_offline(offline)
+    settings = settings_from(settings, offline)
+    _require_revision(revision)
     cached = _cached(repo, revision, files, any_of, settings)
     if cached is not None and (settings.is_offline or cached.name == revision):
         return _told(repo, cached, revision)
@@ -73,6 +81,7 @@ def newest_commit(repo: str, *, revision: str | None, settings: HubSettings) -> 
     Raises:
         HubError: The Hub refuses, or has no such repository or revision.
     """
+    _require_revision(revision)
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
         return revision
     if not settings.is_offline:
@@ -84,6 +93,12 @@ def newest_commit(repo: str, *, revision: str | None, settings: HubSettings) -> 
             logger.warning("%s", error)
     cached = _cached(repo, revision, (), (), settings)
     return "" if cached is None else cached.name
+
+
+def _require_revision(revision: str | None) -> None:
+    """Refuse what names no revision."""
+    if revision is not None and (not isinstance(revision, str) or not revision.strip()):
+        raise HubError(f"revision must be a commit, branch or tag, or None for the newest; found {revision!r:.60}.")
 
 
 def _cached(

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, LongTextWarning
+from resilient_heads.text.descriptions import is_writable_text
 
 LongText = Literal["warn", "chunk", "error"]
 
@@ -56,6 +57,39 @@ def usable_device(device: torch.device | str) -> torch.device:
     return found
 
 
+def usable_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype, or say that no weights can have it.
+
+    Raises:
+        EmbeddingError: It is none, or not floating.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise EmbeddingError(f"dtype must be a floating dtype such as torch.float32, found {dtype!r:.60}.")
+    return dtype
+
+
+def require_sentences(sentences: Sequence[str]) -> None:
+    """Refuse what is no sequence of texts.
+
+    Raises:
+        DescriptionError: It is one text, something else, or holds something else; or a text cannot be written as UTF-8,
+            which no tokenizer takes.
+    """
+    if isinstance(sentences, str) or not isinstance(sentences, Sequence):
+        raise DescriptionError(f'An encoder takes a list of strings, ["A red fruit."]; found {sentences!r:.60}.')
+    for position, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            raise DescriptionError(
+                f"An encoder takes a list of strings; number {position} is a {type(sentence).__name__}: "
+                f"{sentence!r:.60}."
+            )
+        if not is_writable_text(sentence):
+            raise DescriptionError(
+                f"Sentence {position} holds half a character, from text that was wrongly decoded: {sentence!r:.80}; "
+                "mend it where it was read."
+            )
+
+
 def encode_in_batches(
     sentences: Sequence[str],
     *,
@@ -80,10 +114,9 @@ def encode_in_batches(
         ``(N, E)`` float32 on the CPU, in the order of ``sentences``.
 
     Raises:
-        DescriptionError: Something is no text, or is too long under ``long_text="error"``.
+        DescriptionError: As :func:`require_sentences`; or a text is too long under ``long_text="error"``.
     """
-    if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
-        raise DescriptionError(f"An encoder takes a sequence of strings, found {sentences!r:.60}.")
+    require_sentences(sentences)
     distinct = list(dict.fromkeys(sentences))
     if not distinct:
         return torch.empty(0, embed_dim)

@@ -10,8 +10,14 @@ from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.extras import require
-from resilient_heads.files import file_sha256
-from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches, usable_device
+from resilient_heads.files import as_path, file_sha256
+from resilient_heads.text.encoders.batching import (
+    Batching,
+    LongText,
+    encode_in_batches,
+    usable_device,
+    usable_dtype,
+)
 from resilient_heads.text.hub import HubSettings
 from resilient_heads.text.snapshots import fetch_snapshot
 
@@ -67,9 +73,9 @@ class TransformersEncoder:
         hub: HubSettings | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
+        folder = as_path(source, "source", error=EmbeddingError)
         package: Any = require("transformers", extra="hf", purpose="TransformersEncoder")
-        self._device = usable_device(device)
-        folder = Path(source)
+        self._device, dtype = usable_device(device), usable_dtype(dtype)
         local = folder.is_dir()
         if local and revision is not None:
             raise EmbeddingError(f"{source} is a folder, which its weights pin; leave revision={revision!r} out.")

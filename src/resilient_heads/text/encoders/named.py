@@ -28,6 +28,8 @@ def encoder_id(name: str) -> str:
     >>> encoder_id("clip-vit-b-16")
     'ViT-B-16/openai'
     """
+    if not isinstance(name, str):
+        raise EmbeddingError(f"An encoder is named by a string, such as {min(SHORT_NAMES)!r}, found {name!r:.60}.")
     known = SHORT_NAMES.get(name.lower(), name)
     if known != MINILM and "/" not in known and not known.startswith("local-dir:"):
         raise EmbeddingError(

@@ -10,9 +10,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
-from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches, usable_device
+from resilient_heads.text.encoders.batching import (
+    Batching,
+    LongText,
+    encode_in_batches,
+    usable_device,
+    usable_dtype,
+)
 from resilient_heads.text.encoders.openclip_source import find_source
-from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.hub import HubSettings, settings_from
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +64,8 @@ class OpenClipEncoder:
         hub: HubSettings | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
-        self._device = usable_device(device)
-        source = find_source(model, revision=revision, hub=(hub or HubSettings()).with_offline(offline))
+        self._device, dtype = usable_device(device), usable_dtype(dtype)
+        source = find_source(model, revision=revision, hub=settings_from(hub, offline))
         import open_clip  # costs seconds and hundreds of megabytes, so only now
 
         self.id, self.revision, self.weights_sha256 = source.id, source.revision, source.weights_sha256

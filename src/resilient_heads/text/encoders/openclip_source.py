@@ -52,6 +52,7 @@ def find_source(model: str, *, revision: str | None, hub: HubSettings) -> Source
         EmbeddingError: open_clip does not know the model, or the files are not whole, or not the pinned ones.
         HubError: The files cannot be had from the Hub.
     """
+    _require_name(model)
     if model.startswith(_LOCAL):
         return _in_folder(model, revision)
     expected: str | None = None
@@ -121,6 +122,15 @@ def known_to_open_clip(model: str) -> tuple[dict[str, Any], str, str]:
     # The tag decides: openai's weights were trained with QuickGELU, which the bare architecture's config denies.
     config["quick_gelu"] = bool(known.get("quick_gelu", config.get("quick_gelu", False)))
     return config, repo, f"{Path(file).stem}.safetensors" if file else ""
+
+
+def _require_name(model: str) -> None:
+    """Refuse what is no name."""
+    if not isinstance(model, str):
+        raise EmbeddingError(
+            f'An open_clip model is named by a string, "ViT-B-16/openai", "hf-hub:OWNER/NAME" or "local-dir:FOLDER"; '
+            f"found {model!r:.60}."
+        )
 
 
 def _in_folder(model: str, revision: str | None) -> Source:

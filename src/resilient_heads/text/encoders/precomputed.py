@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
+from resilient_heads.text.encoders.batching import require_sentences
 
 
 class PrecomputedEncoder:
@@ -21,6 +22,8 @@ class PrecomputedEncoder:
     """
 
     def __init__(self, table: Mapping[str, Tensor], *, id: str, revision: str = "") -> None:
+        if not isinstance(table, Mapping):
+            raise EmbeddingError(f"A table maps sentences to vectors, {{sentence: tensor}}; found {table!r:.60}.")
         if not table:
             raise EmbeddingError("The table of precomputed embeddings is empty.")
         odd = next((vector for vector in table.values() if not isinstance(vector, Tensor)), None)
@@ -37,6 +40,7 @@ class PrecomputedEncoder:
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """Look sentences up, ``(N, E)`` float32; a sentence that is not in the table raises EmbeddingError."""
+        require_sentences(sentences)
         missing = [sentence for sentence in sentences if sentence not in self._table]
         if missing:
             raise EmbeddingError(

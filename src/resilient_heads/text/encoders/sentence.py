@@ -10,7 +10,14 @@ from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.extras import require
-from resilient_heads.text.encoders.batching import Batching, LongText, encode_in_batches, usable_device
+from resilient_heads.files import as_path
+from resilient_heads.text.encoders.batching import (
+    Batching,
+    LongText,
+    encode_in_batches,
+    usable_device,
+    usable_dtype,
+)
 from resilient_heads.text.encoders.pins import MINILM_SHA256, weights_digest
 
 logger = logging.getLogger(__name__)
@@ -50,12 +57,13 @@ class SentenceTransformerEncoder:
         weights_sha256: str | None = None,
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
+        path = as_path(path, "path", error=EmbeddingError)
         package: Any = require("sentence_transformers", extra="minilm", purpose="SentenceTransformerEncoder")
-        weights = Path(path) / "model.safetensors"
+        weights = path / "model.safetensors"
         if not weights.is_file():
             raise EmbeddingError(f"{path} is not the folder of a model: it has no model.safetensors.")
-        chosen = usable_device(device)
-        self.id = id or Path(path).resolve().name
+        chosen, dtype = usable_device(device), usable_dtype(dtype)
+        self.id = id or path.resolve().name
         self.weights_sha256 = weights_digest(weights, expected=weights_sha256, what=self.id)
         self.revision = f"sha256:{self.weights_sha256}"
         self._model = package.SentenceTransformer(str(path), device=str(chosen), local_files_only=True).to(dtype)

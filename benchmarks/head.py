@@ -1,0 +1,81 @@
+"""How many of a head's faults are decided in a second: worked out, executed, and by a pass of the head for each batch.
+
+``python benchmarks/head.py`` takes a text-guided head of 1,000 classes with random features; every bit of every neuron
+of its tensors is struck for every sample. The last column is the plain way: a forward hook flips one bit in each row of
+a batch, the whole head runs, and the logits are compared.
+"""
+
+import argparse
+import time
+
+import torch
+from torch import Tensor, nn
+
+import resilient_heads as rh
+from resilient_heads.campaign.outcomes import Outcome, judge
+from resilient_heads.injection.bits import flip_bits
+
+
+def rate(head: nn.Module, data: tuple[Tensor, Tensor], site: str, *, closed_form: bool) -> tuple[float, int, int]:
+    """Return faults a second, and how many faults were SDC and DUE."""
+    start = time.perf_counter()
+    result = rh.exhaustive(head, data, layers=[site], closed_form=closed_form, progress=False)
+    seconds = time.perf_counter() - start
+    return result.faults / seconds, result.count(Outcome.SDC), result.count(Outcome.DUE)
+
+
+@torch.no_grad()
+def plain_rate(head: nn.Module, x: Tensor, site: str, batches: int, batch: int = 2048) -> float:
+    """Return faults a second of the plain way, over some batches."""
+    model = nn.Sequential(head)
+    module = model.get_submodule(site.replace("head", "0", 1))
+    rows = torch.arange(batch)
+    start = time.perf_counter()
+    for number in range(batches):
+        inputs = x[(rows + number) % len(x)]
+        golden = model(inputs)
+
+        def flip(_m: nn.Module, _i: object, output: Tensor) -> Tensor:
+            struck = output.clone()
+            neuron = rows % output.shape[1]
+            struck[rows, neuron] = flip_bits(struck[rows, neuron], rows % 32)
+            return struck
+
+        with module.register_forward_hook(flip):
+            faulty = model(inputs)
+        judge(golden, faulty, golden.argmax(1))
+    return batches * batch / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--features", type=int, default=512)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--executed", type=int, default=2, help="samples that are executed, too")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    head = rh.TextGuidedHead(options.features, (options.classes, options.dim)).eval()
+    x = torch.randn(options.samples, options.features).relu()
+    labels = head(x).argmax(1)
+    few = (x[: options.executed], labels[: options.executed])
+    print(f"{options.classes} classes, F = {options.features}, E = {options.dim}, {options.threads} threads")
+    print("| tensor | faults | worked out, faults/s | executed, faults/s | plain loop, faults/s |")
+    print("|---|---:|---:|---:|---:|")
+    for site in ("head", "head.latent", "head.unit"):
+        worked, sdc, due = rate(head, (x, labels), site, closed_form=True)
+        executed, *counts = rate(head, few, site, closed_form=False)
+        _, *again = rate(head, few, site, closed_form=True)
+        if counts != again:
+            raise SystemExit(f"{site}: executed {counts}, worked out {again}")
+        plain = plain_rate(head, x, site, 8)
+        faults = options.samples * (options.classes if site == "head" else options.dim) * 32
+        print(f"| {site} | {faults:,} ({sdc:,} SDC, {due:,} DUE) | {worked:,.0f} | {executed:,.0f} | {plain:,.0f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Heads that no flip gets through."""

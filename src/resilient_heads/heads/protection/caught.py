@@ -1,0 +1,139 @@
+"""What protections caught."""
+
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from resilient_heads.errors import ModelError
+from resilient_heads.heads.protection.guard import Bounded, BoundedNorm, Choice, Vote
+from resilient_heads.heads.protection.protect import find_protectable
+
+
+@dataclass(frozen=True, slots=True)
+class Catch:
+    """What one head's protection caught.
+
+    Attributes:
+        samples: Samples (of token or map heads: positions) that came by.
+        bounds: Values that were beyond their bounds, in all computations.
+        checksum: Samples whose sums were wrong, so that the second computation was taken.
+        median: Samples of which at least one logit was outvoted.
+    """
+
+    samples: int = 0
+    bounds: int = 0
+    checksum: int = 0
+    median: int = 0
+
+
+class CaughtFaults:
+    """Counts what the protections of a model catch, from its making until ``close``; a context manager.
+
+    Without it nothing is counted, and nothing is paid. Reading waits for the device, counting does not. Enter it before
+    the model is compiled or exported, since code that is generated does not see it later.
+
+    Args:
+        model: A model with protected heads.
+
+    Raises:
+        ModelError: No head of the model is protected.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        heads = {name: head for name, head in find_protectable(model).items() if head.guard is not None}
+        if not heads:
+            raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
+        self._names = tuple(heads)
+        self._sums: dict[tuple[str, str], Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+        for name, head in heads.items():
+            self._handles.append(head.register_forward_hook(self._samples(name, head.features_dim)))
+            for module in head.modules():
+                count = _COUNTED.get(type(module))
+                if count is not None:
+                    self._handles.append(module.register_forward_hook(self._hook(name, head.features_dim, *count)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def counts(self) -> dict[str, Catch]:
+        """What was caught so far, by the head's name in the model."""
+        found = dict.fromkeys(self._names, Catch())
+        for (name, field), total in self._sums.items():
+            found[name] = replace(found[name], **{field: int(total)})
+        return found
+
+    def reset(self) -> None:
+        """Start again from 0."""
+        self._sums.clear()
+
+    def close(self) -> None:
+        """Stop counting; the counts stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _add(self, name: str, field: str, number: Tensor) -> None:
+        """Add to a count, without waiting for the device."""
+        self._sums[name, field] = self._sums[name, field] + number if (name, field) in self._sums else number
+
+    def _samples(self, name: str, dim: int) -> Any:
+        """Return a hook that counts samples."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
+            if not module.training:
+                self._add(name, "samples", torch.tensor(logits.numel() // logits.shape[dim]))
+
+        return hook
+
+    def _hook(self, name: str, dim: int, field: str, count: Any) -> Any:
+        """Return a hook that counts what a part of the guard did."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._add(name, field, count(args, output, dim))
+
+        return hook
+
+
+def _replaced(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+    """Return how many values were replaced."""
+    return _differ(args[0], output).sum()
+
+
+def _recomputed(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+    """Return for how many samples an alarm was raised."""
+    fine: Tensor = args[2] <= 0
+    return (~fine).any(dim=dim).sum()
+
+
+def _outvoted(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+    """Return how many samples have a logit that one of the three computations gives differently."""
+    first, second, third = args
+    odd = _differ(third, output)
+    if output.dtype == torch.float16:  # twice a subnormal value is rounded less than the value itself
+        near = 8 * torch.finfo(output.dtype).eps * output.abs().amax(dim=dim, keepdim=True)
+        odd = odd & ~((third - output).abs() <= near)
+    return (_differ(first, output) | _differ(second, output) | odd).any(dim=dim).sum()
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """Return where two tensors differ; NaN equals NaN."""
+    return (one != other) & ~(one.isnan() & other.isnan())
+
+
+_COUNTED = {
+    Bounded: ("bounds", _replaced),
+    BoundedNorm: ("bounds", _replaced),
+    Choice: ("checksum", _recomputed),
+    Vote: ("median", _outvoted),
+}

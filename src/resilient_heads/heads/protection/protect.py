@@ -1,0 +1,94 @@
+"""Give a model's heads a protection, and take it away."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from resilient_heads.errors import ModelError
+from resilient_heads.heads.holders import refuse_held
+from resilient_heads.heads.locate import find_classifiers
+from resilient_heads.heads.protection.heads import Protectable, ProtectedConv2d, ProtectedLinear, protected
+from resilient_heads.heads.protection.options import Protection
+from resilient_heads.heads.swap import swap
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def protect_(
+    model: M,
+    *,
+    bounds: bool = False,
+    checksum: bool = False,
+    median: bool = False,
+    classifier: str | Sequence[str] | None = None,
+) -> M:
+    """Protect a model's heads against faults, in place; of several heads, every one.
+
+    Parameters, state dict and fault-free logits keep their bits. Protection acts in evaluation mode. A protection that
+    a head has already is replaced. See :class:`Protection` for what each one does, and ``docs/protection.md`` for what
+    each leaves.
+
+    Args:
+        model: A wrapped or fused model; a plain classifier; or a head.
+        bounds: Hold every value against a bound that no fault-free value can exceed.
+        checksum: Check the sums of all results, and compute anew where one is wrong.
+        median: Compute three times and take the median; not with ``checksum``.
+        classifier: Dotted path of a plain layer, or of several, where the model has no text-guided head.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: No protection or a contradictory one; a layer that cannot be protected or does not exist; a model
+            that is compiled.
+    """
+    protection = Protection(bounds=bounds, checksum=checksum, median=median)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
+    refuse_held(model, "protect")
+    if type(model) in (nn.Linear, nn.Conv2d):
+        raise ModelError(
+            f"This is the {type(model).__name__} layer itself; pass the model that holds it, or a TextGuidedHead."
+        )
+    heads = find_protectable(model)
+    if heads and classifier is not None:
+        raise ModelError(
+            f"classifier={classifier!r} names a plain layer, but {type(model).__name__} has heads to protect "
+            f"({', '.join(map(repr, heads))}); leave classifier= out."
+        )
+    if heads:
+        for head in heads.values():
+            head.protect(protection)
+        return model
+    for place in find_classifiers(model, classifier):
+        swap(model, place.leaf, protected(place.leaf, protection))
+    return model
+
+
+def unprotect_(model: M) -> M:
+    """Take the protection from every head of a model, in place.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ModelError: No head is protected.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
+    refuse_held(model, "unprotect")
+    heads = {name: head for name, head in find_protectable(model).items() if head.protection is not None}
+    if not heads:
+        raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
+    for name, head in heads.items():
+        if name and isinstance(head, ProtectedLinear | ProtectedConv2d):
+            swap(model, head, head.plain())
+        else:
+            head.protect(None)
+    return model
+
+
+def find_protectable(model: nn.Module) -> dict[str, Protectable]:
+    """Return the heads within a model that can be protected as they are, by dotted path."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Protectable)}

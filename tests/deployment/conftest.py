@@ -1,0 +1,67 @@
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import resilient_heads as rh
+from resilient_heads.text.embeddings import ClassEmbeddings
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+HEADS = ("cosine", "linear", "fused cosine", "fused convolution")  # a fused linear head is a stock layer
+
+
+def plain(*, conv: bool = False) -> nn.Sequential:
+    """A small classifier of 3x8x8 images with everything that backbones have."""
+    body = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)]
+    if conv:
+        return nn.Sequential(*body, nn.GELU(), nn.Conv2d(16, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(*body, nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+
+
+def wrapped(kind: str = "cosine") -> nn.Sequential:
+    """The same with one of the kinds of heads, in evaluation mode, with sizable features."""
+    torch.manual_seed(0)
+    rows = ClassEmbeddings(torch.randn(10, 12), tuple(f"name {row}" for row in range(10)))
+    model = plain(conv="convolution" in kind)
+    with torch.no_grad():
+        model[3].weight.mul_(4)
+        model[1].running_var.uniform_(0.5, 2)
+    rh.wrap_model(model, embeddings=rows, normalize="linear" not in kind)
+    return (rh.fuse(model) if "fused" in kind else model).eval()
+
+
+@pytest.fixture
+def make() -> Callable[[str], nn.Sequential]:
+    return wrapped
+
+
+@pytest.fixture
+def make_plain() -> Callable[..., nn.Sequential]:
+    return plain
+
+
+@pytest.fixture(params=HEADS)
+def model(request: pytest.FixtureRequest) -> nn.Sequential:
+    """A classifier with each kind of head in turn."""
+    return wrapped(request.param)
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Return how to load a script of examples/ as a module."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -1,0 +1,419 @@
+"""Protected heads: fault-free they are what they were, and no flip before the logits changes a class."""
+
+import copy
+import importlib
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import resilient_heads as rh
+from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.heads.protection import algebra
+from resilient_heads.injection.bits import words
+
+CHOICES = [
+    rh.Protection(bounds=True),
+    rh.Protection(checksum=True),
+    rh.Protection(median=True),
+    rh.Protection(bounds=True, checksum=True),
+    rh.Protection(bounds=True, median=True),
+]
+KINDS = ["plain", "linear", "cosine", "fused linear", "fused cosine"]
+
+
+def build(kind: str, sizes: tuple[int, int, int] = (24, 16, 5), *, conv: bool = False) -> nn.Sequential:
+    """Return a model that is one head."""
+    features, dim, classes = sizes
+    if kind == "plain":
+        return nn.Sequential(nn.Conv2d(features, classes, 1) if conv else nn.Linear(features, classes)).eval()
+    head = rh.TextGuidedHead(features, (classes, dim), normalize="cosine" in kind, conv=conv)
+    return nn.Sequential(head.fused() if "fused" in kind else head).eval()
+
+
+def protect(model: nn.Module, choice: rh.Protection) -> nn.Module:
+    return rh.protect_(model, **asdict(choice))
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(words(one.contiguous()), words(other.contiguous()))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_fault_free_logits_keep_every_bit_and_nothing_is_caught(
+    kind: str, choice: rh.Protection, dtype: torch.dtype
+) -> None:
+    for conv, sizes, samples in ((False, (24, 16, 5), 7), (False, (513, 96, 33), 16), (True, (24, 16, 5), 3)):
+        model = build(kind, sizes, conv=conv).to(dtype)
+        x = torch.randn(samples, sizes[0]).relu() * 10 ** torch.randn(samples, 1)
+        x = (x[:, :, None, None] * torch.rand(2, 3) if conv else x).to(dtype)
+        with torch.no_grad():
+            before = model(x)
+            protect(model, choice)
+            with rh.CaughtFaults(model) as caught:
+                after = model(x)
+        assert same_bits(before, after)
+        count = caught.counts["0"]
+        assert (count.bounds, count.checksum, count.median) == (0, 0, 0)
+        assert count.samples == before.numel() // sizes[2]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_no_input_raises_a_false_alarm_of_bounds_or_changes_a_bit(
+    kind: str, choice: rh.Protection, data: st.DataObject
+) -> None:
+    model = build(kind)
+    seed = data.draw(st.integers(0, 2**31))
+    exponents = data.draw(st.lists(st.integers(-44, 38), min_size=4, max_size=4))
+    special = data.draw(st.sampled_from([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 3.4e38, 1e-45]))
+    x = torch.randn(4, 24, generator=torch.Generator().manual_seed(seed)) * torch.tensor(
+        [[10.0**exponent] for exponent in exponents], dtype=torch.float64
+    )
+    x = x.float()
+    x[0, data.draw(st.integers(0, 23))] = special
+    with torch.no_grad():
+        before = model(x)
+        protect(model, choice)
+        with rh.CaughtFaults(model) as caught:
+            after = model(x)
+    nan = before.isnan()
+    assert torch.equal(nan, after.isnan())
+    assert torch.equal(before[~nan], after[~nan])
+    assert caught.counts["0"].bounds == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_and_tokens(kind: str) -> None:
+    model = build(kind)
+    tokens = torch.randn(3, 7, 24)
+    with torch.no_grad():
+        before = [model(tokens), model(tokens[:, 2]), model(tokens.transpose(0, 1))]
+        for choice in CHOICES:
+            protect(model, choice)
+            after = [model(tokens), model(tokens[:, 2]), model(tokens.transpose(0, 1))]
+            assert all(same_bits(one, other) for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("conv", [False, True], ids=["linear", "conv"])
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_fault_before_the_logits_changes_a_class(kind: str, choice: rh.Protection, conv: bool) -> None:
+    if conv and kind not in ("plain", "cosine"):
+        pytest.skip("the same code as cosine")
+    model = build(kind, (6, 5, 3), conv=conv)
+    x = torch.randn(4, 6, 1, 1) if conv else torch.randn(4, 6)
+    whole = nn.Sequential(*model, nn.Flatten()) if conv else model
+    labels = whole(x).argmax(1)
+    unprotected = rh.exhaustive(whole, (x, labels), progress=False)
+    protect(whole, choice)
+    result = rh.exhaustive(whole, (x, labels), progress=False)
+    assert not {name: why for name, why in result.skipped.items() if "guard" in name}
+    assert {tensor.site.name for tensor in result.tensors} == {f"0.{name}".rstrip(".") for name in whole[0].fault_sites}
+    before = [tensor for tensor in result.tensors if tensor.site.name != "0"]
+    assert result["0"].count(Outcome.SDC) > 0
+    assert unprotected.count(Outcome.SDC) > 0
+    assert len(before) >= 3
+    if choice.checksum or choice.median:
+        assert sum(tensor.count(Outcome.SDC) + tensor.count(Outcome.DUE) for tensor in before) == 0
+    if choice.median:
+        assert sum(tensor.count(Outcome.MASKED) for tensor in before) == sum(tensor.faults for tensor in before)
+
+
+def test_bounds_catch_what_is_out_of_range_and_nothing_else_can() -> None:
+    model = build("cosine")
+    x = torch.randn(8, 24)
+    rh.protect_(model, bounds=True)
+    for bit, expected in ((30, 8), (3, 0)):
+        with rh.CaughtFaults(model) as caught, torch.no_grad():
+            hit = rh.BitFlip(layer="0.latent", neuron=(2,), bit=bit)
+            with rh.inject(model, hit):
+                logits = model(x)
+        assert bool(logits.isfinite().all())
+        assert (caught.counts["0"].bounds > 0) == (expected > 0)
+
+
+def test_a_checksum_raises_an_alarm_for_whatever_is_larger_than_rounding() -> None:
+    model = build("cosine", (256, 128, 20))
+    x = torch.randn(32, 256)
+    golden = model(x)
+    rh.protect_(model, checksum=True)
+    for layer in ("0.latent", "0.guard.first.unit", "0.projection", "0.guard.first.logits"):
+        for change in (1e-2, -1.0, float("nan"), float("inf"), -1e38):
+
+            def add(module: nn.Module, args: object, output: Tensor, change: float = change) -> Tensor:
+                output = output.clone()
+                output[:, 3] += change
+                return output
+
+            handle = model.get_submodule(layer).register_forward_hook(add)
+            with rh.CaughtFaults(model) as caught, torch.no_grad():
+                logits = model(x)
+            handle.remove()
+            assert caught.counts["0"].checksum == 32, (layer, change)
+            assert torch.equal(logits, golden)
+
+
+def test_rounding_raises_no_alarm_in_large_heads() -> None:
+    for kind in KINDS:
+        model = build(kind, (2048, 512, 300))
+        rh.protect_(model, checksum=True)
+        with rh.CaughtFaults(model) as caught, torch.no_grad():
+            for scale in (1e-3, 1.0, 1e3):
+                model(torch.randn(64, 2048).relu() * scale)
+        assert caught.counts["0"].checksum == 0
+
+
+def test_what_was_caught_adds_up_and_is_reset() -> None:
+    model = build("cosine")
+    rh.protect_(model, median=True)
+    x = torch.randn(6, 24)
+    caught = rh.CaughtFaults(model)
+    with torch.no_grad():
+        with rh.inject(model, rh.BitFlip(layer="0.guard.second.latent", neuron=(1,), bit=30)):
+            model(x)
+        assert (caught.counts["0"].samples, caught.counts["0"].median) == (6, 6)
+        model(x)
+        assert (caught.counts["0"].samples, caught.counts["0"].median) == (12, 6)
+        caught.reset()
+        model(x)
+        assert (caught.counts["0"].samples, caught.counts["0"].median) == (6, 0)
+        caught.close()
+        model(x)
+        assert caught.counts["0"].samples == 6
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@given(
+    value=st.floats(width=32, allow_nan=False),
+    fault=st.floats(width=32),
+    place=st.integers(0, 2),
+)
+def test_two_that_agree_outvote_anything(value: float, fault: float, place: int) -> None:
+    three = [torch.tensor([value])] * 3
+    three[place] = torch.tensor([fault])
+    assert torch.equal(algebra.median_of_three(*three), torch.tensor([value]))
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=3, max_size=3))
+def test_the_median_of_three(values: list[float]) -> None:
+    three = [torch.tensor([value]) for value in values]
+    assert float(algebra.median_of_three(*three)) == sorted(values)[1]
+
+
+def test_parameters_state_and_mode_stay() -> None:
+    for kind in KINDS:
+        model = build(kind)
+        stock = copy.deepcopy(model)
+        parameters = list(model.parameters())
+        for choice in CHOICES:
+            protect(model, choice)
+            assert all(one is other for one, other in zip(parameters, model.parameters(), strict=True))
+            assert list(model.state_dict()) == list(stock.state_dict())
+            stock.load_state_dict(model.state_dict(), strict=True)
+        rh.unprotect_(model)
+        assert type(model[0]) is type(stock[0])
+        assert not model.training
+
+
+def test_training_computes_once_and_unguarded() -> None:
+    model = build("cosine")
+    x = torch.randn(4, 24)
+    expected = copy.deepcopy(model).train()
+    rh.protect_(model, median=True)
+    model.train()
+    for each in (model, expected):
+        each(x).square().sum().backward()
+    assert all(
+        torch.equal(one.grad, other.grad)
+        for one, other in zip(model.parameters(), expected.parameters(), strict=True)
+        if one.grad is not None and other.grad is not None
+    )
+    with rh.CaughtFaults(model) as caught:
+        model(x)
+    assert caught.counts["0"].samples == 0
+
+
+def test_gradients_of_a_protected_head_in_evaluation_mode() -> None:
+    for kind in KINDS:
+        model = build(kind).double()
+        x = torch.randn(3, 24, dtype=torch.float64, requires_grad=True)
+        (expected,) = torch.autograd.grad(model(x).square().sum(), x)
+        for choice in CHOICES:
+            protect(model, choice)
+            (found,) = torch.autograd.grad(model(x).square().sum(), x)
+            torch.testing.assert_close(found, expected)
+
+
+def products(model: nn.Module, x: Tensor) -> int:
+    """Return the matrix products that are left in the exported graph once equal computations are merged."""
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    graph = torch.export.export(model, (x,)).run_decompositions().module().graph
+    wanted = ("mm", "linear", "convolution", "conv2d")
+    return sum(
+        node.op == "call_function" and any(w in str(node.target) for w in wanted) for node in fx_graph_cse(graph).nodes
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compilers_keep_the_copies(kind: str) -> None:
+    model = build(kind)
+    x = torch.randn(3, 24)
+    one = products(model, x)
+    for choice, factor in ((CHOICES[1], 2), (CHOICES[2], 3)):
+        protect(model, choice)
+        assert products(model, x) == factor * one
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch.jit
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_export_with_any_batch_compile_trace_and_copies(choice: rh.Protection) -> None:
+    model = build("cosine")
+    protect(model, choice)
+    x = torch.randn(5, 24)
+    with torch.no_grad():
+        golden = model(x)
+        batch = torch.export.Dim("batch", min=2)
+        exported = torch.export.export(model, (torch.randn(3, 24),), dynamic_shapes=({0: batch},)).module()
+        torch.testing.assert_close(exported(x), golden, rtol=1e-6, atol=1e-6)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), golden, rtol=1e-6, atol=1e-6)
+        traced = torch.jit.trace(model, torch.randn(2, 24))
+        torch.testing.assert_close(traced(x), golden, rtol=1e-6, atol=1e-6)
+        assert same_bits(copy.deepcopy(model)(x), golden)
+        assert same_bits(pickle.loads(pickle.dumps(model))(x), golden)
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        assert same_bits(torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)(x), golden)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporter
+@pytest.mark.parametrize(("kind", "choice"), [("linear", CHOICES[1]), ("fused cosine", CHOICES[4])])
+def test_onnx_runtime_gives_the_logits_and_keeps_the_copies(kind: str, choice: rh.Protection, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model = build(kind)
+    protect(model, choice)
+    x = torch.randn(6, 24)
+    file, optimized = str(tmp_path / "head.onnx"), str(tmp_path / "optimized.onnx")
+    batch = torch.export.Dim("batch", min=1)
+    torch.onnx.export(model, (x[:3],), dynamo=True, dynamic_shapes=({0: batch},), verbose=False).save(file)
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath = optimized
+    session = runtime.InferenceSession(file, options)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.tensor(found), model(x).detach(), rtol=1e-5, atol=1e-5)
+    kinds = [node.op_type for node in onnx.load(optimized).graph.node]
+    expected = (1 if "fused" in kind else 2) * (3 if choice.median else 2)
+    assert sum(name in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm") for name in kinds) == expected
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_autocast(choice: rh.Protection) -> None:
+    for kind in KINDS:
+        model = build(kind, (96, 64, 10))
+        x = torch.randn(16, 96)
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            before = model(x)
+            protect(model, choice)
+            with rh.CaughtFaults(model) as caught:
+                after = model(x)
+        assert before.dtype == after.dtype
+        assert same_bits(before, after)
+        count = caught.counts["0"]
+        assert (count.bounds, count.checksum, count.median) == (0, 0, 0)
+
+
+def test_a_wrapped_model_is_protected_fused_and_unwrapped() -> None:
+    def small() -> nn.Sequential:
+        return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 10)).eval()
+
+    x = torch.randn(3, 12)
+    for normalize in (True, False):
+        model = rh.wrap_model(small(), embeddings="cifar10", normalize=normalize)
+        rh.protect_(model, checksum=True)
+        assert rh.is_wrapped(model)
+        golden = model(x)
+        rh.fuse(model)
+        assert model[3].protection == rh.Protection(checksum=True)
+        torch.testing.assert_close(model(x), golden, rtol=1e-4, atol=1e-4)
+        rh.protect_(model, median=True)
+        assert model[3].protection == rh.Protection(median=True)
+    model = small()
+    weight = model[3].weight
+    rh.protect_(rh.wrap_model(model, embeddings="cifar10"), bounds=True, median=True)
+    rh.unwrap_model(model)
+    assert model[3].weight is weight
+
+
+def test_the_constructor_takes_a_protection_and_files_keep_it(tmp_path: Path) -> None:
+    choice = rh.Protection(bounds=True, checksum=True)
+    head = rh.TextGuidedHead(8, (5, 6), protection=choice).eval()
+    assert head.protection == choice
+    rh.save_pretrained(head, tmp_path / "head")
+    loaded = rh.from_pretrained(tmp_path / "head").eval()
+    assert loaded.protection == choice
+    x = torch.randn(2, 8)
+    assert same_bits(loaded(x), head(x))
+
+
+def test_a_campaign_strikes_the_guards_tensors() -> None:
+    model = rh.wrap_model(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 10)), embeddings="cifar10"
+    )
+    rh.protect_(model.eval(), median=True)
+    x = torch.randn(16, 12)
+    result = rh.run_campaign(model, (x, model(x).argmax(1)), protocol="raw", injections_per_layer=40, progress=False)
+    names = {struck.site.name for struck in result.sites}
+    assert {"3.latent", "3.guard.third.unit", "3"} <= names
+    for layer in result.by_layer():
+        if layer.name.startswith("3."):
+            assert layer.figures.masked.value == 1.0
+
+
+def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    importlib.import_module("protected_head").main(images=1)
+    plain, _, checksum, median = capsys.readouterr().out.splitlines()
+    assert "before the logits      0 SDC,    0 DUE" not in plain
+    assert "before the logits      0 SDC,    0 DUE" in checksum
+    assert "before the logits      0 SDC,    0 DUE" in median
+
+
+def refused(match: str, call: Callable[[], object]) -> None:
+    with pytest.raises(rh.ResilientHeadsError, match=match):
+        call()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_refusals() -> None:
+    model = build("cosine")
+    refused("at least one protection", lambda: rh.protect_(model))
+    refused("contradict", lambda: rh.protect_(model, checksum=True, median=True))
+    refused("must be True or False", lambda: rh.protect_(model, bounds=1))  # type: ignore[arg-type]
+    refused("no protected head", lambda: rh.unprotect_(model))
+    refused("no protected head", lambda: rh.CaughtFaults(model))
+    refused("leave classifier= out", lambda: rh.protect_(model, bounds=True, classifier="0"))
+    refused("pass the model that holds it", lambda: rh.protect_(nn.Linear(3, 2), bounds=True))
+    refused("Expected a torch.nn.Module", lambda: rh.protect_("model", bounds=True))  # type: ignore[type-var]
+    refused(
+        "no layer named 'head'.*candidates: 1",
+        lambda: rh.protect_(nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), bounds=True, classifier="head"),
+    )
+    refused("no classifier", lambda: rh.protect_(nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 2)), bounds=True))
+    refused("compiled", lambda: rh.protect_(torch.compile(model), bounds=True))
+    refused("TorchScript", lambda: rh.protect_(torch.jit.trace(model, torch.randn(1, 24)), bounds=True))
