@@ -12,11 +12,14 @@ from resilient_heads.campaign.golden import logits_of
 from resilient_heads.campaign.separation import disturbed_pass, require_separate
 from resilient_heads.injection.sites import Site, watch_sites
 from resilient_heads.rerun.batches import Batch, smaller_batches, whole_batch
+from resilient_heads.rerun.follow import window_counts
+from resilient_heads.rerun.local_trial import try_windows
 from resilient_heads.rerun.player import Player
+from resilient_heads.rerun.reach import Plan, plan_windows
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.slices import Slice, slice_after
-from resilient_heads.rerun.tape import ControlFlowError, Moment, Tape
+from resilient_heads.rerun.tape import ControlFlowError, Mark, Moment, Tape
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +81,7 @@ class Reruns:
         eighths = {len(images) * part // 8 for part in parts} - {0}
         self._sizes = tuple(sorted(eighths)) if whole is not None else ()
         self._whole = Batch(len(images), self._tape, {}) if whole is None else whole
-        self._player = Player(self._whole, self._fewer, self._sizes)
+        self._player = Player(self._whole, self._fewer, self._sizes, self._plans())
         self._limit = _free_memory(images.device) // 2 if memory_limit is None else memory_limit
         for name in list(self._slices):
             if self._bytes(self._needs(name)) > self._limit:
@@ -190,6 +193,16 @@ class Reruns:
         if self._smaller is None:
             self._smaller = smaller_batches(self._run, self._whole, self._images, self._sizes)
         return self._smaller.get(size)
+
+    def _plans(self) -> dict[Mark, Plan]:
+        """Return what of each slice may be run on windows, by its source."""
+        hoped = [plan_windows(piece, self._whole) for piece in self._slices.values()]
+        wanted = {local for plan in hoped if plan is not None for local in plan.locals}
+        if not wanted:
+            return {}
+        able = try_windows(self._run, self._whole, self._images, wanted, window_counts(len(self._images)))
+        plans = {piece.source: plan_windows(piece, self._whole, able) for piece in self._slices.values()}
+        return {source: plan for source, plan in plans.items() if plan is not None}
 
     def _needs(self, name: str) -> frozenset[Moment]:
         """Return the golden content for one site."""

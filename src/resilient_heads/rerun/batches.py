@@ -15,7 +15,7 @@ from resilient_heads.rerun.rows import Rows, changed, rows_from_shapes, settle_o
 from resilient_heads.rerun.tape import Step, Tape, View, flat_tensors
 
 # fmt: off
-_EXACT = frozenset({
+EXACT = frozenset({
     "relu", "relu_", "threshold", "clamp", "clamp_", "clamp_min", "clamp_max", "hardtanh", "hardtanh_",
     "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "leaky_relu", "leaky_relu_", "add", "add_",
     "sub", "sub_", "mul", "mul_", "div", "div_", "neg", "abs", "max_pool2d_with_indices", "cat", "stack",
@@ -183,7 +183,7 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         involved = step.reads | step.creates
         if step.is_view or all(self._whole.rows.get(buffer, 0) is None for buffer in involved):
             return func(*args, **kwargs)
-        if not _trial_tells(kind, args, kwargs):
+        if not trial_tells(kind, args, kwargs):
             for inexact in self.inexact:
                 inexact.add(number)
             return func(*args, **kwargs)
@@ -241,13 +241,13 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return where.pick(root, images, small.shaped(buffer, tensor.device))
 
 
-def _trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether trying an operator on one batch shows for all whether it gives the same bits."""
     if kind in _TRIED:
         return True
     # With a factor, or rounded, these have one path for full vectors and another for what is left over.
     plain = kwargs.get("alpha", 1) == 1 and len(args) < 3 and kwargs.get("rounding_mode") is None
-    return kind in _EXACT and (plain or kind.rstrip("_") not in ("add", "sub", "div"))
+    return kind in EXACT and (plain or kind.rstrip("_") not in ("add", "sub", "div"))
 
 
 def _nothing(view: View) -> Tensor:

@@ -8,9 +8,13 @@ from torch import Tensor
 
 from resilient_heads.rerun.batches import Batch
 from resilient_heads.rerun.execute import run_step
+from resilient_heads.rerun.follow import Followed, Follower
+from resilient_heads.rerun.reach import Plan
+from resilient_heads.rerun.recorder import copy_memory
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.slices import Cut, Slice
-from resilient_heads.rerun.tape import Moment, View
+from resilient_heads.rerun.tape import Mark, Moment, View
+from resilient_heads.rerun.windows import Window, paste_
 
 _MOST_LOOKS = 6
 """Cuts at which rows are compared; nearly all rows that ever become golden do so soon after the fault."""
@@ -78,12 +82,21 @@ class Player:
         whole: The pass over a whole batch.
         smaller: Gives the pass over fewer images, or None where there is none.
         sizes: Numbers of images to which a batch may be reduced.
+        plans: What is run on windows, by the struck tensor.
     """
 
-    def __init__(self, whole: Batch, smaller: Callable[[int], Batch | None], sizes: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        whole: Batch,
+        smaller: Callable[[int], Batch | None],
+        sizes: tuple[int, ...],
+        plans: Mapping[Mark, Plan] | None = None,
+    ) -> None:
         self._whole = whole
         self._smaller = smaller
         self._sizes = sizes
+        self._plans = plans or {}
+        self._follower = Follower(whole)
         self._yields: dict[tuple[int, int, int], Yield] = {}
 
     def looks(self, piece: Slice) -> tuple[Cut, ...]:
@@ -96,7 +109,8 @@ class Player:
 
     def needs(self, piece: Slice) -> frozenset[Moment]:
         """Return the golden content that :meth:`play` reads."""
-        return piece.needs | {moment for cut in self.looks(piece) for moment in cut.live}
+        own = self._plans[piece.source].needs if piece.source in self._plans else frozenset()
+        return piece.needs | own | {moment for cut in self.looks(piece) for moment in cut.live}
 
     def play(self, piece: Slice, golden: Mapping[Moment, Tensor], struck: Tensor) -> Played:
         """Run what comes after a struck tensor.
@@ -106,16 +120,15 @@ class Player:
             golden: Content of :meth:`needs`.
             struck: A tensor on memory like that of the slice's source, faulty.
         """
-        images = torch.arange(self._whole.size if piece.reaches_logits else 0, device=struck.device)
-        state = _State(self._whole, images, {piece.source.view.buffer: struck})
+        state, done = self._begin(piece, golden, struck)
         cuts = {cut.step: cut for cut in self.looks(piece)}
         heavy = {cut.step for cut in piece.cuts}
-        heavy_left = len(heavy)
-        for number, frees in zip(piece.steps, piece.frees, strict=True):
-            if number in cuts:
+        heavy_left = len(heavy.intersection(piece.steps[done:]))
+        for number, frees in zip(piece.steps[done:], piece.frees[done:], strict=True):
+            if number in cuts and len(state.images):
                 state = self._look(piece, cuts[number], heavy_left, state, golden)
-                if not len(state.images):
-                    break
+            if not len(state.images):
+                break
             heavy_left -= number in heavy
             self._execute(number, state, golden)
             for buffer in frees:
@@ -125,6 +138,43 @@ class Player:
         if not len(state.images):
             return Played(state.images, torch.empty((0, *logits.size[1:]), dtype=logits.dtype, device=struck.device))
         return Played(state.images, logits.on(state.roots[logits.buffer])[: len(state.images)])
+
+    def _begin(self, piece: Slice, golden: Mapping[Moment, Tensor], struck: Tensor) -> tuple[_State, int]:
+        """Run what pays to be run on windows; return a state of whole rows, and how many operations that were."""
+        plan = self._plans.get(piece.source)
+        followed = None if plan is None else self._follower.follow(piece, plan, golden, struck)
+        if plan is None or followed is None:
+            images = torch.arange(self._whole.size if piece.reaches_logits else 0, device=struck.device)
+            return _State(self._whole, images, {piece.source.view.buffer: struck}), 0
+        if not len(followed.images):
+            return _State(self._whole, followed.images, {}), followed.done
+        return self._whole_rows(piece, plan.live[followed.done], followed, golden), followed.done
+
+    def _whole_rows(
+        self, piece: Slice, live: tuple[Moment, ...], followed: Followed, golden: Mapping[Moment, Tensor]
+    ) -> _State:
+        """Put windows into golden rows."""
+        count = len(followed.images)
+        size = min((s for s in self._sizes if s >= count), default=self._whole.size)
+        smaller = self._smaller(size) if size < self._whole.size else None
+        if smaller is None or not self._fits(smaller, list(piece.steps[followed.done :])):
+            state = _State(self._whole, torch.arange(self._whole.size, device=followed.images.device), {})
+            places = followed.images
+        else:
+            state = _State(smaller, followed.images, {})
+            places = torch.arange(count, device=followed.images.device)
+        for buffer, version in live:
+            root, where = self._whole.tape.roots[buffer], state.batch.rows[buffer]
+            assert where is not None
+            if state.batch is self._whole:
+                rows = root.on(copy_memory(golden[buffer, version]))
+            else:
+                into = state.batch.shaped(buffer, followed.images.device)
+                rows = where.pick(root.on(golden[buffer, version]), state.padded, into)
+            window = followed.windows[buffer]
+            paste_(rows, places, Window(window.values[:count], window.origin[:count]))
+            state.roots[buffer] = rows
+        return state
 
     def _look(self, piece: Slice, cut: Cut, heavy_left: int, state: _State, golden: Mapping[Moment, Tensor]) -> _State:
         """Compare rows with golden ones where that has paid so far; go on with fewer rows if that saves work."""

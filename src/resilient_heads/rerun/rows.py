@@ -38,7 +38,10 @@ class Rows:
         """Copy the parts of some images, in their order, into a tensor for that many images."""
         parts, dim = self.apart(source)
         places, _ = self.apart(into)
-        places.copy_(parts.index_select(dim, images))
+        if places.is_contiguous() and parts.is_contiguous():
+            torch.index_select(parts, dim, images, out=places)
+        else:
+            places.copy_(parts.index_select(dim, images))
         return into
 
 

@@ -1,0 +1,109 @@
+"""Try which operations give the same bits on windows as on whole maps."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from resilient_heads.rerun.batches import EXACT, Batch
+from resilient_heads.rerun.execute import as_list
+from resilient_heads.rerun.reach import Local
+from resilient_heads.rerun.recorder import Run, copy_memory
+from resilient_heads.rerun.rows import words
+from resilient_heads.rerun.tape import View, flat_tensors
+from resilient_heads.rerun.windows import crop, input_window, inside, run_local
+
+
+def try_windows(
+    run: Run, batch: Batch, inputs: Tensor, wanted: Collection[Local], counts: Sequence[int]
+) -> dict[Local, bool]:
+    """Run operations on windows of a pass, in every row and every column of their results, and compare the bits.
+
+    Args:
+        run: Runs the model.
+        batch: The recorded pass.
+        inputs: Its images.
+        wanted: What to try.
+        counts: Numbers of windows that will be run at once.
+    """
+    trial = _Windows(batch, wanted, counts)
+    with trial:
+        run(None, inputs)
+    return dict.fromkeys(wanted, False) if trial.strayed else trial.able
+
+
+class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Repeats operations of a pass on windows."""
+
+    def __init__(self, batch: Batch, wanted: Collection[Local], counts: Sequence[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.able: dict[Local, bool] = dict.fromkeys(wanted, False)
+        self.strayed = False
+        self._batch, self._counts = batch, counts
+        self._wanted: dict[int, list[Local]] = {}
+        for local in wanted:
+            self._wanted.setdefault(local.number, []).append(local)
+        self._numbers: Iterator[int] = iter(range(len(batch.tape.steps)))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation on whole maps and on windows."""
+        kwargs = kwargs or {}
+        number = next(self._numbers, -1)
+        self.strayed |= number < 0 or self._batch.tape.steps[number].func is not func
+        if self.strayed or number not in self._wanted:
+            return func(*args, **kwargs)
+        step = self._batch.tape.steps[number]
+        if step.func._schema.name.removeprefix("aten::") in EXACT:
+            self.able.update(dict.fromkeys(self._wanted[number], True))
+            return func(*args, **kwargs)
+        tensors = {
+            view: copy_memory(tensor) if view.buffer in step.writes else tensor
+            for view, tensor in zip(step.views, flat_tensors((args, tuple(kwargs.values()))), strict=True)
+        }
+        result = func(*args, **kwargs)
+        for local in self._wanted[number]:
+            self.able[local] = all(self._agrees(local, tensors, as_list(result)[0], count) for count in self._counts)
+        return result
+
+    def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int) -> bool:
+        """Whether windows, so many at once, give the bits of the whole."""
+        tiles = _tiles(local, count, self._batch.size).to(result.device)
+        for part in torch.split(tiles, count):
+            images, origin = part[:, 0], part[:, 1:]
+            got = run_local(
+                self._batch.tape.steps[local.number],
+                local,
+                lambda view: self._cut(local, view, tensors[view], images, origin),  # noqa: B023
+            )
+            expected = crop(result, images, origin, local.size)
+            if got.shape != expected.shape or not torch.equal(words(got), words(expected)):
+                return False
+        return True
+
+    def _cut(self, local: Local, view: View, tensor: Tensor, images: Tensor, origin: Tensor) -> Tensor:
+        """Return what windows read of an argument."""
+        if self._batch.rows.get(view.buffer) is None:
+            return tensor
+        if local.reach is None and tensor.shape[2:] == (1, 1):
+            return crop(tensor, images, torch.zeros_like(origin), (1, 1))
+        start, size = input_window(local.reach, origin, local.size)
+        values = crop(tensor, images, start, size)
+        within = inside((tensor.shape[2], tensor.shape[3]), start, size)
+        return values if within is None or local.reach is None else values.masked_fill_(~within, local.reach.fill)
+
+
+def _tiles(local: Local, count: int, batch: int) -> Tensor:
+    """Return images and origins of windows that lie in every row, every column and all corners; ``(n, 3)``."""
+    ys, xs = (
+        torch.cat([torch.arange(0, whole - own + 1, own), torch.tensor([whole - own])])
+        for own, whole in zip(local.size, local.limit, strict=True)
+    )
+    pairs = max(len(ys), len(xs))
+    numbers = torch.arange(-(-2 * pairs // count) * count)
+    along = numbers // 2
+    across = torch.where(numbers % 2 == 0, along, -1 - along)
+    return torch.stack([numbers % batch, ys[along % len(ys)], xs[across % len(xs)]], dim=1)

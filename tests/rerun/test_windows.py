@@ -1,0 +1,150 @@
+"""Windows of maps, how far changes spread, and faults that are followed on windows, on maps small enough to reckon."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resilient_heads.rerun.batches import whole_batch
+from resilient_heads.rerun.follow import window_counts
+from resilient_heads.rerun.local_trial import try_windows
+from resilient_heads.rerun.player import Player
+from resilient_heads.rerun.reach import Plan, Reach, plan_windows
+from resilient_heads.rerun.recorder import Recorder, copy_memory, record
+from resilient_heads.rerun.slices import Slice, slice_after
+from resilient_heads.rerun.windows import Window, crop, inside, paste_, struck_pixels
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> object:
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
+def test_a_crop_holds_the_pixels_at_its_place(memory_format: torch.memory_format, stride: tuple[int, int]) -> None:
+    maps = torch.arange(6 * 3 * 9 * 8.0).view(6, 3, 9, 8).contiguous(memory_format=memory_format)
+    images, origin = torch.tensor([3, 1, 5, 0]), torch.tensor([[-2, 3], [0, 0], [7, 6], [4, 5]])
+    cut, within = crop(maps, images, origin, (4, 3), stride), inside((9, 8), origin, (4, 3), stride)
+    assert within is not None
+    for row in range(4):
+        for y in range(4):
+            for x in range(3):
+                at = int(origin[row, 0]) + y * stride[0], int(origin[row, 1]) + x * stride[1]
+                assert bool(within[row, 0, y, x]) == (0 <= at[0] < 9 and 0 <= at[1] < 8)
+                if within[row, 0, y, x]:
+                    assert torch.equal(cut[row, :, y, x], maps[images[row], :, at[0], at[1]])
+
+
+def test_what_is_pasted_is_cropped_again() -> None:
+    maps = torch.zeros(4, 2, 6, 7)
+    images, origin = torch.tensor([3, 1]), torch.tensor([[0, 4], [4, 1]])
+    paste_(maps, images, Window(torch.ones(2, 2, 2, 3), origin))
+    assert torch.equal(crop(maps, images, origin, (2, 3)), torch.ones(2, 2, 2, 3))
+    assert maps.sum() == 24
+
+
+def test_struck_pixels() -> None:
+    golden = torch.randn(5, 3, 4, 6)
+    struck = golden.clone()
+    struck[2, 1, 3, 5] += 1
+    struck[4, ::2, 0, 3] += 1  # two channels of one pixel
+    assert struck_pixels(struck, golden).tolist() == [[0, 0], [0, 0], [3, 5], [0, 0], [0, 3]]  # type: ignore[union-attr]
+    struck[2, 0, 0, 0] += 1
+    assert struck_pixels(struck, golden) is None
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_every_output_that_a_change_reaches_lies_in_the_window(kernel: int, stride: int, dilation: int) -> None:
+    spread = (kernel - 1) * dilation + 1
+    reach = Reach((spread, spread), (stride, stride), (1, 1), 0.0)
+    conv = nn.Conv2d(1, 1, kernel, stride, 1, dilation, bias=False)
+    nn.init.ones_(conv.weight)
+    for y in range(12):
+        changed = torch.zeros(1, 1, 12, 12)
+        changed[0, 0, y : y + 2, 5] = 1
+        rows = conv(changed).abs().sum((0, 1, 3)).nonzero().flatten()
+        first = int(reach.first(torch.tensor([[y, 5]]))[0, 0])
+        size = reach.touched((2, 1))[0]
+        assert all(first <= row < first + size for row in rows.tolist())
+
+
+class Residual(nn.Module):
+    """A stem, a block with a shortcut that skips every second pixel, and a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.down, self.same = nn.Conv2d(8, 8, 3, 2, 1, bias=False), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, recorder: Recorder | None, images: Tensor) -> Tensor:
+        """Classify; the stem's result is pointed out."""
+        x = self.stem(images)
+        if recorder is not None:
+            recorder.mark("here", x)
+        x = torch.relu_(self.norm(x))
+        y = self.same(torch.relu(self.down(x)))
+        y += nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 0))
+        return self.fc(torch.relu(y).mean((2, 3)))
+
+
+def followed(model: Residual, images: Tensor) -> tuple[Player, Slice, Plan, dict[tuple[int, int], Tensor], Tensor]:
+    """Record a pass, plan its windows and try them."""
+    recorder, _ = record(model, images)
+    whole = whole_batch(model, recorder.tape, images)
+    piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
+    hoped = plan_windows(piece, whole)
+    assert hoped is not None
+    able = try_windows(model, whole, images, hoped.locals, window_counts(len(images)))
+    plan = plan_windows(piece, whole, able)
+    assert plan is not None
+    player = Player(whole, lambda size: None, (), {piece.source: plan})
+    kept, logits = record(model, images, player.needs(piece) | {piece.source.view.moment})
+    return player, piece, plan, kept.kept, logits
+
+
+@pytest.mark.parametrize("corner", [0, 17, 31])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_faults_followed_on_windows_are_exact(corner: int, memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    model = Residual().eval().to(memory_format=memory_format)  # type: ignore[call-overload]
+    images = torch.randn(8, 3, 32, 32).contiguous(memory_format=memory_format)
+    player, piece, plan, golden, logits = followed(model, images)
+    assert any(local.reach is not None for local in plan.locals)
+    root = copy_memory(golden[piece.source.view.moment])
+    struck = piece.source.view.on(root)
+    struck[1:6, 2, corner, 31 - corner] = torch.tensor([1e3, -5.0, 1e-42, torch.inf, 3.0])
+    tail = nn.Sequential(nn.Identity())
+    model.stem, keep = tail, model.stem
+    expected = model(None, struck.clone(memory_format=torch.preserve_format))
+    model.stem = keep
+    played = player.play(piece, golden, root)
+    result = logits.clone()
+    result[played.images] = played.logits
+    assert torch.equal(result.nan_to_num(7), expected.nan_to_num(7))
+    assert not torch.equal(result, logits)
+
+
+def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, images = Residual().eval(), torch.randn(8, 3, 32, 32)
+    recorder, _ = record(model, images)
+    whole = whole_batch(model, recorder.tape, images)
+    piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
+    hoped = plan_windows(piece, whole)
+    assert hoped is not None
+
+    def off(*args: object) -> Tensor:
+        return run(*args) * (1 + 1e-6)  # type: ignore[arg-type]
+
+    from resilient_heads.rerun import local_trial
+
+    run = local_trial.run_local
+    monkeypatch.setattr(local_trial, "run_local", off)
+    able = try_windows(model, whole, images, hoped.locals, (8,))
+    assert not any(able[local] for local in hoped.locals if local.reach is not None)
+    plan = plan_windows(piece, whole, able)
+    assert plan is None or all(local.reach is None for local in plan.locals)
