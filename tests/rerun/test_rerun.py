@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.rerun.batches import Batch, smaller_batches, whole_batch
+from resilient_heads.rerun.batches import Batch, whole_batch
 from resilient_heads.rerun.player import Player
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.rows import Rows, rows_from_shapes, settle_order, words
+from resilient_heads.rerun.size_trial import smaller_batches
 from resilient_heads.rerun.slices import slice_after
 from resilient_heads.rerun.tape import ControlFlowError
 

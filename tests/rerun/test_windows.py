@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.rerun.batches import whole_batch
-from resilient_heads.rerun.follow import window_counts
-from resilient_heads.rerun.local_trial import try_windows
+from resilient_heads.rerun.follow import Follower
+from resilient_heads.rerun.local_trial import settle, try_windows
 from resilient_heads.rerun.player import Player
-from resilient_heads.rerun.reach import Plan, Reach, plan_windows
+from resilient_heads.rerun.reach import Local, Plan, Reach, plan_windows
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.slices import Slice, slice_after
 from resilient_heads.rerun.windows import Window, crop, inside, paste_, struck_pixels
@@ -34,6 +34,9 @@ def test_a_crop_holds_the_pixels_at_its_place(memory_format: torch.memory_format
                 assert bool(within[row, 0, y, x]) == (0 <= at[0] < 9 and 0 <= at[1] < 8)
                 if within[row, 0, y, x]:
                     assert torch.equal(cut[row, :, y, x], maps[images[row], :, at[0], at[1]])
+
+
+COUNTS = (2, 4, 6, 8)
 
 
 def test_what_is_pasted_is_cropped_again() -> None:
@@ -98,10 +101,10 @@ def followed(model: Residual, images: Tensor) -> tuple[Player, Slice, Plan, dict
     piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
     hoped = plan_windows(piece, whole)
     assert hoped is not None
-    able = try_windows(model, whole, images, hoped.locals, window_counts(len(images)))
+    counts, able = settle(try_windows(model, whole, images, hoped.locals, COUNTS), COUNTS)
     plan = plan_windows(piece, whole, able)
     assert plan is not None
-    player = Player(whole, lambda size: None, (), {piece.source: plan})
+    player = Player(whole, lambda size: None, (), Follower(whole, counts, {piece.source: plan}))
     kept, logits = record(model, images, player.needs(piece) | {piece.source.view.moment})
     return player, piece, plan, kept.kept, logits
 
@@ -144,7 +147,16 @@ def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.
 
     run = local_trial.run_local
     monkeypatch.setattr(local_trial, "run_local", off)
-    able = try_windows(model, whole, images, hoped.locals, (8,))
-    assert not any(able[local] for local in hoped.locals if local.reach is not None)
+    found = try_windows(model, whole, images, hoped.locals, (8,))
+    assert not any(found[local] for local in hoped.locals if local.reach is not None)
+    _, able = settle(found, (8,))
     plan = plan_windows(piece, whole, able)
     assert plan is None or all(local.reach is None for local in plan.locals)
+
+
+def test_numbers_that_few_operations_take_are_left_out() -> None:
+    ops = [Local(number, (3, 3), (9, 9), None, number) for number in range(22)]
+    found = {op: frozenset({4, 8} if op.number else {2, 8}) for op in ops[:20]}
+    found |= {ops[20]: frozenset({2, 4, 8}), ops[21]: frozenset()}
+    assert settle(found, (2, 4, 8)) == ((4, 8), frozenset(ops[1:21]))
+    assert settle({ops[0]: frozenset()}, (2, 8)) == ((2, 8), frozenset())

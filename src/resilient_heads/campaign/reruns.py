@@ -11,21 +11,23 @@ from torch import Tensor, nn
 from resilient_heads.campaign.golden import logits_of
 from resilient_heads.campaign.separation import disturbed_pass, require_separate
 from resilient_heads.injection.sites import Site, watch_sites
-from resilient_heads.rerun.batches import Batch, smaller_batches, whole_batch
-from resilient_heads.rerun.follow import window_counts
-from resilient_heads.rerun.local_trial import try_windows
+from resilient_heads.rerun.batches import Batch, whole_batch
+from resilient_heads.rerun.follow import Follower
+from resilient_heads.rerun.local_trial import settle, try_windows
 from resilient_heads.rerun.player import Player
-from resilient_heads.rerun.reach import Plan, plan_windows
+from resilient_heads.rerun.reach import plan_windows
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.rows import words
+from resilient_heads.rerun.size_trial import smaller_batches
 from resilient_heads.rerun.slices import Slice, slice_after
-from resilient_heads.rerun.tape import ControlFlowError, Mark, Moment, Tape
+from resilient_heads.rerun.tape import ControlFlowError, Moment, Tape
 
 logger = logging.getLogger(__name__)
 
 _LEAST_BATCH = 4
 _CHECKED_IMAGES = 2
-_MANY_BATCHES = 16
+_PARTS = ((48, 16, 8), (16, 8, 4), (0, 4, 4))
+"""From how many batches on it pays to try so many parts of a batch to which rows, and windows, may shrink."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,11 +79,11 @@ class Reruns:
             except ControlFlowError as error:
                 self.blocked[site.name] = str(error)
         whole = whole_batch(self._run, self._tape, images) if len(images) >= _LEAST_BATCH else None
-        parts = (1, 2, 3, 4, 5, 6, 7) if batches >= _MANY_BATCHES else (1, 2, 4, 6)
-        eighths = {len(images) * part // 8 for part in parts} - {0}
-        self._sizes = tuple(sorted(eighths)) if whole is not None else ()
+        parts, window_parts = next(own for least, *own in _PARTS if batches >= least)
+        self._sizes = shares(len(images), parts) if whole is not None else ()
         self._whole = Batch(len(images), self._tape, {}) if whole is None else whole
-        self._player = Player(self._whole, self._fewer, self._sizes, self._plans())
+        counts = (*shares(len(images), window_parts), len(images))
+        self._player = Player(self._whole, self._fewer, self._sizes, self._follower(counts))
         self._limit = _free_memory(images.device) // 2 if memory_limit is None else memory_limit
         for name in list(self._slices):
             if self._bytes(self._needs(name)) > self._limit:
@@ -194,15 +196,15 @@ class Reruns:
             self._smaller = smaller_batches(self._run, self._whole, self._images, self._sizes)
         return self._smaller.get(size)
 
-    def _plans(self) -> dict[Mark, Plan]:
-        """Return what of each slice may be run on windows, by its source."""
+    def _follower(self, counts: tuple[int, ...]) -> Follower | None:
+        """Return what runs the beginnings of slices on windows, so many at once; None if nothing can be run so."""
         hoped = [plan_windows(piece, self._whole) for piece in self._slices.values()]
         wanted = {local for plan in hoped if plan is not None for local in plan.locals}
         if not wanted:
-            return {}
-        able = try_windows(self._run, self._whole, self._images, wanted, window_counts(len(self._images)))
+            return None
+        counts, able = settle(try_windows(self._run, self._whole, self._images, wanted, counts), counts)
         plans = {piece.source: plan_windows(piece, self._whole, able) for piece in self._slices.values()}
-        return {source: plan for source, plan in plans.items() if plan is not None}
+        return Follower(self._whole, counts, {source: plan for source, plan in plans.items() if plan is not None})
 
     def _needs(self, name: str) -> frozenset[Moment]:
         """Return the golden content for one site."""
@@ -213,6 +215,11 @@ class Reruns:
         """Return the memory of golden content that the model does not hold anyway."""
         roots = [self._tape.roots[buffer] for buffer, _ in moments if buffer not in self._tape.external]
         return sum(torch.Size(root.size).numel() * root.dtype.itemsize for root in roots)
+
+
+def shares(batch: int, parts: int) -> tuple[int, ...]:
+    """Return the numbers of images below a whole batch that are so many parts of it."""
+    return tuple(sorted({batch * part // parts for part in range(1, parts)} - {0}))
 
 
 def _slice(tape: Tape, site: Site) -> Slice:

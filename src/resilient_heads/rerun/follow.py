@@ -9,7 +9,7 @@ from torch import Tensor
 from resilient_heads.rerun.batches import Batch
 from resilient_heads.rerun.reach import Local, Plan, each, stride_of
 from resilient_heads.rerun.slices import Slice
-from resilient_heads.rerun.tape import Moment, View
+from resilient_heads.rerun.tape import Mark, Moment, View
 from resilient_heads.rerun.windows import Window, crop, differs, input_window, inside, run_local, struck_pixels
 
 
@@ -35,21 +35,19 @@ class Followed:
         return torch.cat([self.images, self.images[:1].expand(self.size - len(self.images))])
 
 
-def window_counts(batch: int) -> tuple[int, ...]:
-    """Return how many windows may be run at once."""
-    return tuple(sorted({batch * part // 4 for part in (1, 2, 3, 4)} - {0}))
-
-
 class Follower:
     """Runs the first operations of slices on windows.
 
     Args:
         batch: The pass over a whole batch.
+        counts: How many windows may be run at once, in order; the last is the size of the batch.
+        plans: What is run on windows, by the struck tensor.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, counts: tuple[int, ...], plans: Mapping[Mark, Plan]) -> None:
+        self.plans = plans
         self._batch = batch
-        self._sizes = window_counts(batch.size)
+        self._counts = counts
 
     def follow(self, piece: Slice, plan: Plan, golden: Mapping[Moment, Tensor], struck: Tensor) -> Followed | None:
         """Run what comes after a struck tensor as far as it pays.
@@ -95,7 +93,7 @@ class Follower:
         differ = torch.stack(list(by_buffer.values())).any(dim=0)
         settled.update(moment for moment, rows in by_buffer.items() if torch.equal(rows, differ))
         rows = differ.nonzero().flatten()
-        size = min(size for size in self._sizes if size >= len(rows))
+        size = min(size for size in self._counts if size >= len(rows))
         if size < state.size or not len(rows):
             chosen = torch.cat([rows, rows[:1].expand(size - len(rows) if len(rows) else 0)])
             state.images, state.size = state.images[rows], size

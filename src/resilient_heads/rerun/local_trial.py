@@ -1,24 +1,27 @@
 """Try which operations give the same bits on windows as on whole maps."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resilient_heads.rerun.batches import EXACT, Batch
+from resilient_heads.rerun.batches import Batch
 from resilient_heads.rerun.execute import as_list
 from resilient_heads.rerun.reach import Local
 from resilient_heads.rerun.recorder import Run, copy_memory
 from resilient_heads.rerun.rows import words
-from resilient_heads.rerun.tape import View, flat_tensors
+from resilient_heads.rerun.tape import View, flat_tensors, replace_views
+from resilient_heads.rerun.trials import EXACT, noise_like, rounds
 from resilient_heads.rerun.windows import crop, input_window, inside, run_local
+
+_NEARLY_ALL = 0.9
 
 
 def try_windows(
     run: Run, batch: Batch, inputs: Tensor, wanted: Collection[Local], counts: Sequence[int]
-) -> dict[Local, bool]:
+) -> dict[Local, frozenset[int]]:
     """Run operations on windows of a pass, in every row and every column of their results, and compare the bits.
 
     Args:
@@ -26,12 +29,27 @@ def try_windows(
         batch: The recorded pass.
         inputs: Its images.
         wanted: What to try.
-        counts: Numbers of windows that will be run at once.
+        counts: Numbers of windows that may be run at once.
+
+    Returns:
+        Operation to the numbers at which every bit was the same.
     """
     trial = _Windows(batch, wanted, counts)
     with trial:
         run(None, inputs)
-    return dict.fromkeys(wanted, False) if trial.strayed else trial.able
+    return dict.fromkeys(wanted, frozenset()) if trial.strayed else trial.able
+
+
+def settle(found: Mapping[Local, frozenset[int]], counts: Sequence[int]) -> tuple[tuple[int, ...], frozenset[Local]]:
+    """Choose the numbers of windows that nearly all operations take, and the operations that take all of these.
+
+    Args:
+        found: See :func:`try_windows`.
+        counts: Numbers of windows; the last is that of a whole batch, which is always kept.
+    """
+    able = [own for own in found.values() if counts[-1] in own]
+    kept = tuple(c for c in counts if c == counts[-1] or sum(c in own for own in able) >= _NEARLY_ALL * len(able))
+    return kept, frozenset(local for local, own in found.items() if own >= set(kept))
 
 
 class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -39,7 +57,7 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, batch: Batch, wanted: Collection[Local], counts: Sequence[int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.able: dict[Local, bool] = dict.fromkeys(wanted, False)
+        self.able: dict[Local, frozenset[int]] = dict.fromkeys(wanted, frozenset())
         self.strayed = False
         self._batch, self._counts = batch, counts
         self._wanted: dict[int, list[Local]] = {}
@@ -57,8 +75,9 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.strayed or number not in self._wanted:
             return func(*args, **kwargs)
         step = self._batch.tape.steps[number]
-        if step.func._schema.name.removeprefix("aten::") in EXACT:
-            self.able.update(dict.fromkeys(self._wanted[number], True))
+        kind = func._schema.name.removeprefix("aten::")
+        if kind in EXACT:
+            self.able.update(dict.fromkeys(self._wanted[number], frozenset(self._counts)))
             return func(*args, **kwargs)
         tensors = {
             view: copy_memory(tensor) if view.buffer in step.writes else tensor
@@ -66,8 +85,28 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
         result = func(*args, **kwargs)
         for local in self._wanted[number]:
-            self.able[local] = all(self._agrees(local, tensors, as_list(result)[0], count) for count in self._counts)
+            self.able[local] = self._agreeing(local, tensors, as_list(result)[0], self._counts)
+            channels, (height, width) = as_list(result)[0].shape[1], local.size
+            for generator in rounds(kind, 2 * max(local.limit) // max(local.size) * channels * height * width):
+                noise = {view: self._noise(view, tensor, generator) for view, tensor in tensors.items()}
+                again = func(
+                    *(replace_views(value, noise.__getitem__) for value in step.args),
+                    **{name: replace_views(value, noise.__getitem__) for name, value in step.kwargs},
+                )
+                self.able[local] = self._agreeing(local, noise, as_list(again)[0], sorted(self.able[local]))
         return result
+
+    def _noise(self, view: View, tensor: Tensor, generator: torch.Generator) -> Tensor:
+        """Return random maps for maps, and all else as it is."""
+        return tensor if self._batch.rows.get(view.buffer) is None else noise_like(tensor, generator)
+
+    def _agreeing(
+        self, local: Local, tensors: dict[View, Tensor], result: Tensor, counts: Sequence[int]
+    ) -> frozenset[int]:
+        """Return those numbers of windows at which they have the bits of the whole; none if all at once have not."""
+        if not counts or not self._agrees(local, tensors, result, counts[-1]):
+            return frozenset()
+        return frozenset({*(c for c in counts[:-1] if self._agrees(local, tensors, result, c)), counts[-1]})
 
     def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int) -> bool:
         """Whether windows, so many at once, give the bits of the whole."""

@@ -13,7 +13,7 @@ from resilient_heads.rerun.reach import Plan
 from resilient_heads.rerun.recorder import copy_memory
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.slices import Cut, Slice
-from resilient_heads.rerun.tape import Mark, Moment, View
+from resilient_heads.rerun.tape import Moment, View
 from resilient_heads.rerun.windows import Window, paste_
 
 _MOST_LOOKS = 6
@@ -82,7 +82,7 @@ class Player:
         whole: The pass over a whole batch.
         smaller: Gives the pass over fewer images, or None where there is none.
         sizes: Numbers of images to which a batch may be reduced.
-        plans: What is run on windows, by the struck tensor.
+        follower: Runs windows; None: nothing is run on windows.
     """
 
     def __init__(
@@ -90,13 +90,12 @@ class Player:
         whole: Batch,
         smaller: Callable[[int], Batch | None],
         sizes: tuple[int, ...],
-        plans: Mapping[Mark, Plan] | None = None,
+        follower: Follower | None = None,
     ) -> None:
         self._whole = whole
         self._smaller = smaller
         self._sizes = sizes
-        self._plans = plans or {}
-        self._follower = Follower(whole)
+        self._follower = follower
         self._yields: dict[tuple[int, int, int], Yield] = {}
 
     def looks(self, piece: Slice) -> tuple[Cut, ...]:
@@ -109,7 +108,8 @@ class Player:
 
     def needs(self, piece: Slice) -> frozenset[Moment]:
         """Return the golden content that :meth:`play` reads."""
-        own = self._plans[piece.source].needs if piece.source in self._plans else frozenset()
+        plan = self._plan(piece)
+        own = frozenset() if plan is None else plan.needs
         return piece.needs | own | {moment for cut in self.looks(piece) for moment in cut.live}
 
     def play(self, piece: Slice, golden: Mapping[Moment, Tensor], struck: Tensor) -> Played:
@@ -139,10 +139,14 @@ class Player:
             return Played(state.images, torch.empty((0, *logits.size[1:]), dtype=logits.dtype, device=struck.device))
         return Played(state.images, logits.on(state.roots[logits.buffer])[: len(state.images)])
 
+    def _plan(self, piece: Slice) -> Plan | None:
+        """Return what of a slice is run on windows."""
+        return None if self._follower is None else self._follower.plans.get(piece.source)
+
     def _begin(self, piece: Slice, golden: Mapping[Moment, Tensor], struck: Tensor) -> tuple[_State, int]:
         """Run what pays to be run on windows; return a state of whole rows, and how many operations that were."""
-        plan = self._plans.get(piece.source)
-        followed = None if plan is None else self._follower.follow(piece, plan, golden, struck)
+        plan = self._plan(piece)
+        followed = self._follower.follow(piece, plan, golden, struck) if plan and self._follower else None
         if plan is None or followed is None:
             images = torch.arange(self._whole.size if piece.reaches_logits else 0, device=struck.device)
             return _State(self._whole, images, {piece.source.view.buffer: struck}), 0

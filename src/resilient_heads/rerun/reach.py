@@ -1,16 +1,17 @@
 """Operations whose every output depends on a few neighbouring inputs, and how far a change spreads through them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resilient_heads.rerun.batches import Batch, trial_tells
+from resilient_heads.rerun.batches import Batch
 from resilient_heads.rerun.rows import Rows
 from resilient_heads.rerun.slices import Slice
 from resilient_heads.rerun.tape import Moment, Step, View, flat_views
+from resilient_heads.rerun.trials import trial_tells
 
 _WORTH = 0.25
 """Share of a tensor's pixels up to which a window of it is cheaper than all of it."""
@@ -95,7 +96,7 @@ class Plan:
     needs: frozenset[Moment]
 
 
-def plan_windows(piece: Slice, batch: Batch, able: Mapping[Local, bool] | None = None) -> Plan | None:
+def plan_windows(piece: Slice, batch: Batch, able: Collection[Local] | None = None) -> Plan | None:
     """Return how far a fault in one pixel of each image can be followed on windows around it; None if not at all.
 
     Args:
@@ -115,7 +116,7 @@ def plan_windows(piece: Slice, batch: Batch, able: Mapping[Local, bool] | None =
     for number, frees in zip(piece.steps, piece.frees, strict=True):
         step = batch.tape.steps[number]
         local = _local(number, step, piece, batch, sizes)
-        if local is None or (able is not None and not able.get(local, False)):
+        if local is None or (able is not None and local not in able):
             break
         found.append(local)
         own = [view for view in step.views if view.buffer in sizes]

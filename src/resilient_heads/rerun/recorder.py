@@ -79,6 +79,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 args=own_args,
                 kwargs=own_kwargs,
                 outputs=outputs,
+                views=tuple(seen),
                 reads=frozenset(view.buffer for view in seen),
                 writes=frozenset(written),
                 creates=frozenset(view.buffer for view in outputs if view is not None and view.buffer >= known),

@@ -56,7 +56,8 @@ class Step:
         args: Its arguments; tensors are given as views, also within lists.
         kwargs: Likewise, by name.
         outputs: Views of its results, None for what is no tensor.
-        reads: Buffers of all its tensor arguments.
+        views: Its tensor arguments, in order.
+        reads: Their buffers.
         writes: Those among them that it writes to.
         creates: Buffers that it made.
     """
@@ -65,14 +66,10 @@ class Step:
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
     outputs: tuple[View | None, ...]
+    views: tuple[View, ...]
     reads: frozenset[int]
     writes: frozenset[int]
     creates: frozenset[int]
-
-    @property
-    def views(self) -> list[View]:
-        """Its tensor arguments."""
-        return flat_views((self.args, tuple(value for _, value in self.kwargs)))
 
     @property
     def is_view(self) -> bool:

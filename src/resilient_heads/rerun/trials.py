@@ -1,0 +1,69 @@
+"""Which operators may be tried at another size, and on what."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# fmt: off
+EXACT = frozenset({
+    "relu", "relu_", "threshold", "clamp", "clamp_", "clamp_min", "clamp_max", "hardtanh", "hardtanh_",
+    "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "leaky_relu", "leaky_relu_", "add", "add_",
+    "sub", "sub_", "mul", "mul_", "div", "div_", "neg", "abs", "max_pool2d_with_indices", "cat", "stack",
+    "clone", "copy_", "_to_copy", "flip", "roll", "index", "index_select", "gather", "constant_pad_nd",
+    "reflection_pad2d", "upsample_nearest2d", "masked_fill", "masked_fill_", "where", "fill_", "zero_",
+})
+"""ATen operators that round nothing, or every element alike, wherever it lies: they depend on the batch by their
+arguments at most."""
+TRIED = frozenset({
+    "convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "sum", "mean", "amax", "amin",
+    "linalg_vector_norm", "avg_pool2d", "_adaptive_avg_pool2d", "native_batch_norm",
+    "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "native_layer_norm", "native_group_norm",
+    "_softmax", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+})
+"""Those that add up in an order which may depend on the size of the batch, but not on the values: trying them on one
+batch shows it for all."""
+# fmt: on
+# All others see the whole batch: some take one path for full vectors and another for what is left over, which differ in
+# the last bit for some values only (sigmoid, GELU, exp).
+
+_ENOUGH = 4096
+"""Elements in which two results must have the same bits; a few of them can agree by chance."""
+_MOST_ROUNDS = 32
+
+
+def trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether trying an operator on one batch shows for all whether it gives the same bits."""
+    if kind in TRIED:
+        return True
+    # With a factor, or rounded, these have one path for full vectors and another for what is left over.
+    plain = kwargs.get("alpha", 1) == 1 and len(args) < 3 and kwargs.get("rounding_mode") is None
+    return kind in EXACT and (plain or kind.rstrip("_") not in ("add", "sub", "div"))
+
+
+def rounds(kind: str, elements: int) -> Iterator[torch.Generator]:
+    """Return a source of random numbers for each further trial that an operator needs.
+
+    Args:
+        kind: Its name.
+        elements: How many were compared on the values of a real pass, many of which may be 0.
+    """
+    needed = math.ceil(_ENOUGH / max(elements, 1)) if kind in TRIED and elements < _ENOUGH else 0
+    for seed in range(min(needed, _MOST_ROUNDS)):
+        yield torch.Generator().manual_seed(seed)
+
+
+def noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random values in the layout of a tensor; its own where they are no numbers with a point."""
+    if not tensor.dtype.is_floating_point:
+        return tensor.clone()
+    noise = torch.randn(tensor.shape, generator=generator).to(device=tensor.device, dtype=tensor.dtype)
+    return torch.empty_like(tensor).copy_(noise) if _dense(tensor) else noise
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether memory like that of a tensor has no gaps, so that its strides are kept."""
+    return torch.empty_like(tensor).stride() == tensor.stride()
