@@ -26,8 +26,12 @@ logger = logging.getLogger(__name__)
 
 _LEAST_BATCH = 4
 _CHECKED_IMAGES = 2
-_PARTS = ((48, 16, 8), (16, 8, 4), (0, 4, 4))
-"""From how many batches on it pays to try so many parts of a batch to which rows, and windows, may shrink."""
+_SIXTEENTHS: tuple[tuple[int, Sequence[int], Sequence[int]], ...] = (
+    (128, range(1, 16), range(2, 16, 2)),
+    (16, range(2, 16, 2), (4, 8, 12)),
+    (0, (2, 4, 8, 12), (4, 8, 12)),
+)
+"""From how many batches on it pays to try which parts of a batch, to which its rows, and its windows, may shrink."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,10 +83,10 @@ class Reruns:
             except ControlFlowError as error:
                 self.blocked[site.name] = str(error)
         whole = whole_batch(self._run, self._tape, images) if len(images) >= _LEAST_BATCH else None
-        parts, window_parts = next(own for least, *own in _PARTS if batches >= least)
-        self._sizes = shares(len(images), parts) if whole is not None else ()
+        parts, window_parts = next((rows, windows) for least, rows, windows in _SIXTEENTHS if batches >= least)
+        self._sizes = _sizes(len(images), parts) if whole is not None else ()
         self._whole = Batch(len(images), self._tape, {}) if whole is None else whole
-        counts = (*shares(len(images), window_parts), len(images))
+        counts = (*_sizes(len(images), window_parts), len(images))
         self._player = Player(self._whole, self._fewer, self._sizes, self._follower(counts))
         self._limit = _free_memory(images.device) // 2 if memory_limit is None else memory_limit
         for name in list(self._slices):
@@ -217,9 +221,9 @@ class Reruns:
         return sum(torch.Size(root.size).numel() * root.dtype.itemsize for root in roots)
 
 
-def shares(batch: int, parts: int) -> tuple[int, ...]:
-    """Return the numbers of images below a whole batch that are so many parts of it."""
-    return tuple(sorted({batch * part // parts for part in range(1, parts)} - {0}))
+def _sizes(batch: int, sixteenths: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of images that are such parts of a batch."""
+    return tuple(sorted({batch * part // 16 for part in sixteenths} - {0}))
 
 
 def _slice(tape: Tape, site: Site) -> Slice:
