@@ -22,6 +22,7 @@ NEEDS = {
     "train_timm": ("timm", "sklearn"),
     "train_transformers": ("transformers", "accelerate", "sklearn"),
     "train_lightning": ("lightning", "torchvision", "sklearn"),
+    "train_accelerate": ("accelerate", "torchvision", "sklearn"),
     "train_distributed": ("sklearn",),
     "export_onnx": ("onnx", "onnxscript", "onnxruntime", "torchvision"),
     "quantize": ("torchao", "torchvision", "sklearn"),
@@ -182,8 +183,23 @@ def test_lightning_saves_loads_and_goes_on(script: Load, digits: TensorDataset, 
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_accelerate_goes_on_where_it_was_stopped(script: Load, digits: TensorDataset, tmp_path: Path) -> None:
+    module = script("train_accelerate")
+    whole = module.Run()
+    start = copy.deepcopy(whole.model)
+    whole.train(digits, epochs=2, batch=32, output=tmp_path / "whole")
+    module.Run().train(digits, epochs=1, batch=32, output=tmp_path / "part")
+    again = module.Run(seed=99)
+    again.train(digits, epochs=2, batch=32, output=tmp_path / "part")
+    assert same(again.model, whole.model)
+    assert not same(whole.model, start)
+    check_decay(whole.optimizer.optimizer, whole.model)
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", ["train_torchvision", "train_timm", "train_transformers", "train_lightning", "quantize"]
+    "name",
+    ["train_torchvision", "train_timm", "train_transformers", "train_lightning", "train_accelerate", "quantize"],
 )
 def test_the_scripts_run(name: str, script: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options: dict[str, list[Any]] = {"train_torchvision": ["--checkpoint", tmp_path / "c"], "quantize": []}
