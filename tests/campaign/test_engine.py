@@ -3,6 +3,7 @@
 import concurrent.futures
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ import resilient_heads as rh
 from resilient_heads.campaign.execution import Engine
 from resilient_heads.campaign.outcomes import Outcome
 from resilient_heads.errors import DataError, InjectionError
+from resilient_heads.rerun.follow import Followed, Follower
 from resilient_heads.rerun.player import Player
+from resilient_heads.rerun.reach import Plan
+from resilient_heads.rerun.slices import Slice
 
 
 def _convnext() -> nn.Module:
@@ -107,6 +111,23 @@ def test_the_engine_equals_the_plain_loop(name: str, caplog: pytest.LogCaptureFi
     torch.manual_seed(0)
     equal(ARCHITECTURES[name](), torch.randn(10, 3, 32, 32))
     assert not [record for record in caplog.records if "full pass" in record.message]
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("resnet", 96), ("mobilenet", 64)])
+def test_faults_followed_on_windows(name: str, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    convolutions = []
+    follow = Follower.follow
+
+    def spy(self: Follower, piece: Slice, plan: Plan, golden: Any, struck: Tensor) -> Followed | None:
+        followed = follow(self, piece, plan, golden, struck)
+        if followed is not None:
+            convolutions.append(sum(local.reach is not None for local in plan.locals[: followed.done]))
+        return followed
+
+    monkeypatch.setattr(Follower, "follow", spy)
+    torch.manual_seed(0)
+    equal(ARCHITECTURES[name](), torch.randn(10, 3, pixels, pixels))
+    assert max(convolutions) >= 2, convolutions
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
