@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from campaign import ResNet20
+from resnet20 import ResNet20
 
 
 def model() -> torch.nn.Module:
