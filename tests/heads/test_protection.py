@@ -148,13 +148,15 @@ def test_the_median_masks_every_fault_near_the_end_of_the_format() -> None:
 
 
 def test_what_a_checksum_passes_where_one_class_dominates_and_the_median_masks() -> None:
-    torch.manual_seed(0)
-    for layer, passed in ((nn.Linear(16, 10), False), (nn.Linear(16, 10), True)):
+    for bias, passed in ((-1e3, False), (-1e9, True)):
+        torch.manual_seed(0)
+        layer = nn.Linear(16, 10)
         with torch.no_grad():
-            layer.bias[3] = -1e9 if passed else -1e3
-        model, x = nn.Sequential(layer).eval(), torch.randn(4, 16)
+            layer.bias[3] = bias
+        model, x = nn.Sequential(layer).eval(), torch.randn(8, 16)
         checked = before_the_logits(model, x, rh.Protection(checksum=True))
-        assert (checked.count(Outcome.SDC) > 0) == passed  # docs/protection.md says so
+        assert (50 < checked.count(Outcome.SDC) < 200) == passed  # docs/protection.md says so
+        assert passed or checked.count(Outcome.SDC) == 0
         voted = before_the_logits(model, x, rh.Protection(median=True))
         assert voted.count(Outcome.MASKED) == voted.faults
 
