@@ -102,6 +102,42 @@ def test_the_closed_form_decides_nearly_everything_and_nothing_near_a_tie() -> N
     assert bool((score_outcomes(values, twins)[:, :, :20] != Outcome.TOLERABLE).all())
 
 
+def test_the_closed_form_decides_nothing_that_narrower_inputs_change() -> None:
+    """Products of float32 may round their inputs to bfloat16, if that is asked for: such scores must agree, too."""
+    rows, values = torch.randn(50, 4), torch.randn(200, 4)
+    bits = torch.arange(32)
+    flipped = values[:, None, None, :].repeat(1, 4, 32, 1)
+    for neuron in range(4):
+        flipped[:, neuron, :, neuron] = flip_bits(values[:, neuron, None].repeat(1, 32), bits)
+
+    def changes(dtype: torch.dtype) -> Tensor:
+        narrow = rows.to(dtype).double()
+        return (flipped.to(dtype).double() @ narrow.T).argmax(-1) != (values.to(dtype).double() @ narrow.T).argmax(-1)[
+            :, None, None
+        ]
+
+    wrong = {}
+    before = torch.get_float32_matmul_precision()
+    for precision in ("highest", "medium"):
+        torch.set_float32_matmul_precision(precision)
+        try:
+            outcomes = score_outcomes(values, rows)
+        finally:
+            torch.set_float32_matmul_precision(before)
+        found = changes(torch.bfloat16)
+        wrong[precision] = int((((outcomes == Outcome.SDC) & ~found) | ((outcomes == Outcome.TOLERABLE) & found)).sum())
+        assert float((outcomes == UNDECIDED).double().mean()) < 0.5
+    assert wrong["medium"] == 0 < wrong["highest"]
+
+
+def test_names_of_layers_may_come_from_anywhere() -> None:
+    head = rh.TextGuidedHead(3, (3, 2)).eval()
+    x = torch.randn(4, 3)
+    data = (x, head(x).argmax(1))
+    named = rh.exhaustive(head, data, layers=(name for name in ["head.unit"]), progress=False)  # type: ignore[arg-type]
+    assert [tensor.site.name for tensor in named.tensors] == ["head.unit"]
+
+
 def test_only_images_that_the_model_gets_right_are_struck() -> None:
     head = nn.Linear(4, 3).eval()
     x = torch.randn(6, 4)
@@ -132,6 +168,9 @@ def test_refusals(small_net: nn.Module, images: Tensor) -> None:
         ({"layers": ["nowhere"]}, "No fault site is named 'nowhere'"),
         ({"layers": "fc"}, "non-empty sequence"),
         ({"layers": []}, "non-empty sequence"),
+        ({"layers": [3]}, "non-empty sequence"),
+        ({"layers": 3}, "non-empty sequence"),
+        ({"closed_form": "no"}, "closed_form must be"),
         ({"batch_size": 0}, "batch_size must be"),
     ):
         with pytest.raises(rh.ResilientHeadsError, match=match):

@@ -54,7 +54,7 @@ def score_outcomes(values: Tensor, rows: Tensor) -> Tensor:
     lead = scores.gather(1, top[:, None]) - scores
     lead.scatter_(1, top[:, None], torch.inf)
     norms = torch.linalg.vector_norm(weight, dim=1).amax()
-    share = 8 * rows.shape[1] * torch.finfo(values.dtype).eps * norms
+    share = 8 * (rows.shape[1] * torch.finfo(values.dtype).eps + _input_rounding()) * norms
     fixed = share * torch.linalg.vector_norm(values.double(), dim=1, keepdim=True)
     change = _flipped(values).double() - values.double()[..., None]
     outcome = torch.full_like(change, UNDECIDED, dtype=torch.uint8)
@@ -74,6 +74,14 @@ def score_outcomes(values: Tensor, rows: Tensor) -> Tensor:
     flipped = _flipped(values)
     outcome[~(flipped.abs() < _LARGEST)] = UNDECIDED
     return outcome
+
+
+def _input_rounding() -> float:
+    """Return by how much products of float32 round their inputs first, where less than the highest precision is asked.
+
+    "high" means TensorFloat-32 or two bfloat16, "medium" one bfloat16: 2**-9 each, and there are two inputs.
+    """
+    return 0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
 
 
 def _flipped(values: Tensor) -> Tensor:

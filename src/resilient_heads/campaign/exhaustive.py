@@ -1,7 +1,7 @@
 """Every single flip in every tensor of a head: no sampling, so no sampling error."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,8 +117,9 @@ def exhaustive(
         raise DataError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
         raise DataError(f"batch_size must be a whole number of at least 1, found {batch_size!r}.")
-    if isinstance(layers, str) or (layers is not None and not layers):
-        raise DataError(f"layers must be a non-empty sequence of names, found {layers!r}.")
+    if not isinstance(closed_form, bool):
+        raise DataError(f"closed_form must be True or False, found {closed_form!r}.")
+    layers = None if layers is None else _names(layers)
     if getattr(model, "fault_sites", ()) or isinstance(model, nn.Linear | nn.Conv2d):
         model = nn.Sequential(OrderedDict(head=model))  # so that its own output has a name
     images = collect(data)
@@ -141,6 +142,14 @@ def _score_rows(model: nn.Module) -> dict[str, Tensor]:
         for child, rows in getattr(module, "score_rows", {}).items():
             found[f"{name}.{child}" if name else child] = rows
     return found
+
+
+def _names(layers: object) -> tuple[str, ...]:
+    """Return ``layers=`` as names, or raise DataError."""
+    names = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        raise DataError(f'layers must be a non-empty sequence of names, such as ["head.latent"]; found {layers!r}.')
+    return names
 
 
 def _present(model: nn.Module, layers: Sequence[str]) -> list[str]:

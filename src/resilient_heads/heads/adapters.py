@@ -6,16 +6,21 @@ from typing import Any
 from torch import nn
 
 from resilient_heads.errors import ModelError
+from resilient_heads.heads.holders import Action
 from resilient_heads.heads.leaves import candidates, is_leaf, leaf_names, place_of, why_not
 
 
-def named_by_library(model: nn.Module) -> tuple[str, ...] | None:
+def named_by_library(model: nn.Module, action: Action) -> tuple[str, ...] | None:
     """Return the paths of the classifiers that a library's conventions name, or None for any other model.
+
+    Args:
+        model: The model.
+        action: What is to be done to the classifiers, for messages.
 
     Raises:
         ModelError: The model was built without a classifier.
     """
-    return _timm(model) or _transformers(model)
+    return _timm(model, action) or _transformers(model, action)
 
 
 def with_auxiliary(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -35,7 +40,7 @@ def is_auxiliary(name: str) -> bool:
     return any(part.startswith("aux") for part in name.casefold().split("."))
 
 
-def _timm(model: nn.Module) -> tuple[str, ...] | None:
+def _timm(model: nn.Module, action: Action) -> tuple[str, ...] | None:
     """Return what ``pretrained_cfg["classifier"]`` names, a string or a tuple of them."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if not isinstance(config, Mapping):
@@ -43,7 +48,7 @@ def _timm(model: nn.Module) -> tuple[str, ...] | None:
     if getattr(model, "num_classes", None) == 0:
         raise ModelError(
             f"{type(model).__name__} was built with num_classes=0 and has no classifier; call "
-            "model.reset_classifier(num_classes) first, then wrap it."
+            f"model.reset_classifier(num_classes) first, then {action} it."
         )
     named = config.get("classifier")
     names = (named,) if isinstance(named, str) else tuple(named or ())
@@ -54,19 +59,21 @@ def _timm(model: nn.Module) -> tuple[str, ...] | None:
     present = [name for name in names if not isinstance(modules.get(name), nn.Identity | None)]
     if not present:
         return None
-    return tuple(leaf for name in present for leaf in ([name] if is_leaf(modules[name]) else _only(model, name)))
+    return tuple(
+        leaf for name in present for leaf in ([name] if is_leaf(modules[name]) else _only(model, name, action))
+    )
 
 
-def _only(model: nn.Module, name: str) -> list[str]:
+def _only(model: nn.Module, name: str, action: Action) -> list[str]:
     """Return the leaves that a container holds."""
     found = leaf_names(model, name)
     if not found:
-        kind = why_not(model.get_submodule(name))
+        kind = why_not(model.get_submodule(name), action)
         raise ModelError(f"{type(model).__name__}'s classifier {name!r} is a {kind}. {candidates(model)}")
     return found if isinstance(model.get_submodule(name), nn.ModuleList) else found[-1:]
 
 
-def _transformers(model: nn.Module) -> tuple[str, ...] | None:
+def _transformers(model: nn.Module, action: Action) -> tuple[str, ...] | None:
     """Return the layers of ``config.num_labels`` outputs outside the backbone."""
     config: Any = getattr(model, "config", None)
     if not any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__):
@@ -75,7 +82,7 @@ def _transformers(model: nn.Module) -> tuple[str, ...] | None:
     if labels == 0:
         raise ModelError(
             f"{type(model).__name__} was built with num_labels=0 and has no classifier; build it with the number of "
-            "labels, then wrap it."
+            f"labels, then {action} it."
         )
     backbone = getattr(model, "base_model_prefix", "")
     outside = [

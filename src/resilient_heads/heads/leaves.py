@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
+from resilient_heads.heads.holders import Action
 
 Leaf = nn.Linear | nn.Conv2d
 
@@ -94,11 +95,11 @@ def candidates(model: nn.Module) -> str:
     return f'Name it: classifier="{names[-1]}" (candidates: {", ".join(names[-5:])}).'
 
 
-def why_not(module: nn.Module) -> str:
+def why_not(module: nn.Module, action: Action) -> str:
     """Return what keeps a module from being a classifier, as the end of a sentence "is a ..."."""
     kind = type(module).__name__
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        return f"{kind} without sizes; run the model once on a batch, then wrap it"
+        return f"{kind} without sizes; run the model once on a batch, then {action} it"
     weight = getattr(module, "weight", None)
     if (
         (_is_linear(module) or type(module) is nn.Conv2d)
@@ -106,8 +107,8 @@ def why_not(module: nn.Module) -> str:
         and type(weight) is not nn.Parameter
     ):
         return (
-            f"{kind} whose weight is a {type(weight).__name__} (quantised, sharded or computed); wrap it first, then "
-            "quantise, shard or reparametrise"
+            f"{kind} whose weight is a {type(weight).__name__} (quantised, sharded or computed); {action} it first, "
+            "then quantise, shard or reparametrise"
         )
     if nn.utils.parametrize.is_parametrized(module):
         return f"{kind} with a parametrization; remove it first"

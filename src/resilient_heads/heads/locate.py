@@ -1,12 +1,13 @@
 """Where a model keeps its classifiers."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.adapters import is_auxiliary, named_by_library, with_auxiliary
+from resilient_heads.heads.holders import Action
 from resilient_heads.heads.leaves import Classifier as Classifier
 from resilient_heads.heads.leaves import Leaf as Leaf
 from resilient_heads.heads.leaves import candidates, is_leaf, leaf_names, place_of, why_not
@@ -30,7 +31,11 @@ def find_classifier(model: nn.Module, name: str | None = None) -> Classifier:
 
 
 def find_classifiers(
-    model: nn.Module, names: str | Sequence[str] | None = None, *, sample: Tensor | None = None
+    model: nn.Module,
+    names: str | Sequence[str] | None = None,
+    *,
+    sample: Tensor | None = None,
+    action: Action = "wrap",
 ) -> tuple[Classifier, ...]:
     """Find every layer that gives class scores, the main one first.
 
@@ -45,6 +50,7 @@ def find_classifiers(
         names: Dotted path of the layer, or several.
         sample: A batch as the model takes it, of which only shape and dtype are used, for models whose input cannot be
             guessed from their first layer.
+        action: What is to be done to the classifiers, for messages.
 
     Raises:
         ModelError: There is no such layer, it is no Linear and no 1x1 Conv2d, or another contributes to the output.
@@ -52,17 +58,17 @@ def find_classifiers(
     if not isinstance(model, nn.Module):
         raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
     if names is not None:
-        found = tuple(_given(model, name) for name in ([names] if isinstance(names, str) else names))
+        found = tuple(_given(model, name, action) for name in layer_names(names))
         if not found:
             raise ModelError(f"classifier= names no layer. {candidates(model)}")
         if len(set(found)) < len(found):
             raise ModelError(f"classifier= names a layer twice: {', '.join(found)}.")
         seen = trace(model, sample)
     else:
-        _refuse_quantised(model)
+        _refuse_quantised(model, action)
         seen = trace(model, sample)
-        library = named_by_library(model)
-        found = with_auxiliary(model, library if library is not None else (_by_position(model, seen),))
+        library = named_by_library(model, action)
+        found = with_auxiliary(model, library if library is not None else (_by_position(model, seen, action),))
     places = tuple(place_of(model, name) for name in found)
     _check_widths(model, places)
     _check_ties(model, places)
@@ -82,7 +88,19 @@ def find_heads(model: nn.Module) -> dict[str, TextGuidedHead | FusedCosineHead]:
     }
 
 
-def _given(model: nn.Module, name: str) -> str:
+def layer_names(names: object) -> tuple[str, ...]:
+    """Return ``classifier=`` as paths.
+
+    Raises:
+        ModelError: It is neither a path nor a sequence of paths.
+    """
+    found = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else ()
+    if (not found and not isinstance(names, Iterable)) or not all(isinstance(name, str) for name in found):
+        raise ModelError(f'classifier= must be the path of a layer, such as "fc", or several; found {names!r}.')
+    return found
+
+
+def _given(model: nn.Module, name: str, action: Action) -> str:
     """Return the path of the leaf that a user's path means: itself, or the only one in a container."""
     found = dict(model.named_modules(remove_duplicate=False)).get(name)
     if found is None or not name:
@@ -93,10 +111,10 @@ def _given(model: nn.Module, name: str) -> str:
     if len(inner) == 1:
         return inner[0]
     hint = f"It holds {', '.join(inner)}; name one of them." if inner else candidates(model)
-    raise ModelError(f"{name!r} is a {why_not(found)}; a classifier must be a Linear or a 1x1 Conv2d. {hint}")
+    raise ModelError(f"{name!r} is a {why_not(found, action)}; a classifier must be a Linear or a 1x1 Conv2d. {hint}")
 
 
-def _by_position(model: nn.Module, seen: Trace | None) -> str:
+def _by_position(model: nn.Module, seen: Trace | None, action: Action) -> str:
     """Return the module registered last among those with parameters, or the only one that the trace allows."""
     last: tuple[str, nn.Module] | None = None
     for name, module in model.named_modules():
@@ -120,16 +138,16 @@ def _by_position(model: nn.Module, seen: Trace | None) -> str:
     remark = f" ({auxiliary[-1]!r} belongs to an auxiliary one)" if auxiliary else ""
     raise ModelError(
         f"{type(model).__name__} has no classifier where one was expected: its last layer "
-        f"{name!r} is a {why_not(leaf)}{remark}. {candidates(model)}"
+        f"{name!r} is a {why_not(leaf, action)}{remark}. {candidates(model)}"
     )
 
 
-def _refuse_quantised(model: nn.Module) -> None:
+def _refuse_quantised(model: nn.Module, action: Action) -> None:
     """Raise ModelError where a layer is quantised."""
     for name, module in model.named_modules():
         if "quantized" in type(module).__module__.split("."):
             raise ModelError(
-                f"{type(model).__name__} is quantised ({name!r} is a {type(module).__name__}); wrap it first, then "
+                f"{type(model).__name__} is quantised ({name!r} is a {type(module).__name__}); {action} it first, then "
                 "quantise."
             )
 

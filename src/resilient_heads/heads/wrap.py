@@ -47,7 +47,8 @@ def wrap_model(
 ) -> M:
     """Replace a model's classifier by a text-guided head, in place; of several classifiers, every one.
 
-    Everything else keeps its bits. The head takes over dtype, device, mode, ``requires_grad`` and, for its latent
+    Everything else keeps its bits. Hooks of the classifier stay with it, and come back with it when the model is
+    unwrapped. The head takes over dtype, device, mode, ``requires_grad`` and, for its latent
     layer, whether there is a bias. ``num_classes``, ``num_labels`` and a transformers configuration's labels follow.
     Wrap before the optimizer, an EMA copy, DDP or compile see the parameters. The model is not run (but see
     ``sample``): which layers give its output is seen on a twin without weights, see

@@ -1,1 +1,1 @@
-"""Heads that no flip gets through."""
+"""Heads that hold their computation against bounds, sums, or itself."""

@@ -1,5 +1,6 @@
 """What protections caught."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resilient_heads.errors import ModelError
-from resilient_heads.heads.protection.guard import Bounded, BoundedNorm, Choice, Vote
+from resilient_heads.heads.protection.parts import Bounded, BoundedNorm, Choice, Vote
 from resilient_heads.heads.protection.protect import find_protectable
 
 
@@ -20,7 +21,9 @@ class Catch:
     Attributes:
         samples: Samples (of token or map heads: positions) that came by.
         bounds: Values that were beyond their bounds, in all computations.
-        checksum: Samples whose sums were wrong, so that the second computation was taken.
+        checksum: Samples whose sums were wrong, so that the second computation was taken. Samples whose values are NaN
+            or infinite, or leave the format on the way, are among them without any fault: no sum can be held against
+            another there, and the second computation gives the same.
         median: Samples of which at least one logit was outvoted.
     """
 
@@ -34,7 +37,8 @@ class CaughtFaults:
     """Counts what the protections of a model catch, from its making until ``close``; a context manager.
 
     Without it nothing is counted, and nothing is paid. Reading waits for the device, counting does not. Enter it before
-    the model is compiled or exported, since code that is generated does not see it later.
+    the model is compiled or exported, since code that is generated does not see it later. A copy of the model, or one
+    read from a pickle, counts for itself; nobody reads that.
 
     Args:
         model: A model with protected heads.
@@ -44,6 +48,8 @@ class CaughtFaults:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
         heads = {name: head for name, head in find_protectable(model).items() if head.guard is not None}
         if not heads:
             raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
@@ -51,11 +57,13 @@ class CaughtFaults:
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._handles: list[RemovableHandle] = []
         for name, head in heads.items():
-            self._handles.append(head.register_forward_hook(self._samples(name, head.features_dim)))
+            dim = head.features_dim
+            self._handles.append(head.register_forward_hook(_Counter(self._sums, name, "samples", dim, _samples)))
             for module in head.modules():
-                count = _COUNTED.get(type(module))
-                if count is not None:
-                    self._handles.append(module.register_forward_hook(self._hook(name, head.features_dim, *count)))
+                if type(module) in _COUNTED:
+                    field, count = _COUNTED[type(module)]
+                    counter = _Counter(self._sums, name, field, dim, count)
+                    self._handles.append(module.register_forward_hook(counter))
 
     def __enter__(self) -> Self:
         return self
@@ -83,26 +91,28 @@ class CaughtFaults:
             handle.remove()
         self._handles.clear()
 
-    def _add(self, name: str, field: str, number: Tensor) -> None:
-        """Add to a count, without waiting for the device."""
-        self._sums[name, field] = self._sums[name, field] + number if (name, field) in self._sums else number
 
-    def _samples(self, name: str, dim: int) -> Any:
-        """Return a hook that counts samples."""
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """A forward hook that adds to a count, without waiting for the device; a class of its own, so it can be pickled."""
 
-        def hook(module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> None:
-            if not module.training:
-                self._add(name, "samples", torch.tensor(logits.numel() // logits.shape[dim]))
+    sums: dict[tuple[str, str], Tensor]
+    name: str
+    field: str
+    dim: int
+    count: Callable[[tuple[Any, ...], Tensor, int], Tensor]
 
-        return hook
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        """Count what one run of the module did."""
+        if self.count is _samples and module.training:
+            return
+        number, key = self.count(args, output, self.dim), (self.name, self.field)
+        self.sums[key] = self.sums[key] + number if key in self.sums else number
 
-    def _hook(self, name: str, dim: int, field: str, count: Any) -> Any:
-        """Return a hook that counts what a part of the guard did."""
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            self._add(name, field, count(args, output, dim))
-
-        return hook
+def _samples(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+    """Return how many samples came by."""
+    return torch.tensor(output.numel() // output.shape[dim])
 
 
 def _replaced(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
@@ -119,11 +129,7 @@ def _recomputed(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
 def _outvoted(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
     """Return how many samples have a logit that one of the three computations gives differently."""
     first, second, third = args
-    odd = _differ(third, output)
-    if output.dtype == torch.float16:  # twice a subnormal value is rounded less than the value itself
-        near = 8 * torch.finfo(output.dtype).eps * output.abs().amax(dim=dim, keepdim=True)
-        odd = odd & ~((third - output).abs() <= near)
-    return (_differ(first, output) | _differ(second, output) | odd).any(dim=dim).sum()
+    return (_differ(first, output) | _differ(second, output) | _differ(third, output)).any(dim=dim).sum()
 
 
 def _differ(one: Tensor, other: Tensor) -> Tensor:
@@ -131,7 +137,7 @@ def _differ(one: Tensor, other: Tensor) -> Tensor:
     return (one != other) & ~(one.isnan() & other.isnan())
 
 
-_COUNTED = {
+_COUNTED: dict[type[nn.Module], tuple[str, Callable[[tuple[Any, ...], Tensor, int], Tensor]]] = {
     Bounded: ("bounds", _replaced),
     BoundedNorm: ("bounds", _replaced),
     Choice: ("checksum", _recomputed),

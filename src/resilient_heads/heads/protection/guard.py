@@ -1,12 +1,14 @@
 """The computation of a protected head; each of its tensors is a module's output, so that a fault can be put there."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
 from resilient_heads.heads.protection import algebra
 from resilient_heads.heads.protection.options import Protection
+from resilient_heads.heads.protection.parts import Bounded, BoundedNorm, Check, Choice, Vote
 
 SMALLEST_NORM = 2.0**-14
 """By which shorter latent vectors are divided: the smallest normal float16, so that it is above 0 in every format."""
@@ -26,17 +28,19 @@ class Product:
     layer: nn.Linear | nn.Conv2d
     runs: bool = True
 
-    def times(self, x: Tensor, factor: float) -> Tensor:
-        """Return the product with ``factor`` times the bias."""
-        bias = self.layer.bias if self.layer.bias is None or factor == 1 else self.layer.bias * factor
+    def times(self, x: Tensor, *, negate_weight: bool, negate_bias: bool) -> Tensor:
+        """Return the product, with its weight or its bias negated."""
+        weight, bias = self.layer.weight, self.layer.bias
+        weight = -weight if negate_weight else weight
+        bias = -bias if negate_bias and bias is not None else bias
         if isinstance(self.layer, nn.Conv2d):
-            return nn.functional.conv2d(x, self.layer.weight, bias)
-        return nn.functional.linear(x, self.layer.weight, bias)
+            return nn.functional.conv2d(x, weight, bias)
+        return nn.functional.linear(x, weight, bias)
 
-    def parameters(self, dtype: torch.dtype, factor: float) -> tuple[Tensor, Tensor | None]:
-        """Return weight ``(O, K)`` and ``factor`` times the bias, as the product sees them when it gives ``dtype``."""
+    def parameters(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Return weight ``(O, K)`` and bias, as the product sees them when it gives ``dtype``."""
         weight, bias = self.layer.weight.flatten(1).to(dtype), self.layer.bias
-        return weight, None if bias is None else bias.to(dtype) * factor
+        return weight, None if bias is None else bias.to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,52 +58,21 @@ class Plan:
     scores: int | None = None
 
 
-class Bounded(nn.Module):
-    """Values held against a limit."""
+class Copy(Enum):
+    """What a computation negates, so that no compiler finds two to be the same one and drops it.
 
-    def forward(self, values: Tensor, limit: Tensor) -> Tensor:
-        """Return the values, 0 where they are beyond the limit or NaN."""
-        return algebra.replace_beyond(values, limit)
+    Negation is exact for every value of every format: each step gives the values of the first computation with the
+    other sign, which is undone at the end. The scale must stay positive, so its logarithm is multiplied and divided
+    again by the number given here, which changes nothing but what overflows anyway.
+    """
 
-
-class BoundedNorm(nn.Module):
-    """A norm held between its smallest value and a limit."""
-
-    def forward(self, norm: Tensor, limit: Tensor, smallest: float) -> Tensor:
-        """Return the norm, brought into its range."""
-        return algebra.clamp_norm(norm, smallest, limit)
+    FIRST = 1
+    NEGATED_INPUT = -1
+    NEGATED_WEIGHT = 2
 
 
-class Choice(nn.Module):
-    """The first computation, or for samples with an alarm the second."""
-
-    def forward(self, first: Tensor, second: Tensor, excess: Tensor, dim: int) -> Tensor:
-        """Return logits; any ``excess`` along ``dim`` that is not at most 0, NaN included, is an alarm."""
-        fine = (excess <= 0).all(dim=dim, keepdim=True)
-        return torch.where(fine, first, second)
-
-
-class Vote(nn.Module):
-    """The elementwise median of three computations."""
-
-    def forward(self, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
-        """Return logits."""
-        return algebra.median_of_three(first, second, third)
-
-
-class Check(nn.Module):
-    """The sum of a result against what it has to be."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.expected = nn.Identity()
-        self.total = nn.Identity()
-        self.tolerance = nn.Identity()
-
-    def forward(self, expected: Tensor, total: Tensor, tolerance: Tensor) -> Tensor:
-        """Return by how much the difference exceeds the tolerance; NaN where either is no number."""
-        excess: Tensor = (self.expected(expected) - self.total(total)).abs() - self.tolerance(tolerance)
-        return excess
+_CHECKED_SCALE = 4
+"""The same factor for the scale that checks compare with."""
 
 
 class Computation(nn.Module):
@@ -107,21 +80,19 @@ class Computation(nn.Module):
 
     Args:
         plan: What the head computes.
-        factor: By which the input is multiplied and the result divided: 1, -1 or 2. Every value on the way is an exact
-            multiple (with 2, unless it is subnormal or beyond half the format's range), so the logits are equal; and no
-            compiler finds two computations to be the same one and drops it.
+        copy: What it negates.
         bounds: Hold every value against its bound.
         checks: Hold every sum against what it has to be.
     """
 
-    def __init__(self, plan: Plan, factor: float, *, bounds: bool, checks: bool) -> None:
+    def __init__(self, plan: Plan, copy: Copy, *, bounds: bool, checks: bool) -> None:
         super().__init__()
-        self.factor = factor
-        scaled = factor != 1
+        self.copy = copy
+        negated = copy is not Copy.FIRST
         self.bounds, self.checks = bounds, checks
-        names = ["input"] if scaled else []
+        names = ["input"] if copy is Copy.NEGATED_INPUT else []
         for product in plan.products:
-            names += [product.name] if scaled or not product.runs else []
+            names += [product.name] if negated or not product.runs else []
             names += [f"{product.name}_reach"] if bounds or checks else []
             if bounds:
                 names.append(f"{product.name}_limit")
@@ -130,7 +101,7 @@ class Computation(nn.Module):
                 self.add_module(f"{product.name}_check", Check())
         if plan.scale is not None:
             ratio = "unit" if plan.scores is None else "cosine"
-            names += ["norm", ratio]
+            names += ["norm", ratio, "scale"]
             if bounds:
                 names += ["norm_limit", f"{ratio}_limit"]
                 self.norm_bounded = BoundedNorm()
@@ -139,8 +110,10 @@ class Computation(nn.Module):
                 self.norm_check = Check()
                 if plan.scores is None:
                     self.unit_check = Check()
+                names.append("scale_again")
+                self.scale_check = Check()
                 self.logits_check = Check()
-        if scaled or plan.scale is not None:
+        if negated or plan.scale is not None:
             names.append("logits")
         if checks:
             names.append("excess")
@@ -149,27 +122,32 @@ class Computation(nn.Module):
 
     def run(self, plan: Plan, x: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
         """Return the logits and, with checks, by how much each exceeds its tolerance, side by side along ``dim``."""
-        if self.factor != 1:
-            x = self._tap("input", x * self.factor)
+        if self.copy is Copy.NEGATED_INPUT:
+            x = self._tap("input", -x)
         excess: list[Tensor] = []
         if plan.scale is not None:
             logits = self._cosine(plan, plan.scale, x, dim, excess)
         else:
             for product in plan.products:
-                x = self._product(product, x, self.factor, dim, excess)[0]
-            logits = x if self.factor == 1 else self._tap("logits", x / self.factor)
+                x = self._product(plan, product, x, dim, excess)[0]
+            logits = x if self.copy is Copy.FIRST else self._tap("logits", -x)
         return logits, self._tap("excess", torch.cat(excess, dim=dim)) if excess else None
 
     def _product(
-        self, product: Product, x: Tensor, factor: float, dim: int, excess: list[Tensor]
+        self, plan: Plan, product: Product, x: Tensor, dim: int, excess: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return a product, the norm of its input and its limit; of the last two, one that nothing needs is no such."""
         name = product.name
-        y = self._tap(name, product.times(x, factor)) if hasattr(self, name) else product.layer(x)
+        if hasattr(self, name):
+            of_weight = self.copy is Copy.NEGATED_WEIGHT and product is plan.products[0]
+            y = product.times(x, negate_weight=of_weight, negate_bias=self.copy is not Copy.FIRST)
+            y = self._tap(name, y)
+        else:
+            y = product.layer(x)
         if not (self.bounds or self.checks):
             return y, y, y
         x = x.to(y.dtype)
-        weight, bias = product.parameters(y.dtype, factor)
+        weight, bias = product.parameters(y.dtype)
         reach = self._tap(f"{name}_reach", algebra.norm_of(x, dim))
         limit = y
         if self.bounds:
@@ -184,21 +162,20 @@ class Computation(nn.Module):
     def _cosine(self, plan: Plan, log_scale: Tensor, x: Tensor, dim: int, excess: list[Tensor]) -> Tensor:
         """Return the logits of a cosine head."""
         first, fused = plan.products[0], plan.scores is not None
-        smallest = SMALLEST_NORM * abs(self.factor)
-        y, reach, limit = self._product(first, x, self.factor, dim, excess)
+        y, reach, limit = self._product(plan, first, x, dim, excess)
         vector = y
         if plan.scores is not None:
             sizes = [plan.scores, y.shape[dim] - plan.scores]
             y, vector = torch.split_with_sizes(y, sizes, dim)
             limit = torch.split_with_sizes(limit, sizes, dim)[0]
-        norm = self._tap("norm", norm_by(vector, dim, fused=fused, smallest=smallest))
+        norm = self._tap("norm", norm_by(vector, dim, fused=fused, smallest=SMALLEST_NORM))
         norm_limit = norm
         if self.bounds:
-            weight, bias = first.parameters(vector.dtype, self.factor)
-            norm_limit = self._tap("norm_limit", algebra.norm_limit(reach, weight, bias, vector, smallest))
-            norm = self._tap("norm_bounded", norm, norm_limit, smallest)
+            weight, bias = first.parameters(vector.dtype)
+            norm_limit = self._tap("norm_limit", algebra.norm_limit(reach, weight, bias, vector, SMALLEST_NORM))
+            norm = self._tap("norm_bounded", norm, norm_limit, SMALLEST_NORM)
         if self.checks:
-            again = algebra.norm_of(vector, dim).clamp_min(smallest)
+            again = algebra.norm_of(vector, dim).clamp_min(SMALLEST_NORM)
             tolerance = algebra.norm_tolerance(norm, vector.shape[dim])
             excess.append(self._tap("norm_check", again, algebra.total(norm, dim), tolerance))
         expected, tolerance = norm, norm
@@ -222,17 +199,20 @@ class Computation(nn.Module):
                 tolerance = algebra.rounding_tolerance(unit, dim)
                 excess.append(self._tap("unit_check", expected, algebra.total(unit, dim), tolerance))
             last = plan.products[1]
-            cosine, reach, _ = self._product(last, unit, 1.0, dim, excess)
+            cosine, reach, _ = self._product(plan, last, unit, dim, excess)
             if self.checks:
-                weight, bias = last.parameters(cosine.dtype, 1.0)
+                weight, bias = last.parameters(cosine.dtype)
                 expected = algebra.expected_total(unit.to(cosine.dtype), weight, bias, dim)
                 tolerance = algebra.product_tolerance(reach, weight, bias, cosine, dim)
-        scale = log_scale.exp().to(cosine.dtype)
-        scale = -scale if self.factor < 0 else scale
+        scale = _scale(log_scale, self.copy.value, cosine.dtype, norm)
+        scale = self._tap("scale", scale if self.copy is Copy.FIRST else -scale)
         logits = self._tap("logits", cosine * scale)
         if self.checks:
-            tolerance = tolerance * scale + algebra.rounding_tolerance(logits, dim)
-            excess.append(self._tap("logits_check", expected * scale, algebra.total(logits, dim), tolerance))
+            again = self._tap("scale_again", _scale(log_scale, _CHECKED_SCALE, cosine.dtype, norm))
+            both = algebra.total(again, dim), algebra.total(scale, dim)
+            excess.append(self._tap("scale_check", *both, both[0] * 0))
+            tolerance = tolerance * again + algebra.rounding_tolerance(logits, dim)
+            excess.append(self._tap("logits_check", expected * again, algebra.total(logits, dim), tolerance))
         return logits
 
     def _tap(self, name: str, *values: Tensor | float) -> Tensor:
@@ -253,9 +233,9 @@ class Guard(nn.Module):
         super().__init__()
         self.protection = protection
         bounds, again = protection.bounds, protection.checksum or protection.median
-        self.first = Computation(plan, 1.0, bounds=bounds, checks=protection.checksum)
-        self.second = Computation(plan, -1.0, bounds=bounds, checks=False) if again else None
-        self.third = Computation(plan, 2.0, bounds=bounds, checks=False) if protection.median else None
+        self.first = Computation(plan, Copy.FIRST, bounds=bounds, checks=protection.checksum)
+        self.second = Computation(plan, Copy.NEGATED_INPUT, bounds=bounds, checks=False) if again else None
+        self.third = Computation(plan, Copy.NEGATED_WEIGHT, bounds=bounds, checks=False) if protection.median else None
         self.choice = Choice() if protection.checksum else None
         self.vote = Vote() if protection.median else None
 
@@ -283,3 +263,9 @@ def norm_by(vector: Tensor, dim: int, *, fused: bool, smallest: float) -> Tensor
     """Return the norm as the unprotected head computes it, at least ``smallest``."""
     norm: Tensor = torch.linalg.vector_norm(vector, dim=dim, keepdim=True) if fused else vector.norm(2.0, dim, True)
     return norm.clamp_min(smallest)
+
+
+def _scale(log_scale: Tensor, factor: int, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Return a cosine head's scale, once for each sample, so that a fault in it is one sample's."""
+    log_scale = log_scale if factor == 1 else log_scale * factor / factor
+    return torch.ones_like(like, dtype=dtype) * log_scale.exp().to(dtype)

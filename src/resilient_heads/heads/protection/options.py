@@ -13,8 +13,9 @@ class Protection:
         bounds: Hold every value against a bound that no fault-free value can exceed, whatever the input; what is beyond
             it, or NaN, becomes 0.
         checksum: Hold the sum of every result against what it has to be, and take a second computation of the samples
-            where they differ by more than rounding can.
-        median: Compute three times and take the elementwise median.
+            where they differ by more than rounding can: that of the largest logits and rows. Meant for float32 and
+            float64, and for logits of like size; a class masked by a huge bias hides faults in the others.
+        median: Compute three times and take the elementwise median; in any format.
 
     Raises:
         ModelError: None is chosen, or ``checksum`` and ``median``.

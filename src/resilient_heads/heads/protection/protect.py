@@ -7,10 +7,9 @@ from torch import nn
 
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.holders import refuse_held
-from resilient_heads.heads.locate import find_classifiers
+from resilient_heads.heads.locate import find_classifiers, layer_names
 from resilient_heads.heads.protection.heads import Protectable, ProtectedConv2d, ProtectedLinear, protected
 from resilient_heads.heads.protection.options import Protection
-from resilient_heads.heads.swap import swap
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,15 +25,16 @@ def protect_(
     """Protect a model's heads against faults, in place; of several heads, every one.
 
     Parameters, state dict and fault-free logits keep their bits. Protection acts in evaluation mode. A protection that
-    a head has already is replaced. See :class:`Protection` for what each one does, and ``docs/protection.md`` for what
-    each leaves.
+    a head has already is replaced. A plain layer stays the object it was, with its hooks and attributes. See
+    :class:`Protection` for what each one does, and ``docs/protection.md`` for what each leaves.
 
     Args:
         model: A wrapped or fused model; a plain classifier; or a head.
         bounds: Hold every value against a bound that no fault-free value can exceed.
         checksum: Check the sums of all results, and compute anew where one is wrong.
         median: Compute three times and take the median; not with ``checksum``.
-        classifier: Dotted path of a plain layer, or of several, where the model has no text-guided head.
+        classifier: Dotted path of a plain layer, or of several, where the model has no text-guided head; the layers may
+            be protected already.
 
     Returns:
         The same model.
@@ -53,16 +53,12 @@ def protect_(
         )
     heads = find_protectable(model)
     if heads and classifier is not None:
-        raise ModelError(
-            f"classifier={classifier!r} names a plain layer, but {type(model).__name__} has heads to protect "
-            f"({', '.join(map(repr, heads))}); leave classifier= out."
-        )
-    if heads:
-        for head in heads.values():
-            head.protect(protection)
-        return model
-    for place in find_classifiers(model, classifier):
-        swap(model, place.leaf, protected(place.leaf, protection))
+        heads = _named(model, heads, classifier)
+    for head in heads.values():
+        head.protect(protection)
+    if not heads:
+        for place in find_classifiers(model, classifier, action="protect"):
+            protected(place.leaf, protection)
     return model
 
 
@@ -81,9 +77,9 @@ def unprotect_(model: M) -> M:
     heads = {name: head for name, head in find_protectable(model).items() if head.protection is not None}
     if not heads:
         raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
-    for name, head in heads.items():
-        if name and isinstance(head, ProtectedLinear | ProtectedConv2d):
-            swap(model, head, head.plain())
+    for head in heads.values():
+        if isinstance(head, ProtectedLinear | ProtectedConv2d):
+            head.make_plain()
         else:
             head.protect(None)
     return model
@@ -92,3 +88,21 @@ def unprotect_(model: M) -> M:
 def find_protectable(model: nn.Module) -> dict[str, Protectable]:
     """Return the heads within a model that can be protected as they are, by dotted path."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Protectable)}
+
+
+def _named(model: nn.Module, heads: dict[str, Protectable], classifier: str | Sequence[str]) -> dict[str, Protectable]:
+    """Return the protected layers that a user's paths mean: themselves, or the only one in a container."""
+    found: dict[str, Protectable] = {}
+    for wanted in layer_names(classifier):
+        inside = {
+            name: head
+            for name, head in heads.items()
+            if isinstance(head, ProtectedLinear | ProtectedConv2d) and f"{name}.".startswith(f"{wanted}.")
+        }
+        if len(inside) != 1:
+            raise ModelError(
+                f"classifier={classifier!r} must name a plain layer or one that is protected already, but "
+                f"{type(model).__name__} has heads to protect ({', '.join(map(repr, heads))}); leave classifier= out."
+            )
+        found.update(inside)
+    return found
