@@ -423,4 +423,49 @@ class Net(nn.Module):
 )
 def test_networks_put_together_at_random(parts: list[str], inplace: bool, seed: int) -> None:
     model = Net(parts, inplace, seed)
-    equal(model, torch.randn(9, 4, 5, 5), trials=8, batch_size=8)
+    equal(model, torch.randn(9, 4, 16, 16), trials=8, batch_size=8)
+
+
+class Deep(nn.Module):
+    """Eight convolutions, more than the engine runs both ways, and something in their midst."""
+
+    def __init__(self, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv2d(3 if at == 0 else 6, 6, 3, padding=1) for at in range(8))
+        self.fc = nn.Linear(6, 4)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        images = x
+        for at, convolution in enumerate(self.convolutions):
+            x = torch.relu(convolution(x))
+            if at == 2:
+                x = self.change(x, images)
+        return self.fc(x.mean((2, 3)))
+
+
+def _caught(x: Tensor, _: Tensor) -> Tensor:
+    try:
+        return F.conv2d(x, x.new_ones(6, 6, 50, 50))
+    except RuntimeError:
+        return x
+
+
+WIDTH = torch.randn(20)
+CHANGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "along the width": lambda x, _: x * WIDTH,
+    "along the height": lambda x, _: x + WIDTH[:, None],
+    "a value for each pixel": lambda x, _: x + torch.outer(WIDTH, WIDTH),
+    "made in the pass": lambda x, _: x + torch.arange(20.0).div(20)[:, None],
+    "along the channels": lambda x, _: x + torch.ones(6).cumsum(0)[:, None, None],
+    "for each place in the batch": lambda x, _: x + torch.arange(40.0)[: len(x), None, None, None] / 40,
+    "an image that all see": lambda x, images: x - images[-1:, :1],
+    "a failure that is caught": _caught,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_windows_meet(change: str, caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    equal(Deep(CHANGES[change]), torch.randn(12, 3, 20, 20), trials=40)
+    assert not [record for record in caplog.records if "full pass" in record.message]

@@ -173,7 +173,7 @@ class Execution:
         struck = hit(found[0])
         try:
             return struck, self._reruns.rerun(site.name, golden, found[1])
-        except (ControlFlowError, RuntimeError) as error:
+        except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
             self._reruns.block(site.name, f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
             _tell(site.name, self._reruns.blocked[site.name])
             return None

@@ -162,6 +162,8 @@ def _local(number: int, step: Step, piece: Slice, batch: Batch, sizes: dict[int,
         reach = _reach(kind, step)
         if reach is None or own != flat_views(step.args)[:1] or stride_of(own[0], batch) != (1, 1):
             return None
+        if any(batch.rows.get(view.buffer, _IMAGES_FIRST) is not None for view in step.views[1:]):
+            return None
         size = reach.touched(sizes[own[0].buffer])
     size = (min(size[0], height), min(size[1], width))
     if size[0] * size[1] > _WORTH * height * width:
@@ -184,9 +186,10 @@ def _by_pixel(kind: str, step: Step, result: View, batch: Batch, sizes: Mapping[
             if view.size[2:] != result.size[2:] or stride_of(view, batch) is None:
                 return False
         elif batch.rows.get(view.buffer, _IMAGES_FIRST) is None:
-            if len(view.size) > 1 and view.size[-2:] != (1, 1):
+            channels = 0 if "batch_norm" in kind else len(view.size) - 3
+            if any(size > 1 for dim, size in enumerate(view.size) if dim != channels):
                 return False
-        elif not _is_map(view, batch) or view.size[2:] not in (result.size[2:], (1, 1)):
+        elif not _is_map(view, batch) or view.size[0] != batch.size or view.size[2:] not in (result.size[2:], (1, 1)):
             return False
     return True
 

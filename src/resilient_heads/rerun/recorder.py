@@ -119,7 +119,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Describe a tensor, and keep it if its content is asked for."""
         version = self._versions[number]
         if (number, version) in self._keep and (number, version) not in self.kept:
-            self.kept[number, version] = tensor
+            with torch.utils._python_dispatch._disable_current_modes():
+                self.kept[number, version] = tensor.data if is_plain(tensor) else tensor
         size = tuple(tensor.shape)
         if not is_plain(tensor):
             return View(number, version, tensor.dtype, size, (), 0)

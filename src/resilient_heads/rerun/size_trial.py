@@ -13,7 +13,7 @@ from resilient_heads.rerun.execute import as_list, run_step
 from resilient_heads.rerun.recorder import Run, copy_memory, record
 from resilient_heads.rerun.rows import Rows, words
 from resilient_heads.rerun.tape import Step, View, flat_tensors
-from resilient_heads.rerun.trials import noise_like, rounds, trial_tells
+from resilient_heads.rerun.trials import fits, noise_like, rounds, trial_tells
 
 
 def smaller_batches(run: Run, whole: Batch, inputs: Tensor, sizes: Sequence[int]) -> dict[int, Batch]:
@@ -70,9 +70,8 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run an operation on the whole batch and on parts of it."""
         kwargs = kwargs or {}
-        number = next(self._numbers, -1)
-        if number < 0 or self._whole.tape.steps[number].func is not func:
-            self.strayed = True
+        number, tensors = next(self._numbers, -1), flat_tensors((args, tuple(kwargs.values())))
+        self.strayed |= number < 0 or not fits(self._whole.tape.steps[number], func, tensors)
         if self.strayed:
             return func(*args, **kwargs)
         step = self._whole.tape.steps[number]
@@ -84,7 +83,6 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for inexact in self.inexact:
                 inexact.add(number)
             return func(*args, **kwargs)
-        tensors = flat_tensors((args, tuple(kwargs.values())))
         before = [self._before(step, tensors, *small) for small in self._smaller]
         result = func(*args, **kwargs)
         after = {view.buffer: tensor for view, tensor in zip(step.views, tensors, strict=True)}
@@ -95,7 +93,10 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if roots is None or not self._agree(number, roots, after, *small):
                 inexact.add(number)
         per_image = as_list(result)[0].numel() // self._whole.size
-        for generator in rounds(kind, per_image * min((small.size for small, _ in self._smaller), default=0)):
+        least = min((small.size for small, _ in self._smaller), default=0)
+        dependent = (t for v, t in zip(step.views, tensors, strict=True) if self._whole.rows.get(v.buffer) is not None)
+        own = next(dependent, as_list(result)[0])
+        for generator in rounds(kind, per_image * least, own):
             self._try_noise(number, dict(zip(step.views, tensors, strict=True)), generator)
         return result
 

@@ -1,11 +1,13 @@
 """Which operators may be tried at another size, and on what."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from resilient_heads.rerun.tape import Step
 
 # fmt: off
 EXACT = frozenset({
@@ -44,14 +46,23 @@ def trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> boo
     return kind in EXACT and (plain or kind.rstrip("_") not in ("add", "sub", "div"))
 
 
-def rounds(kind: str, elements: int) -> Iterator[torch.Generator]:
+def fits(step: Step, func: Any, tensors: Sequence[Tensor]) -> bool:
+    """Whether an operation that runs is the one that was recorded, and not one whose failure the model will catch."""
+    return step.func is func and [view.size for view in step.views] == [tuple(tensor.shape) for tensor in tensors]
+
+
+def rounds(kind: str, elements: int, values: Tensor) -> Iterator[torch.Generator]:
     """Return a source of random numbers for each further trial that an operator needs.
 
     Args:
         kind: Its name.
-        elements: How many were compared on the values of a real pass, many of which may be 0.
+        elements: How many were compared on the values of a real pass.
+        values: What they were made of; sums of zeros have the same bits in any order.
     """
-    needed = math.ceil(_ENOUGH / max(elements, 1)) if kind in TRIED and elements < _ENOUGH else 0
+    if kind not in TRIED:
+        return
+    elements = elements * int(values.count_nonzero()) // max(values.numel(), 1)
+    needed = math.ceil(_ENOUGH / max(elements, 1)) if elements < _ENOUGH else 0
     for seed in range(min(needed, _MOST_ROUNDS)):
         yield torch.Generator().manual_seed(seed)
 
