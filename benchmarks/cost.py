@@ -131,6 +131,8 @@ def compare(name: str, text: ClassEmbeddings, batch: int, repeats: int) -> None:
     steps = ratios(
         over(training_step, stock, images), {v: over(training_step, m, images) for v, m in models.items()}, repeats
     )
+    for model in (stock, *models.values()):
+        model.eval()  # where protection acts
     alone = ratios(over(forward, layer, features), {v: over(forward, h, features) for v, h in heads.items()}, repeats)
     equal = {
         v: ratios(over(forward, equals[v], features), {v: over(forward, h, features)}, repeats)[v]
