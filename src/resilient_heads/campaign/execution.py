@@ -172,7 +172,7 @@ class Execution:
             return None
         struck = hit(found[0])
         try:
-            return struck, self._reruns.rerun(site.name, golden, found[1])
+            return struck, self._reruns.rerun(site.name, golden, found[1], struck.where)
         except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
             self._reruns.block(site.name, f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
             _tell(site.name, self._reruns.blocked[site.name])

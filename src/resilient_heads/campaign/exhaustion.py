@@ -138,7 +138,7 @@ class Exhaustion:
         if found is not None:
             _flip(found[0], where, bits)
             try:
-                again = self._reruns.rerun(site.name, golden, found[1])
+                again = self._reruns.rerun(site.name, golden, found[1], where)
             except (ControlFlowError, RuntimeError) as error:
                 self._block(site, f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
         if again is not None and not check:

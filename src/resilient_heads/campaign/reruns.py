@@ -137,9 +137,18 @@ class Reruns:
             return False
         return all(self._tape.steps[step].func is torch.ops.aten.clone.default for step in piece.steps)
 
-    def rerun(self, name: str, golden: Golden, struck: Tensor) -> Tensor:
-        """Return the logits of the whole batch, ``(N, C)``, given the memory of a site's tensor with faults in it."""
-        played = self._player.play(self._slices[name], golden.content, struck)
+    def rerun(
+        self, name: str, golden: Golden, struck: Tensor, where: tuple[Tensor, ...] | None = None
+    ) -> Tensor:
+        """Return the logits of the whole batch, ``(N, C)``, given the memory of a site's tensor with faults in it.
+
+        Args:
+            name: Of the site.
+            golden: Of the batch.
+            struck: What :meth:`tensor` gave.
+            where: Index of the one element of each image that was struck, in their order; None where there are several.
+        """
+        played = self._player.play(self._slices[name], golden.content, struck, where)
         logits = golden.logits.clone()
         logits[played.images] = played.logits
         return logits

@@ -24,10 +24,13 @@ class Hit:
     Attributes:
         before: ``(N,)``, fault-free values.
         after: ``(N,)``, values under the fault, before any range detector.
+        where: Index of these elements in the tensor, ``(N,)`` for each dimension; None unless every trial strikes one
+            element and no more.
     """
 
     before: Tensor
     after: Tensor
+    where: tuple[Tensor, ...] | None = None
 
 
 def hit_(
@@ -75,7 +78,9 @@ def hit_(
         nothing = torch.full((trials,), torch.nan, device=device)
         return Hit(nothing, nothing)
     unstruck = ~struck[:, 0]
-    return Hit(*(values[:, 0].masked_fill(unstruck, torch.nan) for values in (before, after)))
+    single = struck.shape[1] == 1 and not bool(unstruck.any())
+    before, after = (values[:, 0].masked_fill(unstruck, torch.nan) for values in (before, after))
+    return Hit(before, after, place if single else None)
 
 
 def _verify(

@@ -49,7 +49,14 @@ class Follower:
         self._batch = batch
         self._counts = counts
 
-    def follow(self, piece: Slice, plan: Plan, golden: Mapping[Moment, Tensor], struck: Tensor) -> Followed | None:
+    def follow(
+        self,
+        piece: Slice,
+        plan: Plan,
+        golden: Mapping[Moment, Tensor],
+        struck: Tensor,
+        where: tuple[Tensor, ...] | None = None,
+    ) -> Followed | None:
         """Run what comes after a struck tensor as far as it pays.
 
         Args:
@@ -57,15 +64,19 @@ class Follower:
             plan: Its operations on windows.
             golden: Content that they need.
             struck: A tensor on memory like that of the slice's source, faulty.
+            where: Index of the one element of each image that may differ, in their order; None: they are compared.
 
         Returns:
             What is left to be run in full; None if an image is struck in several pixels.
         """
         source = piece.source.view
-        pixels = struck_pixels(source.on(struck), source.on(golden[source.moment]))
+        images = torch.arange(self._batch.size, device=struck.device)
+        if where is not None and torch.equal(where[0], images):
+            pixels: Tensor | None = torch.stack(where[2:], dim=1)
+        else:
+            pixels = struck_pixels(source.on(struck), source.on(golden[source.moment]))
         if pixels is None:
             return None
-        images = torch.arange(self._batch.size, device=struck.device)
         values = crop(source.on(struck), images, pixels, (1, 1))
         state = Followed(images, self._batch.size, 0, {source.buffer: Window(values, pixels)})
         settled: set[Moment] = set()

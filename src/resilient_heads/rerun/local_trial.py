@@ -13,7 +13,7 @@ from resilient_heads.rerun.reach import Local
 from resilient_heads.rerun.recorder import Run, copy_memory
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.tape import View, flat_tensors, replace_views
-from resilient_heads.rerun.trials import EXACT, fits, noise_like, rounds
+from resilient_heads.rerun.trials import EXACT, filled, fits, noise_like, rounds
 from resilient_heads.rerun.windows import crop, input_window, inside, run_local
 
 _NEARLY_ALL = 0.9
@@ -81,16 +81,21 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for view, tensor in zip(step.views, given, strict=True)
         }
         result = func(*args, **kwargs)
+        own = next(tensor for view, tensor in tensors.items() if self._batch.rows.get(view.buffer) is not None)
+        further, share = {}, filled(own)
         for local in self._wanted[number]:
             self.able[local] = self._agreeing(local, tensors, as_list(result)[0], self._counts)
-            own = next(tensor for view, tensor in tensors.items() if self._batch.rows.get(view.buffer) is not None)
             channels, (height, width) = as_list(result)[0].shape[1], local.size
-            for generator in rounds(kind, 2 * max(local.limit) // max(local.size) * channels * height * width, own):
-                noise = {view: self._noise(view, tensor, generator) for view, tensor in tensors.items()}
-                again = func(
-                    *(replace_views(value, noise.__getitem__) for value in step.args),
-                    **{name: replace_views(value, noise.__getitem__) for name, value in step.kwargs},
-                )
+            compared = 2 * max(local.limit) // max(local.size) * channels * height * width
+            further[local] = rounds(kind, compared * share)
+        for seed in range(max(further.values())):
+            generator = torch.Generator().manual_seed(seed)
+            noise = {view: self._noise(view, tensor, generator) for view, tensor in tensors.items()}
+            again = func(
+                *(replace_views(value, noise.__getitem__) for value in step.args),
+                **{name: replace_views(value, noise.__getitem__) for name, value in step.kwargs},
+            )
+            for local in (local for local, count in further.items() if count > seed):
                 self.able[local] = self._agreeing(local, noise, as_list(again)[0], sorted(self.able[local]))
         return result
 
@@ -104,15 +109,19 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Return those numbers of windows at which they have the bits of the whole; none if all at once have not."""
         if not counts or not self._agrees(local, tensors, result, counts[-1]):
             return frozenset()
+        if self._is_exact(local):  # then shapes are all that is tried
+            return frozenset(counts)
         return frozenset({*(c for c in counts[:-1] if self._agrees(local, tensors, result, c)), counts[-1]})
+
+    def _is_exact(self, local: Local) -> bool:
+        """Whether an operation treats every element alike."""
+        return self._batch.tape.steps[local.number].func._schema.name.removeprefix("aten::") in EXACT
 
     def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int) -> bool:
         """Whether windows, so many at once, give the bits of the whole."""
         tiles = _tiles(local, count, self._batch.size).to(result.device)
         step = self._batch.tape.steps[local.number]
-        # Of what treats every element alike, one trial shows whether shapes fit.
-        parts = torch.split(tiles, count)[: 1 if step.func._schema.name.removeprefix("aten::") in EXACT else None]
-        for part in parts:
+        for part in torch.split(tiles, count)[: 1 if self._is_exact(local) else None]:
             images, origin = part[:, 0], part[:, 1:]
             try:
                 got = run_local(step, local, lambda view: self._cut(local, view, tensors[view], images, origin))  # noqa: B023

@@ -112,15 +112,22 @@ class Player:
         own = frozenset() if plan is None else plan.needs
         return piece.needs | own | {moment for cut in self.looks(piece) for moment in cut.live}
 
-    def play(self, piece: Slice, golden: Mapping[Moment, Tensor], struck: Tensor) -> Played:
+    def play(
+        self,
+        piece: Slice,
+        golden: Mapping[Moment, Tensor],
+        struck: Tensor,
+        where: tuple[Tensor, ...] | None = None,
+    ) -> Played:
         """Run what comes after a struck tensor.
 
         Args:
             piece: The slice.
             golden: Content of :meth:`needs`.
             struck: A tensor on memory like that of the slice's source, faulty.
+            where: Index of the one element of each image that may differ, in their order; None where that is unknown.
         """
-        state, done = self._begin(piece, golden, struck)
+        state, done = self._begin(piece, golden, struck, where)
         cuts = {cut.step: cut for cut in self.looks(piece)}
         heavy = {cut.step for cut in piece.cuts}
         heavy_left = len(heavy.intersection(piece.steps[done:]))
@@ -143,10 +150,12 @@ class Player:
         """Return what of a slice is run on windows."""
         return None if self._follower is None else self._follower.plans.get(piece.source)
 
-    def _begin(self, piece: Slice, golden: Mapping[Moment, Tensor], struck: Tensor) -> tuple[_State, int]:
+    def _begin(
+        self, piece: Slice, golden: Mapping[Moment, Tensor], struck: Tensor, where: tuple[Tensor, ...] | None
+    ) -> tuple[_State, int]:
         """Run what pays to be run on windows; return a state of whole rows, and how many operations that were."""
         plan = self._plan(piece)
-        followed = self._follower.follow(piece, plan, golden, struck) if plan and self._follower else None
+        followed = self._follower.follow(piece, plan, golden, struck, where) if plan and self._follower else None
         if plan is None or followed is None:
             images = torch.arange(self._whole.size if piece.reaches_logits else 0, device=struck.device)
             return _State(self._whole, images, {piece.source.view.buffer: struck}), 0

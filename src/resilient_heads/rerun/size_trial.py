@@ -13,7 +13,7 @@ from resilient_heads.rerun.execute import as_list, run_step
 from resilient_heads.rerun.recorder import Run, copy_memory, record
 from resilient_heads.rerun.rows import Rows, words
 from resilient_heads.rerun.tape import Step, View, flat_tensors
-from resilient_heads.rerun.trials import fits, noise_like, rounds, trial_tells
+from resilient_heads.rerun.trials import filled, fits, noise_like, rounds, trial_tells
 
 
 def smaller_batches(run: Run, whole: Batch, inputs: Tensor, sizes: Sequence[int]) -> dict[int, Batch]:
@@ -96,8 +96,8 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         least = min((small.size for small, _ in self._smaller), default=0)
         dependent = (t for v, t in zip(step.views, tensors, strict=True) if self._whole.rows.get(v.buffer) is not None)
         own = next(dependent, as_list(result)[0])
-        for generator in rounds(kind, per_image * least, own):
-            self._try_noise(number, dict(zip(step.views, tensors, strict=True)), generator)
+        for seed in range(rounds(kind, per_image * least * filled(own))):
+            self._try_noise(number, dict(zip(step.views, tensors, strict=True)), torch.Generator().manual_seed(seed))
         return result
 
     def _try_noise(self, number: int, given: dict[View, Tensor], generator: torch.Generator) -> None:

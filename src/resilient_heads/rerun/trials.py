@@ -1,7 +1,7 @@
 """Which operators may be tried at another size, and on what."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ batch shows it for all."""
 _ENOUGH = 4096
 """Elements in which two results must have the same bits; a few of them can agree by chance."""
 _MOST_ROUNDS = 32
+_DRAWN = 65_537
 
 
 def trial_tells(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -51,27 +52,31 @@ def fits(step: Step, func: Any, tensors: Sequence[Tensor]) -> bool:
     return step.func is func and [view.size for view in step.views] == [tuple(tensor.shape) for tensor in tensors]
 
 
-def rounds(kind: str, elements: int, values: Tensor) -> Iterator[torch.Generator]:
-    """Return a source of random numbers for each further trial that an operator needs.
+def filled(values: Tensor) -> float:
+    """Return the share of values that are not zero; sums of zeros have the same bits in any order."""
+    return int(values.count_nonzero()) / max(values.numel(), 1)
+
+
+def rounds(kind: str, elements: float) -> int:
+    """Return how many further trials, on random values, an operator needs.
 
     Args:
         kind: Its name.
-        elements: How many were compared on the values of a real pass.
-        values: What they were made of; sums of zeros have the same bits in any order.
+        elements: How many that were not made of zeros were compared on the values of a real pass.
     """
-    if kind not in TRIED:
-        return
-    elements = elements * int(values.count_nonzero()) // max(values.numel(), 1)
-    needed = math.ceil(_ENOUGH / max(elements, 1)) if elements < _ENOUGH else 0
-    for seed in range(min(needed, _MOST_ROUNDS)):
-        yield torch.Generator().manual_seed(seed)
+    if kind not in TRIED or elements >= _ENOUGH:
+        return 0
+    return min(math.ceil(_ENOUGH / max(elements, 1)), _MOST_ROUNDS)
 
 
 def noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Return random values in the layout of a tensor; its own where they are no numbers with a point."""
     if not tensor.dtype.is_floating_point:
         return tensor.clone()
-    noise = torch.randn(tensor.shape, generator=generator).to(device=tensor.device, dtype=tensor.dtype)
+    count = tensor.numel()
+    # Drawing takes longer than what is tried; repeated after a prime number, values lie elsewhere in each image.
+    values = torch.randn(min(count, _DRAWN), generator=generator).repeat(-(-count // _DRAWN))[:count]
+    noise = values.view(tensor.shape).to(device=tensor.device, dtype=tensor.dtype)
     return torch.empty_like(tensor).copy_(noise) if _dense(tensor) else noise
 
 

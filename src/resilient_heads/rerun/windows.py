@@ -47,11 +47,34 @@ def crop(source: Tensor, images: Tensor, origin: Tensor, size: Size, stride: Siz
     Returns:
         ``(n, C, h, w)``; what is outside of the map holds anything.
     """
-    ys, xs = (_lines(origin, dim, size, stride).clamp(0, source.shape[dim + 2] - 1) for dim in (0, 1))
+    ys = _lines(origin, 0, size, stride).clamp_(0, source.shape[2] - 1)
+    in_one_piece = _crop_lines(source, images, origin, ys, size[1]) if stride[1] == 1 and size[1] > 1 else None
+    if in_one_piece is not None:
+        return in_one_piece
+    xs = _lines(origin, 1, size, stride).clamp_(0, source.shape[3] - 1)
     index = _places(source, images, ys, xs)
     flat = source.as_strided((source.untyped_storage().nbytes() // source.element_size(),), (1,), 0)
     picked = flat.index_select(0, index.flatten()).view(index.shape)
     return picked.permute(0, 3, 1, 2) if _channels_last(source) else picked
+
+
+def _crop_lines(source: Tensor, images: Tensor, origin: Tensor, ys: Tensor, width: int) -> Tensor | None:
+    """Cut windows out line by line; None where a line's pixels do not lie side by side, or would leave the memory."""
+    by_image, by_channel, by_row, by_column = source.stride()
+    channels_last, channels = _channels_last(source), source.shape[1]
+    if by_column != (channels if channels_last else 1):
+        return None
+    first = (images * by_image + origin[:, 1] * by_column + source.storage_offset())[:, None] + ys * by_row
+    low, high = (int(end) for end in first.aminmax())
+    length = width * by_column
+    last = source.untyped_storage().nbytes() // source.element_size() - length
+    if low < 0 or high + (0 if channels_last else (channels - 1) * by_channel) > last:
+        return None
+    lines = source.as_strided((last + 1, length), (1, 1), 0)
+    if channels_last:
+        return lines.index_select(0, first.flatten()).view(*ys.shape, width, channels).permute(0, 3, 1, 2)
+    first = first[:, None] + (_range(source, channels) * by_channel)[:, None]
+    return lines.index_select(0, first.flatten()).view(*first.shape, width)
 
 
 def inside(limit: Size, origin: Tensor, size: Size, stride: Size = (1, 1)) -> Tensor | None:
