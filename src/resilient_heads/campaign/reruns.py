@@ -137,9 +137,7 @@ class Reruns:
             return False
         return all(self._tape.steps[step].func is torch.ops.aten.clone.default for step in piece.steps)
 
-    def rerun(
-        self, name: str, golden: Golden, struck: Tensor, where: tuple[Tensor, ...] | None = None
-    ) -> Tensor:
+    def rerun(self, name: str, golden: Golden, struck: Tensor, where: tuple[Tensor, ...] | None = None) -> Tensor:
         """Return the logits of the whole batch, ``(N, C)``, given the memory of a site's tensor with faults in it.
 
         Args:

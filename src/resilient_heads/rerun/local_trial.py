@@ -1,5 +1,6 @@
 """Try which operations give the same bits on windows as on whole maps."""
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,12 @@ from resilient_heads.rerun.reach import Local
 from resilient_heads.rerun.recorder import Run, copy_memory
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.tape import View, flat_tensors, replace_views
-from resilient_heads.rerun.trials import EXACT, filled, fits, noise_like, rounds
+from resilient_heads.rerun.trials import ENOUGH, EXACT, filled, fits, noise_like, rounds
 from resilient_heads.rerun.windows import crop, input_window, inside, run_local
 
 _NEARLY_ALL = 0.9
+_TIMES = 8
+"""How many times over the windows of a pass may be laid everywhere before random values are tried."""
 
 
 def try_windows(
@@ -84,10 +87,10 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         own = next(tensor for view, tensor in tensors.items() if self._batch.rows.get(view.buffer) is not None)
         further, share = {}, filled(own)
         for local in self._wanted[number]:
-            self.able[local] = self._agreeing(local, tensors, as_list(result)[0], self._counts)
-            channels, (height, width) = as_list(result)[0].shape[1], local.size
-            compared = 2 * max(local.limit) // max(local.size) * channels * height * width
-            further[local] = rounds(kind, compared * share)
+            telling = as_list(result)[0].shape[1] * local.size[0] * local.size[1] * share
+            tiles = _tiles(local, self._batch.size, ENOUGH / max(telling, 1)).to(own.device)
+            self.able[local] = self._agreeing(local, tensors, as_list(result)[0], self._counts, tiles)
+            further[local] = rounds(kind, telling * len(tiles))
         for seed in range(max(further.values())):
             generator = torch.Generator().manual_seed(seed)
             noise = {view: self._noise(view, tensor, generator) for view, tensor in tensors.items()}
@@ -96,7 +99,8 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 **{name: replace_views(value, noise.__getitem__) for name, value in step.kwargs},
             )
             for local in (local for local, count in further.items() if count > seed):
-                self.able[local] = self._agreeing(local, noise, as_list(again)[0], sorted(self.able[local]))
+                tiles = _tiles(local, self._batch.size).to(own.device)
+                self.able[local] = self._agreeing(local, noise, as_list(again)[0], sorted(self.able[local]), tiles)
         return result
 
     def _noise(self, view: View, tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -104,24 +108,22 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor if self._batch.rows.get(view.buffer) is None else noise_like(tensor, generator)
 
     def _agreeing(
-        self, local: Local, tensors: dict[View, Tensor], result: Tensor, counts: Sequence[int]
+        self, local: Local, tensors: dict[View, Tensor], result: Tensor, counts: Sequence[int], tiles: Tensor
     ) -> frozenset[int]:
         """Return those numbers of windows at which they have the bits of the whole; none if all at once have not."""
-        if not counts or not self._agrees(local, tensors, result, counts[-1]):
-            return frozenset()
-        if self._is_exact(local):  # then shapes are all that is tried
-            return frozenset(counts)
-        return frozenset({*(c for c in counts[:-1] if self._agrees(local, tensors, result, c)), counts[-1]})
-
-    def _is_exact(self, local: Local) -> bool:
-        """Whether an operation treats every element alike."""
-        return self._batch.tape.steps[local.number].func._schema.name.removeprefix("aten::") in EXACT
-
-    def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int) -> bool:
-        """Whether windows, so many at once, give the bits of the whole."""
-        tiles = _tiles(local, count, self._batch.size).to(result.device)
         step = self._batch.tape.steps[local.number]
-        for part in torch.split(tiles, count)[: 1 if self._is_exact(local) else None]:
+        exact = step.func._schema.name.removeprefix("aten::") in EXACT
+        if exact:  # then shapes are all that is tried
+            tiles = tiles[:1]
+        if not counts or not self._agrees(local, tensors, result, counts[-1], tiles):
+            return frozenset()
+        fewer = (c for c in counts[:-1] if exact or self._agrees(local, tensors, result, c, tiles))
+        return frozenset({*fewer, counts[-1]})
+
+    def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int, tiles: Tensor) -> bool:
+        """Whether windows, so many at once, give the bits of the whole."""
+        step = self._batch.tape.steps[local.number]
+        for part in torch.split(tiles[torch.arange(-(-len(tiles) // count) * count) % len(tiles)], count):
             images, origin = part[:, 0], part[:, 1:]
             try:
                 got = run_local(step, local, lambda view: self._cut(local, view, tensors[view], images, origin))  # noqa: B023
@@ -144,14 +146,20 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return values if within is None or local.reach is None else values.masked_fill_(~within, local.reach.fill)
 
 
-def _tiles(local: Local, count: int, batch: int) -> Tensor:
-    """Return images and origins of windows that lie in every row, every column and all corners; ``(n, 3)``."""
+def _tiles(local: Local, batch: int, least: float = 0) -> Tensor:
+    """Return images and origins of windows that lie in every row, every column and all corners; ``(n, 3)``.
+
+    Args:
+        local: What gives the windows.
+        batch: Number of images.
+        least: How many windows are wanted; no more than a few times those that it takes to be everywhere.
+    """
     ys, xs = (
         torch.cat([torch.arange(0, whole - own + 1, own), torch.tensor([whole - own])])
         for own, whole in zip(local.size, local.limit, strict=True)
     )
-    pairs = max(len(ys), len(xs))
-    numbers = torch.arange(-(-2 * pairs // count) * count)
+    everywhere = 2 * max(len(ys), len(xs))
+    numbers = torch.arange(max(everywhere, math.ceil(min(least, _TIMES * everywhere))))
     along = numbers // 2
     across = torch.where(numbers % 2 == 0, along, -1 - along)
     return torch.stack([numbers % batch, ys[along % len(ys)], xs[across % len(xs)]], dim=1)

@@ -32,7 +32,7 @@ batch shows it for all."""
 # All others see the whole batch: some take one path for full vectors and another for what is left over, which differ in
 # the last bit for some values only (sigmoid, GELU, exp).
 
-_ENOUGH = 4096
+ENOUGH = 4096
 """Elements in which two results must have the same bits; a few of them can agree by chance."""
 _MOST_ROUNDS = 32
 _DRAWN = 65_537
@@ -64,9 +64,9 @@ def rounds(kind: str, elements: float) -> int:
         kind: Its name.
         elements: How many that were not made of zeros were compared on the values of a real pass.
     """
-    if kind not in TRIED or elements >= _ENOUGH:
+    if kind not in TRIED or elements >= ENOUGH:
         return 0
-    return min(math.ceil(_ENOUGH / max(elements, 1)), _MOST_ROUNDS)
+    return min(math.ceil(ENOUGH / max(elements, 1)), _MOST_ROUNDS)
 
 
 def noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
