@@ -10,7 +10,7 @@ from resilient_heads.rerun.batches import Batch
 from resilient_heads.rerun.reach import Local, Plan, each, stride_of
 from resilient_heads.rerun.slices import Slice
 from resilient_heads.rerun.tape import Mark, Moment, View
-from resilient_heads.rerun.windows import Window, crop, differs, input_window, inside, run_local, struck_pixels
+from resilient_heads.rerun.windows import Window, cover, crop, differs, input_window, inside, put_, run_local, struck_pixels
 
 
 @dataclass(slots=True)
@@ -130,18 +130,13 @@ class Follower:
             own = state.windows.get(view.buffer)
             if own is not None and local.reach is None and own.size == size and _same(own.origin, start):
                 return own.values
-            covered: Tensor | None = None
-            part = None
-            if own is not None:
-                steps = stride_of(view, self._batch) or (1, 1)
-                rows = torch.arange(state.size, device=origin.device)
-                begin = start * each(steps, start) - own.origin
-                part, covered = crop(own.values, rows, begin, size, steps), inside(own.size, begin, size, steps)
-                if covered is None:
-                    return part
+            steps = stride_of(view, self._batch) or (1, 1)
+            values = None if own is None else cover(own, start, size, steps)
+            if values is not None:
+                return values
             values = crop(view.on(golden[view.moment]), state.padded, start, size)
-            if part is not None and covered is not None:
-                values = torch.where(covered, part, values)
+            if own is not None:
+                put_(values, own, start, steps)
             within = None if local.reach is None else inside((view.size[2], view.size[3]), start, size)
             if within is not None and local.reach is not None:
                 outside = ~within

@@ -100,6 +100,48 @@ def paste_(target: Tensor, images: Tensor, window: Window) -> None:
     flat.index_copy_(0, index.flatten(), values.reshape(-1))
 
 
+def cover(window: Window, start: Tensor, size: Size, stride: Size = (1, 1)) -> Tensor | None:
+    """Return parts of windows, ``(n, C, h, w)``; None where these do not hold all of them.
+
+    Args:
+        window: Of some maps.
+        start: ``(n, 2)``, where each part begins, counted in pixels that are ``stride`` apart.
+        size: Height and width of the parts.
+        stride: Pixels of the maps from one of the part to the next.
+    """
+    begin = start * each(stride, start) - window.origin
+    if inside(window.size, begin, size, stride) is not None:
+        return None
+    return crop(window.values, torch.arange(len(begin), device=begin.device), begin, size, stride)
+
+
+def put_(parts: Tensor, window: Window, start: Tensor, stride: Size = (1, 1)) -> None:
+    """Write windows over those pixels of parts of the same maps that both hold; the rest is as for :func:`cover`."""
+    if stride == (1, 1):
+        place = Window(window.values, window.origin - start)
+        if inside((parts.shape[2], parts.shape[3]), place.origin, window.size) is None:
+            paste_(parts, torch.arange(len(parts), device=parts.device), place)
+            return
+    begins, group = torch.unique(start * each(stride, start) - window.origin, dim=0, return_inverse=True)
+    for number, begin in enumerate(begins.tolist()):
+        into, own = zip(
+            *(_shared(*ends) for ends in zip(begin, parts.shape[2:], window.size, stride, strict=True)), strict=True
+        )
+        target, values = parts[..., into[0], into[1]], window.values[..., own[0], own[1]]
+        if len(begins) == 1:
+            target.copy_(values)
+        elif target.numel():
+            rows = (group == number).nonzero().flatten()
+            target.index_copy_(0, rows, values.index_select(0, rows))
+
+
+def _shared(begin: int, length: int, limit: int, step: int) -> tuple[slice, slice]:
+    """Return which lines of a part, and which of a window, are the same, given the line with which the part begins."""
+    first = max(0, -(begin // step))
+    last = max(first, min(length, -((begin - limit) // step)))
+    return slice(first, last), slice(begin + first * step, begin + last * step, step) if last > first else slice(0)
+
+
 def differs(window: Window, golden: Tensor, images: Tensor) -> Tensor:
     """Return which windows differ from golden maps, ``(n,)`` bool."""
     before = crop(golden, images, window.origin, window.size)
