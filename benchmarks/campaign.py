@@ -14,10 +14,10 @@ figure, seconds are this machine's.
 import argparse
 import copy
 import importlib.util
+import itertools
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,17 +30,35 @@ SIZES = {"resnet20": (32, 128, 64), "resnet18": (224, 32, 64), "resnet50": (224,
 """Model to (pixels, batch, batches of trials a layer)."""
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Trials and the seconds that they took."""
+class Clock:
+    """Trials of one tool and the seconds that they took."""
 
-    trials: int
-    seconds: float
+    def __init__(self, device: torch.device) -> None:
+        self.trials, self.seconds = 0, 0.0
+        self._device = device
+        self._start = 0.0
+
+    def start(self) -> None:
+        """Begin, or go on."""
+        self._start = self._now()
+
+    def stop(self) -> None:
+        """Pause."""
+        self.seconds += self._now() - self._start
 
     @property
     def per_second(self) -> float:
         """Trials a second."""
         return self.trials / self.seconds
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+Pass = Callable[[], None]
+"""One pass of a tool over the batch, with a fault in each image."""
 
 
 def build(name: str, weights: Path | None) -> nn.Module:
@@ -59,53 +77,7 @@ def build(name: str, weights: Path | None) -> nn.Module:
     return model.eval()
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that ``run`` takes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def spread(layers: int, strike: int) -> list[int]:
-    """Return some of the layers, evenly."""
-    return sorted({layer * layers // strike for layer in range(min(strike, layers))})
-
-
-def plain(model: nn.Module, images: Tensor, passes: int) -> Rate:
-    """A forward pass counts as many trials as it has images: what a tool without any overhead could do."""
-
-    def run() -> None:
-        for _ in range(passes):
-            model(images)
-
-    return Rate(len(images) * passes, timed(run, images.device))
-
-
-def ours(model: nn.Module, images: Tensor, labels: Tensor, batches: int) -> tuple[Rate, rh.CampaignResult]:
-    """A whole campaign."""
-    results = []
-
-    def run() -> None:
-        results.append(
-            rh.run_campaign(
-                model,
-                (images, labels),
-                protocol="raw",
-                injections_per_layer=batches * len(images),
-                batch_size=len(images),
-                progress=False,
-            )
-        )
-
-    seconds = timed(run, images.device)
-    return Rate(len(results[0].trials), seconds), results[0]
-
-
-def pytorchfi(model: nn.Module, images: Tensor, layers: int, strike: int) -> Rate:
+def pytorchfi(model: nn.Module, images: Tensor, layers: int) -> Pass:
     """PyTorchFI's batched use: a declared value in one neuron of each image, all in one layer."""
     from pytorchfi import core  # type: ignore[import-not-found, unused-ignore]
 
@@ -117,33 +89,32 @@ def pytorchfi(model: nn.Module, images: Tensor, layers: int, strike: int) -> Rat
         use_cuda=images.is_cuda,
     )
     found = injector.get_total_layers()
-    generator = torch.Generator().manual_seed(0)
+    if found != layers:
+        print(f"    PyTorchFI reaches {found} of {layers} layers; its rate is that of the layers it reaches")
+    generator, turn = torch.Generator().manual_seed(0), itertools.cycle(range(found))
 
     def draw(size: int) -> list[int]:
         return torch.randint(size, (len(images),), generator=generator).tolist()
 
     def run() -> None:
-        for layer in spread(found, strike):
-            shape = [int(size) for size in injector.get_layer_shape(layer)]
-            own = [draw(size) for size in shape[1:]]
-            own += [[None] * len(images)] * (3 - len(own))  # type: ignore[list-item]
-            faulty = injector.declare_neuron_fi(
-                batch=list(range(len(images))),
-                layer_num=[layer] * len(images),
-                dim1=own[0],
-                dim2=own[1],
-                dim3=own[2],
-                value=[0.5] * len(images),
-            )
-            faulty(images)
+        layer = next(turn)
+        shape = [int(size) for size in injector.get_layer_shape(layer)]
+        own = [draw(size) for size in shape[1:]]
+        own += [[None] * len(images)] * (3 - len(own))  # type: ignore[list-item]
+        faulty = injector.declare_neuron_fi(
+            batch=list(range(len(images))),
+            layer_num=[layer] * len(images),
+            dim1=own[0],
+            dim2=own[1],
+            dim3=own[2],
+            value=[0.5] * len(images),
+        )
+        faulty(images)
 
-    seconds = timed(run, images.device)
-    if found != layers:
-        print(f"    PyTorchFI reaches {found} of {layers} layers; its rate is that of the layers it reaches")
-    return Rate(len(spread(found, strike)) * len(images), seconds)
+    return run
 
 
-def mrfi(model: nn.Module, images: Tensor, layers: int, strike: int) -> Rate:
+def mrfi(model: nn.Module, images: Tensor, layers: int) -> Pass:
     """MRFI's batched use: a random bit of one random output neuron of each image."""
     from mrfi import MRFI, EasyConfig  # type: ignore[import-not-found, unused-ignore]
 
@@ -162,21 +133,69 @@ faultinject:
     module_type: [Conv2d, Linear]
 """
     )
-    model = copy.deepcopy(model)  # it leaves attributes behind that cannot be copied
-    faulty = MRFI(model, config)
+    faulty = MRFI(copy.deepcopy(model), config)  # it leaves attributes behind that cannot be copied
     switches = faulty.get_activation_configs(is_out=True)
-    found = len(switches)
+    if len(switches) != layers:
+        print(f"    MRFI reaches {len(switches)} of {layers} layers; its rate is that of the layers it reaches")
+    turn = itertools.cycle(range(len(switches)))
 
     def run() -> None:
-        for layer in spread(found, strike):
-            switches[layer].enabled = True
-            faulty(images)
-            switches[layer].enabled = False
+        layer = next(turn)
+        switches[layer].enabled = True
+        faulty(images)
+        switches[layer].enabled = False
 
-    seconds = timed(run, images.device)
-    if found != layers:
-        print(f"    MRFI reaches {found} of {layers} layers; its rate is that of the layers it reaches")
-    return Rate(len(spread(found, strike)) * len(images), seconds)
+    return run
+
+
+def race(model: nn.Module, images: Tensor, batches: int, often: int) -> tuple[dict[str, Clock], rh.CampaignResult]:
+    """Run a campaign, and let every other tool make a pass whenever it has done some batches of trials.
+
+    Args:
+        model: Where to strike.
+        images: One batch.
+        batches: Of trials for each layer.
+        often: How many passes each of the others makes.
+    """
+    device = images.device
+    labels = model(images).argmax(dim=1)
+    layers = len(rh.find_sites(model, images[:3]).reached)
+    others: dict[str, Pass] = {"plain forward": lambda: model(images)}
+    if importlib.util.find_spec("pytorchfi") is not None:
+        others["PyTorchFI 0.6.0"] = pytorchfi(model, images, layers)
+    if importlib.util.find_spec("mrfi") is not None:
+        others["MRFI 2.1.0"] = mrfi(model, images, layers)
+    clocks = {name: Clock(device) for name in (*others, "resilient_heads")}
+    own = clocks["resilient_heads"]
+    for run in others.values():
+        run()  # what is only set up once counts for nobody
+    made = 0
+
+    def between(done: int, total: int) -> None:
+        nonlocal made
+        if done * often < made * total:
+            return
+        own.stop()
+        made += 1
+        for name, run in others.items():
+            clocks[name].start()
+            run()
+            clocks[name].stop()
+            clocks[name].trials += len(images)
+        own.start()
+
+    own.start()
+    result = rh.run_campaign(
+        model,
+        (images, labels),
+        protocol="raw",
+        injections_per_layer=batches * len(images),
+        batch_size=len(images),
+        progress=between,
+    )
+    own.stop()
+    own.trials = len(result.trials)
+    return clocks, result
 
 
 def main() -> None:
@@ -185,7 +204,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", choices=SIZES, metavar="MODEL", help=", ".join(SIZES))
     parser.add_argument("--weights", type=Path, help="a state dict for the model")
     parser.add_argument("--batches", type=int, help="batches of trials a layer in our campaign; else as in SIZES")
-    parser.add_argument("--peer-layers", type=int, default=10, help="layers that peers strike, a batch each")
+    parser.add_argument("--passes", type=int, default=42, help="passes of every other tool, in between")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -193,37 +212,23 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     device = torch.device(args.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.threads} threads"
-    small = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-    ours(small, torch.eye(4), small(torch.eye(4)).argmax(dim=1), 1)  # imports
-    for name in args.models:
-        pixels, batch, batches = SIZES[name]
-        model = build(name, args.weights).to(device)
-        images = torch.randn(batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)).to(device)
-        with torch.no_grad():
-            labels = model(images).argmax(dim=1)
-            model(images)
-            layers = len(rh.find_sites(model, images[:3]).reached)
-
-            def others(model: nn.Module = model, images: Tensor = images, layers: int = layers) -> dict[str, Rate]:
-                rates = {"plain forward": plain(model, images, 3)}
-                if importlib.util.find_spec("pytorchfi") is not None:
-                    rates["PyTorchFI 0.6.0"] = pytorchfi(model, images, layers, args.peer_layers)
-                if importlib.util.find_spec("mrfi") is not None:
-                    rates["MRFI 2.1.0"] = mrfi(model, images, layers, args.peer_layers)
-                return rates
-
-            rates = others()
-            own, result = ours(model, images, labels, args.batches or batches)
+    with torch.no_grad():
+        small = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).to(device)
+        race(small, torch.eye(4, device=device).reshape(4, 1, 2, 2), 1, 0)  # imports
+        for name in args.models:
+            pixels, batch, batches = SIZES[name]
+            model = build(name, args.weights).to(device)
+            images = torch.randn(batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)).to(device)
+            clocks, result = race(model, images, args.batches or batches, args.passes)
             masked = float((result.trials.outcome == 0).mean())
-            trials = f"{own.trials:,} trials at {len(result.sites)} sites, {masked:.0%} masked"
+            trials = f"{len(result.trials):,} trials at {len(result.sites)} sites, {masked:.0%} masked"
             print(f"{name}, {pixels} pixels, batch {batch}, {where}: {trials}")
-            # Before and after, as a machine that others use too is not equally fast all the time.
-            for tool, rate in others().items():
-                rates[tool] = Rate(rate.trials + rates[tool].trials, rate.seconds + rates[tool].seconds)
-            rates["resilient_heads"] = own
-        for tool, rate in rates.items():
-            ratio = rates["resilient_heads"].per_second / rate.per_second
-            print(f"    {tool:16} {rate.per_second:9.1f} trials/s   resilient_heads is {ratio:.2f} times as fast")
+            own = clocks["resilient_heads"].per_second
+            for tool, clock in clocks.items():
+                rate = f"{clock.per_second:9.1f} trials/s"
+                print(
+                    f"    {tool:16} {rate}   resilient_heads is {own / clock.per_second:.2f} times as fast", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -57,6 +57,22 @@ def test_leaves_the_model_as_it_was_when_the_loader_raises(small_net: nn.Module,
     assert hooks(small_net) == 0
 
 
+def test_a_model_that_changes_on_the_way_is_noticed(small_net: nn.Module, labelled: Data) -> None:
+    def change(done: int, total: int) -> None:
+        if done == total:
+            small_net.fc.bias.data[0] += 1
+
+    with pytest.raises(InjectionError, match="changed the model's golden logits"):
+        campaign(small_net, labelled, progress=change)
+
+
+def test_progress_is_told_to_a_function(small_net: nn.Module, labelled: Data) -> None:
+    told: list[tuple[int, int]] = []
+    result = campaign(small_net, labelled, progress=lambda done, total: told.append((done, total)), batch_size=30)
+    total = len(result.trials)
+    assert told == [(done, total) for done in range(30, total + 1, 30)]
+
+
 def test_every_site_in_order_with_every_trial_decided(small_net: nn.Module, labelled: Data) -> None:
     result = campaign(small_net, labelled)
     assert [struck.site.name for struck in result.sites] == ["conv1", "conv2", "fc"]

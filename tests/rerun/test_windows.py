@@ -11,7 +11,7 @@ from resilient_heads.rerun.player import Player
 from resilient_heads.rerun.reach import Local, Plan, Reach, plan_windows
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.slices import Slice, slice_after
-from resilient_heads.rerun.windows import Window, crop, inside, paste_, struck_pixels
+from resilient_heads.rerun.windows import Window, cover, crop, inside, paste_, put_, struck_pixels
 
 
 @pytest.fixture(autouse=True)
@@ -21,19 +21,22 @@ def _no_grad() -> object:
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("stride", [(1, 1), (2, 2)])
-def test_a_crop_holds_the_pixels_at_its_place(memory_format: torch.memory_format, stride: tuple[int, int]) -> None:
+@pytest.mark.parametrize("stride", [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("images", [[3, 1, 5, 0], [0, 2, 5, 3], [3, 1, 4, 0]])  # lines leave the memory in two of them
+def test_a_crop_holds_the_pixels_at_its_place(
+    memory_format: torch.memory_format, stride: tuple[int, int], images: list[int]
+) -> None:
     maps = torch.arange(6 * 3 * 9 * 8.0).view(6, 3, 9, 8).contiguous(memory_format=memory_format)
-    images, origin = torch.tensor([3, 1, 5, 0]), torch.tensor([[-2, 3], [0, 0], [7, 6], [4, 5]])
-    cut, within = crop(maps, images, origin, (4, 3), stride), inside((9, 8), origin, (4, 3), stride)
+    origin = torch.tensor([[-2, 3], [0, 0], [7, 6], [4, 5]])
+    cut, within = crop(maps, torch.tensor(images), origin, (4, 3), stride), inside((9, 8), origin, (4, 3), stride)
     assert within is not None
-    for row in range(4):
+    for row, image in enumerate(images):
         for y in range(4):
             for x in range(3):
                 at = int(origin[row, 0]) + y * stride[0], int(origin[row, 1]) + x * stride[1]
                 assert bool(within[row, 0, y, x]) == (0 <= at[0] < 9 and 0 <= at[1] < 8)
                 if within[row, 0, y, x]:
-                    assert torch.equal(cut[row, :, y, x], maps[images[row], :, at[0], at[1]])
+                    assert torch.equal(cut[row, :, y, x], maps[image, :, at[0], at[1]])
 
 
 COUNTS = (2, 4, 6, 8)
@@ -45,6 +48,25 @@ def test_what_is_pasted_is_cropped_again() -> None:
     paste_(maps, images, Window(torch.ones(2, 2, 2, 3), origin))
     assert torch.equal(crop(maps, images, origin, (2, 3)), torch.ones(2, 2, 2, 3))
     assert maps.sum() == 24
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1)])
+@pytest.mark.parametrize("starts", [[[1, 1], [1, 1]], [[0, 2], [3, 0]], [[-1, 1], [1, -2]], [[5, 6], [3, 4]]])
+def test_parts_take_from_windows_what_both_hold(stride: tuple[int, int], starts: list[list[int]]) -> None:
+    maps, rows = torch.arange(2 * 3 * 16 * 16.0).view(2, 3, 16, 16), torch.arange(2)
+    window = Window(crop(-maps, rows, torch.tensor([[4, 5], [2, 3]]), (7, 6)), torch.tensor([[4, 5], [2, 3]]))
+    start, size = torch.tensor(starts), (4, 3)
+    painted = maps.clone()
+    paste_(painted, rows, window)
+    begin = start * torch.tensor(stride)
+    part, expected = (crop(source, rows, begin, size, stride) for source in (maps, painted))
+    within = inside((16, 16), begin, size, stride)
+    put_(part, window, start, stride)
+    known = torch.ones(2, 1, 4, 3, dtype=torch.bool) if within is None else within
+    assert torch.equal(part * known, expected * known)
+    covered = cover(window, start, size, stride)
+    assert (covered is not None) == bool((expected * known < 0).all())
+    assert covered is None or torch.equal(covered, expected)
 
 
 def test_struck_pixels() -> None:

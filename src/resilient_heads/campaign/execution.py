@@ -120,9 +120,17 @@ class Execution:
         Raises:
             InjectionError: A flip did not take place.
         """
+        told = 0
+
+        def tell(trials: int) -> None:
+            nonlocal told
+            told += trials
+            advance(trials)
+
         try:
-            return self._run(start, stop, advance)
+            return self._run(start, stop, tell)
         except _DistrustedError:  # in the first batch, before anything was handed out
+            advance(-told)
             return self._run(start, stop, advance)
 
     def _run(self, start: int, stop: int, advance: Callable[[int], object]) -> Trials:
@@ -175,7 +183,7 @@ class Execution:
             return struck, self._reruns.rerun(site.name, golden, found[1], struck.where)
         except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
             self._reruns.block(site.name, f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
-            _tell(site.name, self._reruns.blocked[site.name])
+            _tell(repr(site.name), self._reruns.blocked[site.name])
             return None
 
     def _full(self, site: Site, inputs: Tensor, hit: Callable[[Tensor], Hit]) -> tuple[Hit, Tensor]:
@@ -249,9 +257,9 @@ class Execution:
         return Trials(**{name: plain[name].astype(kind) for name, kind in COLUMNS.items()})
 
 
-def _tell(name: str, reason: str) -> None:
+def _tell(where: str, reason: str) -> None:
     """Say that reruns are given up."""
-    logger.warning("Each batch of trials at %r takes a full pass of the model: %s.", name, reason)
+    logger.warning("Each batch of trials at %s takes a full pass of the model: %s.", where, reason)
 
 
 def _same_bits(rerun: Tensor, full: Tensor) -> bool:

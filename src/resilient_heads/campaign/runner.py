@@ -4,7 +4,7 @@ import contextlib
 import logging
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -52,7 +52,7 @@ def run_campaign(
     shard: Shard | None = None,
     engine: Engine = "rerun",
     memory_limit: int | None = None,
-    progress: bool = True,
+    progress: bool | Callable[[int, int], object] = True,
 ) -> CampaignResult:
     """Strike every site of a model with single bit flips and record how each trial ends.
 
@@ -89,7 +89,8 @@ def run_campaign(
             cannot be run in part, the full pass is taken and a log entry says so.
         memory_limit: Bytes that golden activations may take on the model's device; None takes half of what is free. A
             site that needs more takes full passes.
-        progress: Show a progress bar on standard error.
+        progress: Show a progress bar on standard error; or a function that is called after each batch of trials with
+            how many are done, and how many there are.
 
     Returns:
         Every trial, with its outcome; with ``shard``, those of the shard.
@@ -187,7 +188,12 @@ def run_campaign(
 
 
 def _run(
-    execution: Execution, record: CampaignRecord, folder: CampaignFolder | None, shard: Shard, *, progress: bool
+    execution: Execution,
+    record: CampaignRecord,
+    folder: CampaignFolder | None,
+    shard: Shard,
+    *,
+    progress: bool | Callable[[int, int], object],
 ) -> Trials:
     """Run the chunks of a shard that the folder does not have yet, and write each when it is done."""
     counts, size = record.plan.counts, record.config.chunk_size
@@ -200,24 +206,29 @@ def _run(
     chunks = shard.chunks(whole)
     done = folder.stored(shard) if folder is not None else {}
     total = sum(max(0, min(count - chunk * size, size)) for chunk in chunks for count in counts)
-    with tqdm(
-        total=total,
-        initial=sum(map(len, done.values())),
-        unit="trial",
-        disable=not progress,
-        desc="injecting",
-        leave=False,
-    ) as bar:
+    finished = sum(map(len, done.values()))
+
+    def advance(trials: int) -> None:
+        nonlocal finished
+        finished += trials
+        bar.update(trials)
+        if callable(progress):
+            progress(finished, total)
+
+    hidden = callable(progress) or not progress
+    with tqdm(total=total, initial=finished, unit="trial", disable=hidden, desc="injecting", leave=False) as bar:
         prefix = Prefix(record)
         for chunk in chunks:
             if prefix.complete(lambda number: _known(number, done, folder)):
                 break
             if chunk not in done:
                 start = chunk * size
-                done[chunk] = execution.run(start, min(start + size, max(counts)), advance=bar.update)
-                execution.close()  # nothing is kept of a model that has changed meanwhile
+                done[chunk] = execution.run(start, min(start + size, max(counts)), advance=advance)
                 if folder is not None:
+                    execution.close()  # nothing is kept of a model that has changed meanwhile
                     folder.write(chunk, done[chunk])
+        if folder is None:
+            execution.close()
     prefix.complete(lambda number: _known(number, done, folder))
     return Trials.gather([trials for chunk, trials in done.items() if prefix.holds(chunk)])
 

@@ -10,7 +10,17 @@ from resilient_heads.rerun.batches import Batch
 from resilient_heads.rerun.reach import Local, Plan, each, stride_of
 from resilient_heads.rerun.slices import Slice
 from resilient_heads.rerun.tape import Mark, Moment, View
-from resilient_heads.rerun.windows import Window, cover, crop, differs, input_window, inside, put_, run_local, struck_pixels
+from resilient_heads.rerun.windows import (
+    Window,
+    cover,
+    crop,
+    differs,
+    input_window,
+    inside,
+    put_,
+    run_local,
+    struck_pixels,
+)
 
 
 @dataclass(slots=True)
