@@ -118,8 +118,8 @@ def test_faults_followed_on_windows(name: str, pixels: int, monkeypatch: pytest.
     convolutions = []
     follow = Follower.follow
 
-    def spy(self: Follower, piece: Slice, plan: Plan, golden: Any, struck: Tensor) -> Followed | None:
-        followed = follow(self, piece, plan, golden, struck)
+    def spy(self: Follower, piece: Slice, plan: Plan, *rest: Any) -> Followed | None:
+        followed = follow(self, piece, plan, *rest)
         if followed is not None:
             convolutions.append(sum(local.reach is not None for local in plan.locals[: followed.done]))
         return followed

@@ -1,17 +1,19 @@
 """Windows of maps, how far changes spread, and faults that are followed on windows, on maps small enough to reckon."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from resilient_heads.rerun.batches import whole_batch
+from resilient_heads.rerun.crops import crop, inside, paste_
 from resilient_heads.rerun.follow import Follower
 from resilient_heads.rerun.local_trial import settle, try_windows
 from resilient_heads.rerun.player import Player
 from resilient_heads.rerun.reach import Local, Plan, Reach, plan_windows
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.slices import Slice, slice_after
-from resilient_heads.rerun.windows import Window, cover, crop, inside, paste_, put_, struck_pixels
+from resilient_heads.rerun.windows import Window, cover, put_, struck_pixels
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +29,8 @@ def test_a_crop_holds_the_pixels_at_its_place(
     memory_format: torch.memory_format, stride: tuple[int, int], images: list[int]
 ) -> None:
     maps = torch.arange(6 * 3 * 9 * 8.0).view(6, 3, 9, 8).contiguous(memory_format=memory_format)
-    origin = torch.tensor([[-2, 3], [0, 0], [7, 6], [4, 5]])
-    cut, within = crop(maps, torch.tensor(images), origin, (4, 3), stride), inside((9, 8), origin, (4, 3), stride)
+    origin = np.array([[-2, 3], [0, 0], [7, 6], [4, 5]])
+    cut, within = crop(maps, np.array(images), origin, (4, 3), stride), inside((9, 8), origin, (4, 3), stride)
     assert within is not None
     for row, image in enumerate(images):
         for y in range(4):
@@ -44,8 +46,8 @@ COUNTS = (2, 4, 6, 8)
 
 def test_what_is_pasted_is_cropped_again() -> None:
     maps = torch.zeros(4, 2, 6, 7)
-    images, origin = torch.tensor([3, 1]), torch.tensor([[0, 4], [4, 1]])
-    paste_(maps, images, Window(torch.ones(2, 2, 2, 3), origin))
+    images, origin = np.array([3, 1]), np.array([[0, 4], [4, 1]])
+    paste_(maps, images, torch.ones(2, 2, 2, 3), origin)
     assert torch.equal(crop(maps, images, origin, (2, 3)), torch.ones(2, 2, 2, 3))
     assert maps.sum() == 24
 
@@ -53,16 +55,17 @@ def test_what_is_pasted_is_cropped_again() -> None:
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1)])
 @pytest.mark.parametrize("starts", [[[1, 1], [1, 1]], [[0, 2], [3, 0]], [[-1, 1], [1, -2]], [[5, 6], [3, 4]]])
 def test_parts_take_from_windows_what_both_hold(stride: tuple[int, int], starts: list[list[int]]) -> None:
-    maps, rows = torch.arange(2 * 3 * 16 * 16.0).view(2, 3, 16, 16), torch.arange(2)
-    window = Window(crop(-maps, rows, torch.tensor([[4, 5], [2, 3]]), (7, 6)), torch.tensor([[4, 5], [2, 3]]))
-    start, size = torch.tensor(starts), (4, 3)
+    maps, rows = torch.arange(2 * 3 * 16 * 16.0).view(2, 3, 16, 16), np.arange(2)
+    places = np.array([[4, 5], [2, 3]])
+    window = Window(crop(-maps, rows, places, (7, 6)), places)
+    start, size = np.array(starts), (4, 3)
     painted = maps.clone()
-    paste_(painted, rows, window)
-    begin = start * torch.tensor(stride)
+    paste_(painted, rows, window.values, places)
+    begin = start * stride
     part, expected = (crop(source, rows, begin, size, stride) for source in (maps, painted))
     within = inside((16, 16), begin, size, stride)
     put_(part, window, start, stride)
-    known = torch.ones(2, 1, 4, 3, dtype=torch.bool) if within is None else within
+    known = torch.ones(2, 1, 4, 3, dtype=torch.bool) if within is None else torch.from_numpy(within)
     assert torch.equal(part * known, expected * known)
     covered = cover(window, start, size, stride)
     assert (covered is not None) == bool((expected * known < 0).all())
@@ -91,7 +94,7 @@ def test_every_output_that_a_change_reaches_lies_in_the_window(kernel: int, stri
         changed = torch.zeros(1, 1, 12, 12)
         changed[0, 0, y : y + 2, 5] = 1
         rows = conv(changed).abs().sum((0, 1, 3)).nonzero().flatten()
-        first = int(reach.first(torch.tensor([[y, 5]]))[0, 0])
+        first = int(reach.first(np.array([[y, 5]]))[0, 0])
         size = reach.touched((2, 1))[0]
         assert all(first <= row < first + size for row in rows.tolist())
 

@@ -4,18 +4,20 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resilient_heads.rerun.batches import Batch
+from resilient_heads.rerun.crops import Numbers, as_tensor, crop, inside
 from resilient_heads.rerun.execute import as_list
 from resilient_heads.rerun.reach import Local
 from resilient_heads.rerun.recorder import Run, copy_memory
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.tape import View, flat_tensors, replace_views
 from resilient_heads.rerun.trials import ENOUGH, EXACT, filled, fits, noise_like, rounds
-from resilient_heads.rerun.windows import crop, input_window, inside, run_local
+from resilient_heads.rerun.windows import input_window, run_local
 
 _NEARLY_ALL = 0.9
 _TIMES = 8
@@ -88,7 +90,7 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         further, share = {}, filled(own)
         for local in self._wanted[number]:
             telling = as_list(result)[0].shape[1] * local.size[0] * local.size[1] * share
-            tiles = _tiles(local, self._batch.size, ENOUGH / max(telling, 1)).to(own.device)
+            tiles = _tiles(local, self._batch.size, ENOUGH / max(telling, 1))
             self.able[local] = self._agreeing(local, tensors, as_list(result)[0], self._counts, tiles)
             further[local] = rounds(kind, telling * len(tiles))
         for seed in range(max(further.values())):
@@ -99,7 +101,7 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 **{name: replace_views(value, noise.__getitem__) for name, value in step.kwargs},
             )
             for local in (local for local, count in further.items() if count > seed):
-                tiles = _tiles(local, self._batch.size).to(own.device)
+                tiles = _tiles(local, self._batch.size)
                 self.able[local] = self._agreeing(local, noise, as_list(again)[0], sorted(self.able[local]), tiles)
         return result
 
@@ -108,7 +110,7 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor if self._batch.rows.get(view.buffer) is None else noise_like(tensor, generator)
 
     def _agreeing(
-        self, local: Local, tensors: dict[View, Tensor], result: Tensor, counts: Sequence[int], tiles: Tensor
+        self, local: Local, tensors: dict[View, Tensor], result: Tensor, counts: Sequence[int], tiles: Numbers
     ) -> frozenset[int]:
         """Return those numbers of windows at which they have the bits of the whole; none if all at once have not."""
         step = self._batch.tape.steps[local.number]
@@ -120,10 +122,10 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fewer = (c for c in counts[:-1] if exact or self._agrees(local, tensors, result, c, tiles))
         return frozenset({*fewer, counts[-1]})
 
-    def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int, tiles: Tensor) -> bool:
+    def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int, tiles: Numbers) -> bool:
         """Whether windows, so many at once, give the bits of the whole."""
         step = self._batch.tape.steps[local.number]
-        for part in torch.split(tiles[torch.arange(-(-len(tiles) // count) * count) % len(tiles)], count):
+        for part in tiles[np.arange(-(-len(tiles) // count) * count) % len(tiles)].reshape(-1, count, 3):
             images, origin = part[:, 0], part[:, 1:]
             try:
                 got = run_local(step, local, lambda view: self._cut(local, view, tensors[view], images, origin))  # noqa: B023
@@ -134,19 +136,23 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return False
         return True
 
-    def _cut(self, local: Local, view: View, tensor: Tensor, images: Tensor, origin: Tensor) -> Tensor:
+    def _cut(self, local: Local, view: View, tensor: Tensor, images: Numbers, origin: Numbers) -> Tensor:
         """Return what windows read of an argument."""
         if self._batch.rows.get(view.buffer) is None:
             return tensor
         if local.reach is None and tensor.shape[2:] == (1, 1):
-            return crop(tensor, images, torch.zeros_like(origin), (1, 1))
+            return crop(tensor, images, np.zeros_like(origin), (1, 1))
         start, size = input_window(local.reach, origin, local.size)
         values = crop(tensor, images, start, size)
         within = inside((tensor.shape[2], tensor.shape[3]), start, size)
-        return values if within is None or local.reach is None else values.masked_fill_(~within, local.reach.fill)
+        return (
+            values
+            if within is None or local.reach is None
+            else values.masked_fill_(as_tensor(~within, values), local.reach.fill)
+        )
 
 
-def _tiles(local: Local, batch: int, least: float = 0) -> Tensor:
+def _tiles(local: Local, batch: int, least: float = 0) -> Numbers:
     """Return images and origins of windows that lie in every row, every column and all corners; ``(n, 3)``.
 
     Args:
@@ -155,11 +161,11 @@ def _tiles(local: Local, batch: int, least: float = 0) -> Tensor:
         least: How many windows are wanted; no more than a few times those that it takes to be everywhere.
     """
     ys, xs = (
-        torch.cat([torch.arange(0, whole - own + 1, own), torch.tensor([whole - own])])
+        np.append(np.arange(0, whole - own + 1, own), whole - own)
         for own, whole in zip(local.size, local.limit, strict=True)
     )
     everywhere = 2 * max(len(ys), len(xs))
-    numbers = torch.arange(max(everywhere, math.ceil(min(least, _TIMES * everywhere))))
+    numbers = np.arange(max(everywhere, math.ceil(min(least, _TIMES * everywhere))))
     along = numbers // 2
-    across = torch.where(numbers % 2 == 0, along, -1 - along)
-    return torch.stack([numbers % batch, ys[along % len(ys)], xs[across % len(xs)]], dim=1)
+    across = np.where(numbers % 2 == 0, along, -1 - along)
+    return np.stack([numbers % batch, ys[along % len(ys)], xs[across % len(xs)]], axis=1)

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from resilient_heads.rerun.batches import Batch
+from resilient_heads.rerun.crops import as_tensor, paste_
 from resilient_heads.rerun.execute import run_step
 from resilient_heads.rerun.follow import Followed, Follower
 from resilient_heads.rerun.reach import Plan
@@ -14,7 +16,6 @@ from resilient_heads.rerun.recorder import copy_memory
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.slices import Cut, Slice
 from resilient_heads.rerun.tape import Moment, View
-from resilient_heads.rerun.windows import Window, paste_
 
 _MOST_LOOKS = 6
 """Cuts at which rows are compared; nearly all rows that ever become golden do so soon after the fault."""
@@ -160,7 +161,7 @@ class Player:
             images = torch.arange(self._whole.size if piece.reaches_logits else 0, device=struck.device)
             return _State(self._whole, images, {piece.source.view.buffer: struck}), 0
         if not len(followed.images):
-            return _State(self._whole, followed.images, {}), followed.done
+            return _State(self._whole, as_tensor(followed.images, struck), {}), followed.done
         return self._whole_rows(piece, plan.live[followed.done], followed, golden), followed.done
 
     def _whole_rows(
@@ -168,24 +169,26 @@ class Player:
     ) -> _State:
         """Put windows into golden rows."""
         count = len(followed.images)
+        images = as_tensor(followed.images, golden[live[0]])
         size = min((s for s in self._sizes if s >= count), default=self._whole.size)
         smaller = self._smaller(size) if size < self._whole.size else None
         if smaller is None or not self._fits(smaller, list(piece.steps[followed.done :])):
-            state = _State(self._whole, torch.arange(self._whole.size, device=followed.images.device), {})
+            state = _State(self._whole, torch.arange(self._whole.size, device=images.device), {})
             places = followed.images
         else:
-            state = _State(smaller, followed.images, {})
-            places = torch.arange(count, device=followed.images.device)
+            state = _State(smaller, images, {})
+            places = np.arange(count)
         for buffer, version in live:
             root, where = self._whole.tape.roots[buffer], state.batch.rows[buffer]
             assert where is not None
             if state.batch is self._whole:
                 rows = root.on(copy_memory(golden[buffer, version]))
             else:
-                into = state.batch.shaped(buffer, followed.images.device)
-                rows = where.pick(root.on(golden[buffer, version]), state.padded, into)
+                rows = where.pick(
+                    root.on(golden[buffer, version]), state.padded, state.batch.shaped(buffer, images.device)
+                )
             window = followed.windows[buffer]
-            paste_(rows, places, Window(window.values[:count], window.origin[:count]))
+            paste_(rows, places, window.values[:count], window.origin[:count])
             state.roots[buffer] = rows
         return state
 

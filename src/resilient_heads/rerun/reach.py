@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from resilient_heads.rerun.batches import Batch
+from resilient_heads.rerun.crops import Numbers, Size
 from resilient_heads.rerun.rows import Rows
 from resilient_heads.rerun.slices import Slice
 from resilient_heads.rerun.tape import Moment, Step, View, flat_views
@@ -23,8 +23,6 @@ _POINTWISE = frozenset({
     "constant_pad_nd", "native_batch_norm", "_native_batch_norm_legit_no_training",
 })
 # fmt: on
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +44,15 @@ class Reach:
         """Return how many outputs a window of inputs touches at most."""
         return _pair((n + k - 2) // s + 1 for n, k, s in zip(size, self.kernel, self.stride, strict=True))
 
-    def first(self, origin: Tensor) -> Tensor:
+    def first(self, origin: Numbers) -> Numbers:
         """Return the first outputs that inputs from ``origin`` on touch, ``(n, 2)``."""
         back = _pair(p - k + s for k, s, p in zip(self.kernel, self.stride, self.padding, strict=True))
-        return (origin + each(back, origin)).div(each(self.stride, origin), rounding_mode="floor")
+        return (origin + back) // self.stride
 
-    def inputs(self, origin: Tensor) -> Tensor:
+    def inputs(self, origin: Numbers) -> Numbers:
         """Return the first inputs that outputs from ``origin`` on read, ``(n, 2)``; negative within the padding."""
-        return origin * each(self.stride, origin) - each(self.padding, origin)
+        inputs: Numbers = origin * self.stride - self.padding
+        return inputs
 
     def read(self, size: Size) -> Size:
         """Return how many inputs a window of outputs reads."""
@@ -223,11 +222,6 @@ def unpadded(step: Step) -> tuple[Any, ...]:
     if step.func._schema.name == "aten::max_pool2d_with_indices" and len(args) > 5:
         args[5] = False
     return tuple(args)
-
-
-def each(pair: Size, origin: Tensor) -> int | Tensor:
-    """Return numbers for height and width so that origins can be reckoned with them."""
-    return pair[0] if pair[0] == pair[1] else origin.new_tensor(pair)
 
 
 def _is_map(view: View, batch: Batch) -> bool:
