@@ -150,6 +150,7 @@ class Execution:
                         struck = self._strike(row, numbers, drawn, inputs, targets, golden)
                         parts.append(struck.where(struck.trial < last[row]))
                         advance(len(parts[-1]))
+                del golden  # so that no two of them are held at once
         return Trials.gather(parts)
 
     def close(self) -> None:
