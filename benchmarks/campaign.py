@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 
-SIZES = {"resnet20": (32, 128, 64), "resnet18": (224, 32, 64), "resnet50": (224, 32, 32), "vit_b_16": (224, 32, 16)}
+SIZES = {"resnet20": (32, 128, 128), "resnet18": (224, 32, 64), "resnet50": (224, 32, 32), "vit_b_16": (224, 32, 16)}
 """Model to (pixels, batch, batches of trials a layer)."""
 
 
