@@ -352,7 +352,20 @@ def test_a_rerun_that_goes_wrong_is_noticed_and_given_up(
     monkeypatch.setattr(Player, "_compact", wrong)
     with caplog.at_level(logging.WARNING):
         equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32), trials=24)
+        told: list[int] = []
+        model, images = ARCHITECTURES["resnet"]().eval(), torch.randn(10, 3, 32, 32)
+        with torch.no_grad():
+            labels = model(images).argmax(dim=1)
+        rh.run_campaign(
+            model,
+            (images, labels),
+            protocol="raw",
+            injections_per_layer=16,
+            batch_size=8,
+            progress=lambda done, total: told.append(done),
+        )
     assert "a rerun of a whole batch differs from a full pass" in caplog.text
+    assert told == list(range(8, told[-1] + 1, 8))  # a batch that was run again is told once
 
 
 def test_rows_that_become_golden_are_let_go() -> None:

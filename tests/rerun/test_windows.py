@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from resilient_heads.rerun.batches import whole_batch
 from resilient_heads.rerun.crops import crop, inside, paste_
 from resilient_heads.rerun.follow import Follower
-from resilient_heads.rerun.local_trial import settle, try_windows
+from resilient_heads.rerun.local_trial import _tiles, settle, try_windows
 from resilient_heads.rerun.player import Player
 from resilient_heads.rerun.reach import Local, Plan, Reach, plan_windows
 from resilient_heads.rerun.recorder import Recorder, copy_memory, record
 from resilient_heads.rerun.slices import Slice, slice_after
+from resilient_heads.rerun.trials import noise_like, rounds
 from resilient_heads.rerun.windows import Window, cover, put_, struck_pixels
 
 
@@ -156,9 +157,14 @@ def test_faults_followed_on_windows_are_exact(corner: int, memory_format: torch.
     assert not torch.equal(result, logits)
 
 
-def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tells", [True, False])
+def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
     torch.manual_seed(0)
     model, images = Residual().eval(), torch.randn(8, 3, 32, 32)
+    if not tells:  # whole numbers, whose sums have the same bits in any order
+        images, model.norm.eps = images.mul(3).round(), 0.0
+        for weight in model.parameters():
+            weight.copy_(weight.mul(9).round())
     recorder, _ = record(model, images)
     whole = whole_batch(model, recorder.tape, images)
     piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
@@ -166,7 +172,8 @@ def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.
     assert hoped is not None
 
     def off(*args: object) -> Tensor:
-        return run(*args) * (1 + 1e-6)  # type: ignore[arg-type]
+        result = run(*args)  # type: ignore[arg-type]
+        return torch.where(result == result.round(), result, result * (1 + 1e-6))
 
     from resilient_heads.rerun import local_trial
 
@@ -177,6 +184,32 @@ def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.
     _, able = settle(found, (8,))
     plan = plan_windows(piece, whole, able)
     assert plan is None or all(local.reach is None for local in plan.locals)
+
+
+@pytest.mark.parametrize("limit", [(4, 4), (4, 6), (9, 7), (7, 30)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 1)])
+def test_windows_are_tried_everywhere(limit: tuple[int, int], size: tuple[int, int]) -> None:
+    places = _tiles(Local(0, size, limit, None, 0), 8, 1000)[:, 1:]
+    last = limit[0] - size[0], limit[1] - size[1]
+    assert {(0, 0), (0, last[1]), (last[0], 0), last} <= set(map(tuple, places.tolist()))
+    for dim in (0, 1):
+        assert {start + step for start in places[:, dim].tolist() for step in range(size[dim])} == set(
+            range(limit[dim])
+        )
+
+
+def test_random_values_use_all_digits() -> None:
+    noise = noise_like(torch.empty(100, dtype=torch.float64), torch.Generator().manual_seed(0))
+    assert (noise != noise.float()).sum() > 90
+    assert noise_like(torch.empty(70_000), torch.Generator().manual_seed(0)).unique().numel() > 60_000
+
+
+def test_short_formats_need_more_values() -> None:
+    assert rounds("convolution", 4096, torch.float32) == 1
+    assert rounds("convolution", 4096, torch.bfloat16) == 16
+    assert rounds("convolution", 10, torch.float32) == 32
+    assert rounds("convolution", 10, torch.float16) is None
+    assert rounds("relu", 10, torch.float16) == 0
 
 
 def test_numbers_that_few_operations_take_are_left_out() -> None:

@@ -130,8 +130,15 @@ class Execution:
         try:
             return self._run(start, stop, tell)
         except _DistrustedError:  # in the first batch, before anything was handed out
-            advance(-told)
-            return self._run(start, stop, advance)
+            again = 0
+
+            def tell_rest(trials: int) -> None:
+                nonlocal again
+                again += trials
+                if again > told:
+                    advance(min(trials, again - told))
+
+            return self._run(start, stop, tell_rest)
 
     def _run(self, start: int, stop: int, advance: Callable[[int], object]) -> Trials:
         """Run trials ``start`` to ``stop``."""

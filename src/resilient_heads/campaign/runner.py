@@ -224,11 +224,9 @@ def _run(
             if chunk not in done:
                 start = chunk * size
                 done[chunk] = execution.run(start, min(start + size, max(counts)), advance=advance)
+                execution.close()  # nothing is kept of a model that has changed meanwhile
                 if folder is not None:
-                    execution.close()  # nothing is kept of a model that has changed meanwhile
                     folder.write(chunk, done[chunk])
-        if folder is None:
-            execution.close()
     prefix.complete(lambda number: _known(number, done, folder))
     return Trials.gather([trials for chunk, trials in done.items() if prefix.holds(chunk)])
 

@@ -1,6 +1,5 @@
 """Try which operations give the same bits on windows as on whole maps."""
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from resilient_heads.rerun.reach import Local
 from resilient_heads.rerun.recorder import Run, copy_memory
 from resilient_heads.rerun.rows import words
 from resilient_heads.rerun.tape import View, flat_tensors, replace_views
-from resilient_heads.rerun.trials import ENOUGH, EXACT, filled, fits, noise_like, rounds
+from resilient_heads.rerun.trials import EXACT, enough, fits, noise_like, rounds
 from resilient_heads.rerun.windows import input_window, run_local
 
 _NEARLY_ALL = 0.9
@@ -86,23 +85,27 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for view, tensor in zip(step.views, given, strict=True)
         }
         result = func(*args, **kwargs)
-        own = next(tensor for view, tensor in tensors.items() if self._batch.rows.get(view.buffer) is not None)
-        further, share = {}, filled(own)
+        whole = as_list(result)[0]
+        rest: dict[Local, tuple[Numbers, int]] = {}
         for local in self._wanted[number]:
-            telling = as_list(result)[0].shape[1] * local.size[0] * local.size[1] * share
-            tiles = _tiles(local, self._batch.size, ENOUGH / max(telling, 1))
-            self.able[local] = self._agreeing(local, tensors, as_list(result)[0], self._counts, tiles)
-            further[local] = rounds(kind, telling * len(tiles))
-        for seed in range(max(further.values())):
+            own = whole.shape[1] * local.size[0] * local.size[1]
+            tiles = _tiles(local, self._batch.size, enough(whole.dtype) // own)
+            needed = rounds(kind, own * len(tiles), whole.dtype)
+            # What treats every element alike is tried for shapes alone.
+            seen = tiles[:1] if kind in EXACT else tiles
+            if needed is not None and self._agrees(local, tensors, whole, self._counts[-1], seen):
+                self.able[local] = frozenset(self._counts)
+                rest[local] = tiles, needed
+        for seed in range(max((needed for _, needed in rest.values()), default=0)):
             generator = torch.Generator().manual_seed(seed)
             noise = {view: self._noise(view, tensor, generator) for view, tensor in tensors.items()}
             again = func(
                 *(replace_views(value, noise.__getitem__) for value in step.args),
                 **{name: replace_views(value, noise.__getitem__) for name, value in step.kwargs},
             )
-            for local in (local for local, count in further.items() if count > seed):
-                tiles = _tiles(local, self._batch.size)
-                self.able[local] = self._agreeing(local, noise, as_list(again)[0], sorted(self.able[local]), tiles)
+            for local, (tiles, needed) in rest.items():
+                if seed < needed:
+                    self.able[local] = self._agreeing(local, noise, as_list(again)[0], self.able[local], tiles)
         return result
 
     def _noise(self, view: View, tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -110,17 +113,13 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return tensor if self._batch.rows.get(view.buffer) is None else noise_like(tensor, generator)
 
     def _agreeing(
-        self, local: Local, tensors: dict[View, Tensor], result: Tensor, counts: Sequence[int], tiles: Numbers
+        self, local: Local, tensors: dict[View, Tensor], result: Tensor, counts: frozenset[int], tiles: Numbers
     ) -> frozenset[int]:
         """Return those numbers of windows at which they have the bits of the whole; none if all at once have not."""
-        step = self._batch.tape.steps[local.number]
-        exact = step.func._schema.name.removeprefix("aten::") in EXACT
-        if exact:  # then shapes are all that is tried
-            tiles = tiles[:1]
-        if not counts or not self._agrees(local, tensors, result, counts[-1], tiles):
+        if self._counts[-1] not in counts or not self._agrees(local, tensors, result, self._counts[-1], tiles):
             return frozenset()
-        fewer = (c for c in counts[:-1] if exact or self._agrees(local, tensors, result, c, tiles))
-        return frozenset({*fewer, counts[-1]})
+        fewer = counts - {self._counts[-1]}
+        return counts - {count for count in fewer if not self._agrees(local, tensors, result, count, tiles)}
 
     def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int, tiles: Numbers) -> bool:
         """Whether windows, so many at once, give the bits of the whole."""
@@ -152,7 +151,7 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
-def _tiles(local: Local, batch: int, least: float = 0) -> Numbers:
+def _tiles(local: Local, batch: int, least: int) -> Numbers:
     """Return images and origins of windows that lie in every row, every column and all corners; ``(n, 3)``.
 
     Args:
@@ -164,8 +163,10 @@ def _tiles(local: Local, batch: int, least: float = 0) -> Numbers:
         np.append(np.arange(0, whole - own + 1, own), whole - own)
         for own, whole in zip(local.size, local.limit, strict=True)
     )
-    everywhere = 2 * max(len(ys), len(xs))
-    numbers = np.arange(max(everywhere, math.ceil(min(least, _TIMES * everywhere))))
-    along = numbers // 2
-    across = np.where(numbers % 2 == 0, along, -1 - along)
-    return np.stack([numbers % batch, ys[along % len(ys)], xs[across % len(xs)]], axis=1)
+    along = np.arange(max(len(ys), len(xs)))
+    lines = np.stack([ys[along % len(ys)], xs[along % len(xs)]], axis=1)
+    corners = np.array([[y, x] for y in ys[[0, -1]] for x in xs[[0, -1]]])
+    more = min(least, _TIMES * (len(lines) + 4)) - len(lines) - 4
+    anywhere = np.random.default_rng(0).integers(0, (ys[-1] + 1, xs[-1] + 1), (max(more, 0), 2))
+    origins = np.concatenate([lines, corners, anywhere])
+    return np.column_stack([np.arange(len(origins)) % batch, origins])

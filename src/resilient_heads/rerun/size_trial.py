@@ -13,7 +13,7 @@ from resilient_heads.rerun.execute import as_list, run_step
 from resilient_heads.rerun.recorder import Run, copy_memory, record
 from resilient_heads.rerun.rows import Rows, words
 from resilient_heads.rerun.tape import Step, View, flat_tensors
-from resilient_heads.rerun.trials import filled, fits, noise_like, rounds, trial_tells
+from resilient_heads.rerun.trials import fits, noise_like, rounds, trial_tells
 
 
 def smaller_batches(run: Run, whole: Batch, inputs: Tensor, sizes: Sequence[int]) -> dict[int, Batch]:
@@ -92,11 +92,12 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for inexact, roots, small in zip(self.inexact, before, self._smaller, strict=True):
             if roots is None or not self._agree(number, roots, after, *small):
                 inexact.add(number)
-        per_image = as_list(result)[0].numel() // self._whole.size
+        first = as_list(result)[0]
         least = min((small.size for small, _ in self._smaller), default=0)
-        dependent = (t for v, t in zip(step.views, tensors, strict=True) if self._whole.rows.get(v.buffer) is not None)
-        own = next(dependent, as_list(result)[0])
-        for seed in range(rounds(kind, per_image * least * filled(own))):
+        needed = rounds(kind, first.numel() // self._whole.size * least, first.dtype)
+        for inexact in self.inexact if needed is None else ():
+            inexact.add(number)
+        for seed in range(needed or 0):
             self._try_noise(number, dict(zip(step.views, tensors, strict=True)), torch.Generator().manual_seed(seed))
         return result
 
@@ -110,16 +111,13 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         }
         after = dict(noise)
         run_step(step, after, given.__getitem__)
+        tensors = [noise.get(view.buffer, given[view]) for view in step.views]
         for inexact, (small, images) in zip(self.inexact, self._smaller, strict=True):
+            order = torch.randperm(self._whole.size, generator=generator)[: len(images)].to(images.device)
             if number in inexact:
                 continue
-            order = torch.randperm(self._whole.size, generator=generator)[: len(images)].to(images.device)
-            roots = {view.buffer: tensor for view, tensor in given.items()}
-            for buffer, tensor in noise.items():
-                where = small.rows[buffer]
-                assert where is not None
-                roots[buffer] = self._pick(buffer, where, tensor, small, order)
-            if not self._agree(number, roots, after, small, order):
+            roots = self._before(step, tensors, small, order)
+            if roots is None or not self._agree(number, roots, after, small, order):
                 inexact.add(number)
 
     def _before(self, step: Step, tensors: list[Tensor], small: Batch, images: Tensor) -> dict[int, Tensor] | None:

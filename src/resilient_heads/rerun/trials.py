@@ -32,8 +32,10 @@ batch shows it for all."""
 # All others see the whole batch: some take one path for full vectors and another for what is left over, which differ in
 # the last bit for some values only (sigmoid, GELU, exp).
 
-ENOUGH = 4096
-"""Elements in which two results must have the same bits; a few of them can agree by chance."""
+_ENOUGH = 4096
+"""Elements in which two results must have the same bits: of sums added up in another order, half differ."""
+_ENOUGH_SHORT = 65_536
+"""Likewise where results are rounded to 16 bits or fewer, in which one such sum in ten thousand differs."""
 _MOST_ROUNDS = 32
 _DRAWN = 65_537
 
@@ -52,21 +54,30 @@ def fits(step: Step, func: Any, tensors: Sequence[Tensor]) -> bool:
     return step.func is func and [view.size for view in step.views] == [tuple(tensor.shape) for tensor in tensors]
 
 
-def filled(values: Tensor) -> float:
-    """Return the share of values that are not zero; sums of zeros have the same bits in any order."""
-    return int(values.count_nonzero()) / max(values.numel(), 1)
+def enough(dtype: torch.dtype) -> int:
+    """Return how many results of a type have to be compared."""
+    return _ENOUGH_SHORT if dtype.itemsize <= 2 else _ENOUGH
 
 
-def rounds(kind: str, elements: float) -> int:
-    """Return how many further trials, on random values, an operator needs.
+def rounds(kind: str, elements: int, dtype: torch.dtype) -> int | None:
+    """Return how many trials on random values an operator needs, whatever was seen on the values of a real pass.
+
+    Those may be zeros, or few, or round numbers, whose sums have the same bits in any order.
 
     Args:
         kind: Its name.
-        elements: How many that were not made of zeros were compared on the values of a real pass.
+        elements: How many are compared in one trial.
+        dtype: Their type.
+
+    Returns:
+        None: so many that it is not tried.
     """
-    if kind not in TRIED or elements >= ENOUGH:
+    if kind not in TRIED:
         return 0
-    return min(math.ceil(ENOUGH / max(elements, 1)), _MOST_ROUNDS)
+    needed = math.ceil(enough(dtype) / max(elements, 1))
+    if needed <= _MOST_ROUNDS:
+        return needed
+    return _MOST_ROUNDS if enough(dtype) == _ENOUGH else None
 
 
 def noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
@@ -75,7 +86,9 @@ def noise_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
         return tensor.clone()
     count = tensor.numel()
     # Drawing takes longer than what is tried; repeated after a prime number, values lie elsewhere in each image.
-    values = torch.randn(min(count, _DRAWN), generator=generator).repeat(-(-count // _DRAWN))[:count]
+    precise = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    drawn = torch.randn(min(count, _DRAWN), generator=generator, dtype=precise)
+    values = drawn.repeat(-(-count // _DRAWN))[:count]
     noise = values.view(tensor.shape).to(device=tensor.device, dtype=tensor.dtype)
     return torch.empty_like(tensor).copy_(noise) if _dense(tensor) else noise
 
