@@ -1,7 +1,9 @@
 """The fast engine against the plain loop, trial by trial and bit by bit."""
 
 import concurrent.futures
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer,
 import resilient_heads as rh
 from resilient_heads.campaign.execution import Engine
 from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.reruns import Golden, Reruns
 from resilient_heads.errors import DataError, InjectionError
 from resilient_heads.rerun.follow import Followed, Follower
 from resilient_heads.rerun.player import Player
@@ -366,6 +369,29 @@ def test_a_rerun_that_goes_wrong_is_noticed_and_given_up(
         )
     assert "a rerun of a whole batch differs from a full pass" in caplog.text
     assert told == list(range(8, told[-1] + 1, 8))  # a batch that was run again is told once
+
+
+def test_no_two_golden_passes_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is given back at once, and not when Python next looks for circles of references."""
+    torch.manual_seed(0)
+    kept: list[weakref.ref[Tensor]] = []
+    alive = []
+    golden = Reruns.golden
+
+    def watched(*args: Any) -> Golden:
+        alive.append(sum(ref() is not None for ref in kept))
+        found = golden(*args)
+        kept.extend(weakref.ref(tensor) for tensor in found.content.values())
+        return found
+
+    monkeypatch.setattr(Reruns, "golden", watched)
+    gc.disable()
+    try:
+        equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32), trials=32)
+    finally:
+        gc.enable()
+    assert alive == [0] * 4
+    assert kept
 
 
 def test_rows_that_become_golden_are_let_go() -> None:

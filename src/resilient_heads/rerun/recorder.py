@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resilient_heads.rerun.tape import Mark, Moment, Step, Tape, View, is_plain
+from resilient_heads.rerun.tape import Mark, Moment, Step, Tape, View, flat_views, is_plain
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -52,18 +52,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operation and write it down."""
         kwargs = kwargs or {}
-        seen: list[View] = []
-
-        def note(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                seen.append(self.view(value))
-                return seen[-1]
-            if isinstance(value, list | tuple):
-                return tuple(note(item) for item in value)
-            return math.nan if isinstance(value, float) and math.isnan(value) else value  # one object equals itself
-
-        own_args = tuple(note(value) for value in args)
-        own_kwargs = tuple((name, note(value)) for name, value in kwargs.items())
+        own_args = tuple(self._noted(value) for value in args)
+        own_kwargs = tuple((name, self._noted(value)) for name, value in kwargs.items())
+        seen = flat_views((own_args, tuple(value for _, value in own_kwargs)))
         written = _written(func, own_args, dict(own_kwargs))
         for buffer in written:
             self._before_write(buffer, args, kwargs)
@@ -92,6 +83,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.tape.logits = self.view(logits)
         self._storages.clear()
         self._alive.clear()
+
+    def _noted(self, value: Any) -> Any:
+        """Return an argument with its tensors replaced by how they look at their buffers."""
+        if isinstance(value, Tensor):
+            return self.view(value)
+        if isinstance(value, list | tuple):
+            return tuple(self._noted(item) for item in value)
+        return math.nan if isinstance(value, float) and math.isnan(value) else value  # one object equals itself
 
     def _output(self, tensor: Tensor) -> View:
         """Register a result."""
@@ -201,16 +200,5 @@ def _mutable(func: Any) -> tuple[tuple[int, str], ...]:
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
     """Return the buffers that an operation writes to."""
-    buffers: list[int] = []
-
-    def collect(value: Any) -> None:
-        if isinstance(value, View):
-            if value.buffer not in buffers:
-                buffers.append(value.buffer)
-        elif isinstance(value, tuple):
-            for item in value:
-                collect(item)
-
-    for position, name in _mutable(func):
-        collect(args[position] if position < len(args) else kwargs.get(name))
-    return buffers
+    written = (args[at] if at < len(args) else kwargs.get(name) for at, name in _mutable(func))
+    return list(dict.fromkeys(view.buffer for view in flat_views(tuple(written))))
