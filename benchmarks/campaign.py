@@ -70,6 +70,9 @@ def build(name: str, weights: Path | None) -> nn.Module:
         import torchvision
 
         model = torchvision.models.get_model(name, weights=None)
+        for layer in model.modules():
+            if isinstance(layer, nn.Linear) and not layer.weight.any():  # as ViT's head starts, with equal logits
+                nn.init.normal_(layer.weight, std=0.02)
     if weights is not None:
         state = torch.load(weights, weights_only=True, map_location="cpu")
         state = state.get("state_dict", state)
