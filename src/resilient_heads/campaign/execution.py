@@ -120,25 +120,20 @@ class Execution:
         Raises:
             InjectionError: A flip did not take place.
         """
-        told = 0
+        done = told = 0
 
         def tell(trials: int) -> None:
-            nonlocal told
-            told += trials
-            advance(trials)
+            nonlocal done, told
+            done += trials
+            if done > told:
+                advance(done - told)
+                told = done
 
         try:
             return self._run(start, stop, tell)
         except _DistrustedError:  # in the first batch, before anything was handed out
-            again = 0
-
-            def tell_rest(trials: int) -> None:
-                nonlocal again
-                again += trials
-                if again > told:
-                    advance(min(trials, again - told))
-
-            return self._run(start, stop, tell_rest)
+            done = 0
+            return self._run(start, stop, tell)
 
     def _run(self, start: int, stop: int, advance: Callable[[int], object]) -> Trials:
         """Run trials ``start`` to ``stop``."""

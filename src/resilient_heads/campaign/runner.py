@@ -96,7 +96,8 @@ def run_campaign(
         Every trial, with its outcome; with ``shard``, those of the shard.
 
     Raises:
-        DataError: Empty data, labels that are no classes, no calibration images where the protocol needs them.
+        DataError: Empty data, labels that are no classes, no calibration images where the protocol needs them; an
+            argument of another kind.
         FaultError: A layer that does not exist or that no fault can be put into.
         InjectionError: The model is not deterministic, nothing is classified correctly, or a flip did not take place.
         ResultError: The folder ``output`` holds another campaign, or files of something else.
@@ -120,6 +121,8 @@ def run_campaign(
     seed = _count("seed", seed, least=0)
     if engine not in ("rerun", "full"):
         raise DataError(f'engine must be "rerun" or "full", found {engine!r}.')
+    if not (isinstance(progress, bool) or callable(progress)):
+        raise DataError(f"progress must be True, False or a function of two numbers, found {progress!r}.")
     memory_limit = None if memory_limit is None else _count("memory_limit", memory_limit, least=1)
     shard = Shard() if shard is None else shard
     if not isinstance(shard, Shard):

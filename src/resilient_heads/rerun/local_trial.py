@@ -20,7 +20,7 @@ from resilient_heads.rerun.windows import input_window, run_local
 
 _NEARLY_ALL = 0.9
 _TIMES = 8
-"""How many times over the windows of a pass may be laid everywhere before random values are tried."""
+"""How many times as many windows are tried at once, at most, as it takes to be everywhere."""
 
 
 def try_windows(
@@ -144,11 +144,9 @@ class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
         start, size = input_window(local.reach, origin, local.size)
         values = crop(tensor, images, start, size)
         within = inside((tensor.shape[2], tensor.shape[3]), start, size)
-        return (
-            values
-            if within is None or local.reach is None
-            else values.masked_fill_(as_tensor(~within, values), local.reach.fill)
-        )
+        if within is not None and local.reach is not None:
+            values.masked_fill_(as_tensor(~within, values), local.reach.fill)
+        return values
 
 
 def _tiles(local: Local, batch: int, least: int) -> Numbers:
