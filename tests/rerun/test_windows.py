@@ -157,6 +157,22 @@ def test_faults_followed_on_windows_are_exact(corner: int, memory_format: torch.
     assert not torch.equal(result, logits)
 
 
+@pytest.mark.parametrize(("corner", "stops"), [(0, True), (15, False), (31, False)])
+def test_a_zero_over_the_rim_ends_the_windows(corner: int, stops: bool) -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    model.down.weight[0] = 0  # its zeros may have another sign where padding was left out
+    player, piece, plan, golden, _ = followed(model, torch.randn(8, 3, 32, 32))
+    assert player._follower is not None
+    root = copy_memory(golden[piece.source.view.moment])
+    piece.source.view.on(root)[:, 2, corner, corner] += 1
+    done = player._follower.follow(piece, plan, golden, root)
+    assert done is not None
+    first = next(at for at, local in enumerate(plan.locals) if local.reach is not None)
+    assert (done.done == first) == stops
+    assert (done.done > first) != stops
+
+
 @pytest.mark.parametrize("tells", [True, False])
 def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
     torch.manual_seed(0)
