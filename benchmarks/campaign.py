@@ -192,7 +192,7 @@ def race(model: nn.Module, images: Tensor, batches: int, often: int) -> tuple[di
         model,
         (images, labels),
         protocol="raw",
-        injections_per_layer=batches * len(images),
+        trials_per_site=batches * len(images),
         batch_size=len(images),
         progress=between,
     )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.heads.cost import count_flops, count_parameters
-from resilient_heads.heads.locate import find_classifier
+from resilient_heads.heads.find.locate import find_classifier
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 MODELS = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_large")

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_heads.metrics.intervals import Estimate
-from resilient_heads.metrics.sample import Sample
-from resilient_heads.metrics.weighted import weighted_mean, weighted_rate
+from resilient_heads.statistics.intervals import Estimate
+from resilient_heads.statistics.sample import Sample
+from resilient_heads.statistics.weighted import weighted_mean, weighted_rate
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Floats]

@@ -51,9 +51,9 @@ def plain(folder: Path, texts: list[list[str]]) -> "object":
 
 def ours(folder: Path, texts: list[list[str]]) -> "object":
     """Embed through the library."""
-    from resilient_heads.text.descriptions import ClassDescriptions
+    from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
     from resilient_heads.text.encoders.openclip import OpenClipEncoder
-    from resilient_heads.text.pooling import embed_classes
+    from resilient_heads.text.encoders.pooling import embed_classes
 
     names = [f"class {number}" for number in range(len(texts))]
     return embed_classes(ClassDescriptions.match(names, texts), OpenClipEncoder(f"local-dir:{folder}")).vectors
@@ -65,7 +65,7 @@ def measure(variant: str, folder: Path, classes: int) -> None:
     import torch
 
     import resilient_heads.text.encoders.openclip
-    import resilient_heads.text.pooling  # noqa: F401
+    import resilient_heads.text.encoders.pooling  # noqa: F401
 
     texts = sentences(classes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.outcomes import Outcome, judge
-from resilient_heads.injection.bits import flip_bits
+from resilient_heads.campaign.trials.outcomes import Outcome, judge
+from resilient_heads.injection.formats.bits import flip_bits
 
 
 def rate(head: nn.Module, data: tuple[Tensor, Tensor], site: str, *, closed_form: bool) -> tuple[float, int, int]:
     """Return faults a second, and how many faults were SDC and DUE."""
     start = time.perf_counter()
-    result = rh.exhaustive(head, data, layers=[site], closed_form=closed_form, progress=False)
+    result = rh.run_exhaustive(head, data, layers=[site], closed_form=closed_form, progress=False)
     seconds = time.perf_counter() - start
     return result.faults / seconds, result.count(Outcome.SDC), result.count(Outcome.DUE)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.heads.cost import count_flops
 
 Features = tuple[Tensor, Tensor]
@@ -140,7 +140,7 @@ def main() -> None:
                 seconds = duration(lambda model=model, batch=batch: model(batch), 50)  # type: ignore[misc]
             flops = count_flops(model, batch[:1])
             plain = plain or {"time": seconds, "flops": flops}
-            result = rh.exhaustive(model, (x[right], test[1][right]))
+            result = rh.run_exhaustive(model, (x[right], test[1][right]))
             last = result["0"] if "0" in [tensor.site.name for tensor in result.tensors] else result.tensors[-1]
             sdc, due = (result.count(kind) - last.count(kind) for kind in (Outcome.SDC, Outcome.DUE))
             print(

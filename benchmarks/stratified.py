@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.allocation import Weighting
-from resilient_heads.campaign.results import CampaignResult
-from resilient_heads.metrics.intervals import Estimate
+from resilient_heads.campaign.design.allocation import Weighting
+from resilient_heads.campaign.result.results import CampaignResult
+from resilient_heads.statistics.intervals import Estimate
 
 Images = tuple[Tensor, Tensor]
 
@@ -64,7 +64,7 @@ def resnet20(folder: Path, images: int) -> tuple[nn.Module, Images, Tensor]:
 def network_sdc(result: CampaignResult, weighting: Weighting) -> Estimate:
     """Return the figure to compare."""
     scope = result.scope("network")
-    return (scope.per_layer if weighting == "per_layer" else scope.exposed).sdc
+    return (scope.layer_averaged if weighting == "layer_averaged" else scope.bit_weighted).sdc
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--pilot", type=int, help="trials of the pilot at each site (128; digits: 512)")
     parser.add_argument("--share", type=float, default=0.25, help="trials with the pilot, of those of the uniform one")
     parser.add_argument("--image-groups", type=int, default=1)
-    parser.add_argument("--weighting", choices=["per_layer", "exposed"], default="per_layer")
+    parser.add_argument("--weighting", choices=["layer_averaged", "bit_weighted"], default="layer_averaged")
     parser.add_argument("--protocols", nargs="+", default=["raw", "goldeneye"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     options = parser.parse_args()
@@ -100,14 +100,16 @@ def compare_designs(
 ) -> None:
     """Run both designs and print a row each."""
 
-    def run(seed: int, *, injections: int = 1, design: rh.Stratified | None = None) -> tuple[CampaignResult, float]:
+    def run(
+        seed: int, *, injections: int = 1, design: rh.StratifiedDesign | None = None
+    ) -> tuple[CampaignResult, float]:
         start = time.perf_counter()
         result = rh.run_campaign(
             model,
             data,
             protocol=protocol,
             calibration=calibration,
-            injections_per_layer=injections,
+            trials_per_site=injections,
             design=design,
             seed=seed,
             batch_size=64,
@@ -128,7 +130,7 @@ def compare_designs(
         print(f"  (the pilot of {len(pilot.trials):,} trials saw no SDC under {protocol}; pass a larger --pilot)")
         return
     left = round(len(even.trials) * options.share) - len(pilot.trials)
-    design = rh.neyman(pilot, trials=left, weighting=options.weighting, image_groups=options.image_groups)
+    design = rh.neyman_design(pilot, trials=left, weighting=options.weighting, image_groups=options.image_groups)
     result, result_time = run(3 * seed + 2, design=design)
     found = network_sdc(result, options.weighting)
     # Both were run; what is left between the two half-widths is bridged by the square root law.

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 import resilient_heads as rh
-from resilient_heads.campaign.config import RAW, CampaignConfig
-from resilient_heads.campaign.golden import GoldenRun
-from resilient_heads.campaign.record import CampaignRecord
-from resilient_heads.campaign.store import CampaignFolder
-from resilient_heads.campaign.trials import COLUMNS, StruckSite, Trials
+from resilient_heads.campaign.golden.golden_run import GoldenRun
+from resilient_heads.campaign.result.config import RAW, CampaignConfig
+from resilient_heads.campaign.result.record import CampaignRecord
+from resilient_heads.campaign.result.store import CampaignFolder
+from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
 from resilient_heads.extras import require
-from resilient_heads.injection.sites import Site
+from resilient_heads.injection.sites.find import Site
 
 SITES, PER_SITE, CHUNK, IMAGES, SHAPE = 54, 185_344, 1024, 50_000, (64, 56, 56)
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def record() -> CampaignRecord:
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 1000, IMAGES)
     sites = tuple(
-        StruckSite(
+        CampaignSite(
             Site(name=f"layer{row}.conv", kind="Conv2d", shape=SHAPE, dtype=torch.float32, group=None, is_layer=True),
             None,
             row == SITES - 1,
@@ -43,7 +43,7 @@ def record() -> CampaignRecord:
     return CampaignRecord(
         config=CampaignConfig(
             protocol=RAW,
-            design=rh.Uniform(trials=PER_SITE),
+            design=rh.UniformDesign(trials=PER_SITE),
             fault=rh.FaultModel(),
             until=None,
             seed=0,
@@ -56,8 +56,8 @@ def record() -> CampaignRecord:
             environment={},
         ),
         sites=sites,
-        unstruck=(),
-        skipped={},
+        excluded=(),
+        uninjectable={},
         golden=GoldenRun(
             labels=labels,
             predicted=labels,

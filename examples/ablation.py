@@ -53,12 +53,12 @@ def main() -> None:
                 model,
                 test_set.tensors,
                 protocol=protocol,
-                injections_per_layer=4096,
+                trials_per_site=4096,
                 layers=[site.name for site in rh.find_sites(model, test_set.tensors[0][:2]).last],
                 calibration=train_set.tensors[0],
                 batch_size=256,
             )
-            print(f"{protocol}:\n\n{rh.layer_table(result)}")
+            print(f"{protocol}:\n\n{rh.report.layer_table(result)}")
 
 
 if __name__ == "__main__":

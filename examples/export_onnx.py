@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.heads.checkpoint import load_checkpoint
+from resilient_heads.heads.swap.checkpoint import load_checkpoint
 
 
 def export(model: nn.Module, sample: Tensor, output: Path) -> None:

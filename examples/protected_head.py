@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.trials.outcomes import Outcome
 
 
 def trained_head() -> tuple[rh.TextGuidedHead, torch.Tensor, torch.Tensor]:
@@ -34,7 +34,7 @@ def main(images: int = 10) -> None:
     for protection in (None, rh.Protection(bounds=True), rh.Protection(checksum=True), rh.Protection(median=True)):
         head.protect(protection)
         assert torch.equal(head(x), golden)
-        result = rh.exhaustive(head, (x, y), progress=False)
+        result = rh.run_exhaustive(head, (x, y), progress=False)
         last = result["head"]
         name = "unprotected" if protection is None else str(protection)
         before = [result.count(kind) - last.count(kind) for kind in (Outcome.SDC, Outcome.DUE)]

@@ -5,9 +5,9 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_heads.metrics.intervals import DEFAULT_LEVEL, Estimate
-from resilient_heads.metrics.sample import Sample
-from resilient_heads.metrics.weighted import weighted_rate
+from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate
+from resilient_heads.statistics.sample import Sample
+from resilient_heads.statistics.weighted import weighted_rate
 
 Floats = NDArray[np.float64]
 

@@ -1,7 +1,8 @@
-"""The folder tree is the architecture: which room may import which, and that no two import each other."""
+"""The folder tree is the architecture: docs/design.md maps every folder, and the code keeps to the map."""
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,95 +12,125 @@ import pytest
 import resilient_heads as rh
 
 SOURCE = Path(rh.__file__).parent
+DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 GROUND = {"errors", "files", "extras", "evaluation"}
-MAY_IMPORT = {
-    "errors": set(),
-    "files": set(),
-    "extras": {"errors"},
-    "evaluation": set(),
-    "assets": set(),
-    "text": GROUND | {"text"},
-    "rerun": {"rerun"},
-    "injection": {"errors", "evaluation", "rerun", "injection"},
-    "metrics": {"errors", "metrics"},
-    "heads": GROUND | {"text", "heads"},
-    "campaign": GROUND | {"rerun", "injection", "metrics", "campaign"},
-    "inputs": {"errors", "extras", "inputs"},
-    "report": GROUND | {"campaign", "metrics", "report"},
-}
-TOP = {"cli", "commands", "demo", "__main__", "__init__"}
+SHELL = {"__init__", "__main__"}
+MOST_MODULES = 12
+MOST_LINES = 350
 
 
 def modules() -> dict[str, Path]:
+    """Return every module's dotted name below the package, and its file; a package goes by its own name."""
     found = {}
     for path in SOURCE.rglob("*.py"):
         parts = path.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts)] = path
+        found[".".join(parts).removesuffix(".__init__")] = path
     return found
+
+
+def node(module: str) -> str:
+    """Return the place on the map of a module: its folder, or itself where it lies at the top."""
+    path = modules()[module]
+    if path.name == "__init__.py":
+        return module
+    return module.rpartition(".")[0] or module
 
 
 def imports(path: Path) -> set[str]:
     """Return the modules of this package that a file imports, functions' bodies included."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    known = modules()
-    inner = {name.removeprefix("resilient_heads.") for name in names if name.startswith("resilient_heads.")}
-    return inner & set(known)
+    known, found = modules(), set()
+    for part in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(part, ast.ImportFrom) and part.module and part.module.startswith("resilient_heads"):
+            base = part.module.removeprefix("resilient_heads").lstrip(".")
+            names = [f"{base}.{alias.name}".lstrip(".") for alias in part.names]
+            names = [name if name in known else base for name in names]
+        elif isinstance(part, ast.Import):
+            names = [alias.name.removeprefix("resilient_heads.") for alias in part.names]
+        found |= {name for name in names if name in known}
+    return found
 
 
-def test_every_room_is_known() -> None:
-    rooms = {name.split(".")[0] for name in modules()}
-    assert rooms == set(MAY_IMPORT) | TOP
+def the_map() -> dict[str, set[str] | None]:
+    """Return what each place may import, as docs/design.md says; None is everything."""
+    places: dict[str, set[str] | None] = {}
+    for names, _, allowed in re.findall(r"^\| ([a-z_., ]+) \| (.+) \| ([a-z_., ]+) \|$", DESIGN.read_text(), re.M):
+        targets = None if allowed == "everything" else set(allowed.split(", ")) - {"nothing"}
+        places |= dict.fromkeys(names.split(", "), targets)
+    places.pop("folder or module")
+    return places
 
 
-@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
-def test_arrows_point_down(room: str) -> None:
+PLACES = the_map()
+
+
+def test_the_map_is_complete() -> None:
+    assert set(PLACES) >= GROUND
+    rooms = {node(name) for name, path in modules().items() if path.name != "__init__.py"} - SHELL
+    assert rooms <= set(PLACES), "folders that the map lacks"
+    assert set(PLACES) <= rooms | {"assets"}, "places on the map that do not exist"
+
+
+@pytest.mark.parametrize("place", sorted(PLACES))
+def test_arrows_point_where_the_map_says(place: str) -> None:
+    allowed = PLACES[place]
     for name, path in modules().items():
-        if name.split(".")[0] == room:
-            reached = {target.split(".")[0] for target in imports(path)}
-            assert reached <= MAY_IMPORT[room], name
+        if allowed is not None and node(name) == place:
+            reached = {node(target) for target in imports(path)} - {place} - GROUND
+            assert reached <= allowed, name
 
 
-def test_no_circles() -> None:
-    graph = {name: imports(path) for name, path in modules().items() if name != "__init__"}
+def test_the_map_has_no_arrow_that_nothing_uses() -> None:
+    for place, allowed in PLACES.items():
+        used = {node(target) for name, path in modules().items() if node(name) == place for target in imports(path)}
+        assert (allowed or set()) <= used, place
+
+
+def test_no_circles_among_modules() -> None:
+    graph = {name: imports(path) - {name} for name, path in modules().items() if name not in SHELL}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_no_circles_among_folders() -> None:
+    graph: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        if name not in SHELL:
+            graph.setdefault(node(name), set()).update({node(target) for target in imports(path)} - {node(name)})
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
 def test_no_inner_module_imports_the_face() -> None:
     for name, path in modules().items():
-        if name.split(".")[0] in MAY_IMPORT:
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom):
-                    assert node.module != "resilient_heads", name
+        for part in ast.walk(ast.parse(path.read_text())):
+            if isinstance(part, ast.ImportFrom) and PLACES.get(node(name), None) is not None:
+                assert part.module != "resilient_heads", name
 
 
-def test_the_public_face_is_sorted_and_true() -> None:
-    assert rh.__all__ == sorted(rh.__all__, key=lambda name: (not name.isupper(), not name[0].isupper(), name))
-    assert set(rh.__all__) == set(rh._HOME)
-    tree = ast.parse((SOURCE / "__init__.py").read_text())
-    typed = {
-        alias.asname: f"{node.module}"
-        for block in tree.body
-        if isinstance(block, ast.If)
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert typed == {name: f"resilient_heads.{home}" for name, home in rh._HOME.items()}
+def test_rooms_are_small_and_modules_short() -> None:
+    for folder in {path.parent for path in modules().values()}:
+        own = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(own) <= MOST_MODULES, folder
+    long = {name: path.read_text().count("\n") for name, path in modules().items()}
+    assert {name: lines for name, lines in long.items() if lines > MOST_LINES} == {}
+
+
+def test_the_public_face_is_complete_and_documented() -> None:
+    namespaces = {"encoders", "errors", "faults", "formats", "report", "statistics"}
+    assert namespaces <= set(rh.__all__)
     for name in rh.__all__:
-        assert getattr(rh, name).__doc__ or name.isupper(), name
-    with pytest.raises(AttributeError, match="no attribute 'wrap'"):
+        assert getattr(rh, name).__doc__, name
+    for space in sorted(namespaces):
+        module = getattr(rh, space)
+        assert list(module.__all__) == sorted(module.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n))
+        for name in module.__all__:
+            assert getattr(module, name).__doc__ or name.isupper(), f"{space}.{name}"
+    with pytest.raises(AttributeError, match="wrap"):
         _ = rh.wrap  # type: ignore[attr-defined]
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Return the top-level modules that a fresh interpreter has loaded after a statement."""
-    code = f"{statement}; import sys; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
+    """Return the modules that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}; import sys; print(' '.join(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(run.stdout.split())
 

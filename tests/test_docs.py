@@ -26,13 +26,13 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     model = torchvision.models.resnet18(num_classes=10).eval()
     labels = model(images).argmax(dim=1)
     loader = DataLoader(TensorDataset(images, labels), batch_size=4)
-    campaign, neyman = rh.run_campaign, rh.neyman
+    campaign, neyman_design = rh.run_campaign, rh.neyman_design
 
     def few(model: torch.nn.Module, data: object, **options: object) -> rh.CampaignResult:
-        return campaign(model, data, **{**options, "injections_per_layer": 3, "progress": False})
+        return campaign(model, data, **{**options, "trials_per_site": 3, "progress": False})
 
-    def cheap(pilot: rh.CampaignResult, *, trials: int) -> rh.Stratified:
-        return neyman(pilot, trials=trials // 40)
+    def cheap(pilot: rh.CampaignResult, *, trials: int) -> rh.StratifiedDesign:
+        return neyman_design(pilot, trials=trials // 40)
 
     def train(wrapped: torch.nn.Module) -> None:
         """Overfit, so that some image is classified correctly."""
@@ -42,10 +42,10 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
             optimizer.step()
             optimizer.zero_grad()
 
-    result = campaign(model, loader, calibration=loader, injections_per_layer=3, progress=False)
+    result = campaign(model, loader, calibration=loader, trials_per_site=3, progress=False)
     result.save("campaign.parquet")
     monkeypatch.setattr(rh, "run_campaign", few, raising=False)
-    monkeypatch.setattr(rh, "neyman", cheap, raising=False)
+    monkeypatch.setattr(rh, "neyman_design", cheap, raising=False)
     generator = torch.Generator().manual_seed(0)
 
     class Encoder(PrecomputedEncoder):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.errors import ResultError
-from resilient_heads.metrics.intervals import Estimate
 from resilient_heads.report.tables import _ratio, markdown_table
+from resilient_heads.statistics.intervals import Estimate
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 pyplot.switch_backend("agg")
@@ -16,7 +16,7 @@ pyplot.switch_backend("agg")
 @pytest.fixture
 def results(small_net: nn.Module, labelled: tuple[Tensor, Tensor]) -> dict[str, rh.CampaignResult]:
     def run() -> rh.CampaignResult:
-        return rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=80, progress=False)
+        return rh.run_campaign(small_net, labelled, protocol="raw", trials_per_site=80, progress=False)
 
     plain = run()
     rh.wrap_model(small_net, embeddings=rh.ClassEmbeddings(torch.randn(5, 8), tuple("abcde")))
@@ -34,7 +34,7 @@ def cells(table: str) -> list[list[str]]:
 
 def test_comparison_table_shows_every_figure_of_the_comparison(results: dict[str, rh.CampaignResult]) -> None:
     comparison = rh.compare(*results.values())
-    rows = cells(rh.comparison_table([comparison], names=("a", "b"), parameters=(1_500_000, 1_000_000)))
+    rows = cells(rh.report.comparison_table([comparison], names=("a", "b"), parameters=(1_500_000, 1_000_000)))
     assert rows[0][4:6] == ["a", "b"]
     assert ["", "", "", "parameters", "1.50 M", "1.00 M", "-0.50 M"] in rows
     shown = {tuple(row[:4]) for row in rows}
@@ -49,7 +49,7 @@ def test_comparison_table_shows_every_figure_of_the_comparison(results: dict[str
 
 
 def test_layer_table_has_a_row_for_every_site(results: dict[str, rh.CampaignResult]) -> None:
-    rows = cells(rh.layer_table(results["text-guided"]))
+    rows = cells(rh.report.layer_table(results["text-guided"]))
     assert [row[0] for row in rows[2:]] == ["conv1", "conv2", "fc.latent", "fc.unit", "fc.projection", "fc"]
 
 
@@ -69,14 +69,14 @@ def test_tables_are_aligned() -> None:
     ],
 )
 def test_ratios_that_are_no_numbers_say_why(baseline: float, candidate: float, ratio: float, text: str) -> None:
-    from resilient_heads.campaign.compare import Improvement
+    from resilient_heads.campaign.analysis.compare import Improvement
 
     def estimate(value: float) -> Estimate:
         return Estimate(value, 0, 1, 0.99, "")
 
     improvement = Improvement(
         scope="last",
-        weighting="exposed",
+        weighting="bit_weighted",
         metric="sdc",
         baseline=estimate(baseline),
         candidate=estimate(candidate),
@@ -88,7 +88,7 @@ def test_ratios_that_are_no_numbers_say_why(baseline: float, candidate: float, r
 
 def test_plot_draws_what_the_result_says(results: dict[str, rh.CampaignResult]) -> None:
     axes = pyplot.Figure().subplots()
-    assert rh.plot_layers(results, metric="sdc", ax=axes) is axes
+    assert rh.report.plot_layers(results, metric="sdc", ax=axes) is axes
     assert [label.get_text() for label in axes.get_xticklabels()] == [
         struck.site.name for struck in results["text-guided"].sites
     ]
@@ -99,14 +99,14 @@ def test_plot_draws_what_the_result_says(results: dict[str, rh.CampaignResult]) 
 def test_plot_says_how_many_values_it_cannot_draw(results: dict[str, rh.CampaignResult]) -> None:
     results["plain"].trials.delta_loss[0] = math.inf
     axes = pyplot.Figure().subplots()
-    rh.plot_layers({"plain": results["plain"]}, metric="delta_loss", ax=axes)
+    rh.report.plot_layers({"plain": results["plain"]}, metric="delta_loss", ax=axes)
     assert axes.get_legend().get_texts()[0].get_text() == "plain (1 sites not finite)"
 
 
 def test_plot_makes_its_own_axes_and_refuses_nonsense(results: dict[str, rh.CampaignResult]) -> None:
-    axes = rh.plot_layers(results)
+    axes = rh.report.plot_layers(results)
     pyplot.close(axes.figure)
     with pytest.raises(ResultError, match="No metric is named"):
-        rh.plot_layers(results, metric="accuracy")
+        rh.report.plot_layers(results, metric="accuracy")
     with pytest.raises(ResultError, match="No campaign"):
-        rh.plot_layers({})
+        rh.report.plot_layers({})

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 import resilient_heads as rh
-from resilient_heads.campaign.results import CampaignResult
+from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.errors import DataError
 from resilient_heads.extras import require
 from resilient_heads.files import write_atomic
@@ -110,7 +110,7 @@ def strike(
         model,
         DataLoader(test_set, batch_size=BATCH),
         protocol=protocol,
-        injections_per_layer=options.injections,
+        trials_per_site=options.injections,
         seed=options.seed,
         batch_size=128,
         calibration=DataLoader(train_set, batch_size=BATCH),
@@ -146,7 +146,7 @@ def run_demo(options: DemoOptions) -> str:
         results[protocol] = both
 
     one_image = test_set.tensors[0][:1].to(options.device)
-    table = rh.comparison_table(
+    table = rh.report.comparison_table(
         comparisons,
         names=NAMES,
         parameters=_pair(models, count_parameters),
@@ -176,7 +176,7 @@ def _page(options: DemoOptions, table: str, results: dict[str, dict[str, Campaig
     ]
     for protocol, both in results.items():
         for name, result in both.items():
-            parts += [f"## {protocol}: {name}\n", rh.layer_table(result)]
+            parts += [f"## {protocol}: {name}\n", rh.report.layer_table(result)]
     return "\n".join(parts)
 
 
@@ -188,7 +188,7 @@ def _picture(results: dict[str, dict[str, CampaignResult]]) -> bytes:
     for column, both in enumerate(results.values()):
         clamped = both[NAMES[0]].config.protocol.range_detector is not None
         for row, metric in enumerate(("delta_loss", "sdc") if clamped else ("sdc", "due")):
-            rh.plot_layers(both, metric=metric, ax=grid[row, column])
+            rh.report.plot_layers(both, metric=metric, ax=grid[row, column])
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()

@@ -42,7 +42,7 @@ def labelled(count: int = 12) -> tuple[Tensor, Tensor]:
 def campaign(output: Path | None, **options: object) -> rh.CampaignResult:
     settings: dict = {
         "protocol": "raw",
-        "injections_per_layer": 90,
+        "trials_per_site": 90,
         "batch_size": 4,
         "chunk_size": 8,
         "progress": False,

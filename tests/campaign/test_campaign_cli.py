@@ -126,7 +126,7 @@ def test_ctrl_c_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resilient_heads.campaign.store.CampaignFolder.write", interrupted)
+    monkeypatch.setattr("resilient_heads.campaign.result.store.CampaignFolder.write", interrupted)
     assert main(arguments(tmp_path / "c")) == 130
 
 

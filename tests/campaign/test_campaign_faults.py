@@ -9,22 +9,24 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.fault_record import as_record, from_record
-from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.result.fault_record import as_record, from_record
+from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import DataError
 
 FAULTS = {
-    "three flips": rh.FaultModel(elements=rh.Drawn(count=3)),
-    "a burst": rh.FaultModel(elements=rh.Drawn(count=4, adjacent=True), effect=rh.Flip(count=2, adjacent=True)),
-    "an error rate": rh.FaultModel(elements=rh.ErrorRate(rate=1e-3)),
-    "stuck at 1": rh.FaultModel(effect=rh.StuckAt(value=1, bits=(30,))),
-    "a random value": rh.FaultModel(effect=rh.RandomValue(low=-2.0, high=2.0)),
-    "a random word": rh.FaultModel(effect=rh.RandomWord()),
-    "zero": rh.FaultModel(effect=rh.SetValue(value=0.0)),
-    "another sign": rh.FaultModel(effect=rh.Negate()),
-    "the layer's maximum": rh.FaultModel(effect=rh.LayerMaximum()),
-    "an int8 word": rh.FaultModel(format=rh.AffineInteger()),
-    "a shared exponent": rh.FaultModel(format=rh.BlockFloat(block_size=8), shared=True),
+    "three flips": rh.FaultModel(elements=rh.faults.RandomElements(count=3)),
+    "a burst": rh.FaultModel(
+        elements=rh.faults.RandomElements(count=4, adjacent=True), effect=rh.faults.Flip(count=2, adjacent=True)
+    ),
+    "an error rate": rh.FaultModel(elements=rh.faults.ErrorRate(rate=1e-3)),
+    "stuck at 1": rh.FaultModel(effect=rh.faults.StuckAt(value=1, bits=(30,))),
+    "a random value": rh.FaultModel(effect=rh.faults.RandomValue(low=-2.0, high=2.0)),
+    "a random word": rh.FaultModel(effect=rh.faults.RandomWord()),
+    "zero": rh.FaultModel(effect=rh.faults.SetValue(value=0.0)),
+    "another sign": rh.FaultModel(effect=rh.faults.Negate()),
+    "the layer's maximum": rh.FaultModel(effect=rh.faults.LayerMaximum()),
+    "an int8 word": rh.FaultModel(format=rh.formats.AffineInteger()),
+    "a shared exponent": rh.FaultModel(format=rh.formats.BlockFloat(block_size=8), shared=True),
 }
 
 
@@ -46,12 +48,12 @@ def test_every_fault_model_in_both_engines(kind: str, data: tuple[nn.Module, tup
             images,
             protocol="raw",
             fault=FAULTS[kind],
-            injections_per_layer=40,
+            trials_per_site=40,
             batch_size=16,
             engine=engine,
             progress=False,
         )
-        for engine in ("rerun", "full")
+        for engine in ("incremental", "full")
     ]
     for name, column in results[0].trials.columns.items():
         assert column.tobytes() == results[1].trials.columns[name].tobytes(), name
@@ -76,7 +78,7 @@ def test_a_campaign_of_other_faults_is_kept_resumed_and_replayed(
             images,
             protocol="raw",
             fault=fault,
-            injections_per_layer=32,
+            trials_per_site=32,
             batch_size=8,
             output=tmp_path / "run",
             progress=False,
@@ -95,7 +97,7 @@ def test_negation_by_hand(data: tuple[nn.Module, tuple[Tensor, Tensor]]) -> None
     model, images = data
     fault = FAULTS["another sign"]
     trials = rh.run_campaign(
-        model, images, protocol="raw", fault=fault, layers=["5"], injections_per_layer=64, progress=False
+        model, images, protocol="raw", fault=fault, layers=["5"], trials_per_site=64, progress=False
     ).trials
     assert (trials.after == -trials.before).all()
     assert (trials.bit == 255).all()
@@ -109,11 +111,9 @@ def test_negation_by_hand(data: tuple[nn.Module, tuple[Tensor, Tensor]]) -> None
 def test_a_zero_detector_makes_zeros(data: tuple[nn.Module, tuple[Tensor, Tensor]]) -> None:
     model, images = data
     zeroing = rh.Protocol(name="zeroing", range_detector="zero")
-    result = rh.run_campaign(
-        model, images, protocol=zeroing, calibration=images, injections_per_layer=200, progress=False
-    )
+    result = rh.run_campaign(model, images, protocol=zeroing, calibration=images, trials_per_site=200, progress=False)
     assert not (result.trials.outcome == Outcome.DUE).any()
-    clamped = rh.run_campaign(model, images, calibration=images, injections_per_layer=200, progress=False)
+    clamped = rh.run_campaign(model, images, calibration=images, trials_per_site=200, progress=False)
     assert (result.trials.delta_loss != clamped.trials.delta_loss).any()
 
 
@@ -124,7 +124,7 @@ def test_strata_of_bits_know_single_flips_only(data: tuple[nn.Module, tuple[Tens
             model,
             images,
             protocol="raw",
-            design=rh.Stratified(trials=1000),
+            design=rh.StratifiedDesign(trials=1000),
             fault=FAULTS["zero"],
             progress=False,
         )

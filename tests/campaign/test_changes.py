@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.changes import CLASSES, EDGES, Changes, change_classes
-from resilient_heads.campaign.pilot import _shares
-from resilient_heads.campaign.plan import plan_trials
-from resilient_heads.campaign.trials import StruckSite
+from resilient_heads.campaign.analysis.pilot import _shares
+from resilient_heads.campaign.design.perturbation_strata import CLASSES, EDGES, PerturbationStrata, change_classes
+from resilient_heads.campaign.design.plan import plan_trials
+from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.errors import DataError
-from resilient_heads.injection.bits import flip_bits
-from resilient_heads.injection.ranges import apply_range
-from resilient_heads.injection.sites import Site
+from resilient_heads.injection.faults.ranges import apply_range
+from resilient_heads.injection.formats.bits import flip_bits
+from resilient_heads.injection.sites.find import Site
 
 SMALL = Site(name="conv", kind="Conv2d", shape=(4, 3, 3), dtype=torch.float32, group=None, is_layer=True)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
@@ -37,10 +37,10 @@ def test_classes_by_hand() -> None:
     assert change_classes(odd, np.zeros(3), 2.0).tolist() == [CLASSES - 1] * 3
 
 
-def classes_one_by_one(changes: Changes, value: Tensor) -> list[int]:
+def classes_one_by_one(changes: PerturbationStrata, value: Tensor) -> list[int]:
     """Flip each bit of one value by itself."""
     found = []
-    for bit in range(changes.struck.site.bits):
+    for bit in range(changes.struck.site.word_bits):
         after = apply_range(flip_bits(value, bit), changes.struck.limit, changes.detector)
         own = change_classes(value.double().numpy(), after.double().numpy().reshape(1), changes.scale)
         found.append(0 if bit < changes.quiet else int(own[0]))
@@ -50,7 +50,7 @@ def classes_one_by_one(changes: Changes, value: Tensor) -> list[int]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("limit", [None, 3.0])
 def test_choices_are_each_fault_of_the_class_alike(dtype: torch.dtype, limit: float | None) -> None:
-    changes = Changes(StruckSite(site(dtype), limit, False), "clamp", 0.8)
+    changes = PerturbationStrata(CampaignSite(site(dtype), limit, False), "clamp", 0.8)
     torch.manual_seed(2)
     tensor = torch.randn(1, 4, 3, 3).to(dtype)
     truth = np.array([classes_one_by_one(changes, value) for value in tensor.flatten().unsqueeze(1)])
@@ -73,7 +73,7 @@ def test_choices_are_each_fault_of_the_class_alike(dtype: torch.dtype, limit: fl
 
 def test_a_sample_of_candidates_is_unbiased() -> None:
     """Over all starts, share times outcome of the chosen one gives what enumeration gives."""
-    changes = Changes(StruckSite(site(torch.float32, channels=111), None, False), "clamp", 1.0)
+    changes = PerturbationStrata(CampaignSite(site(torch.float32, channels=111), None, False), "clamp", 1.0)
     torch.manual_seed(4)
     tensor = torch.randn(1, 111, 3, 3)
     count = changes.struck.site.neurons
@@ -93,14 +93,14 @@ def test_a_sample_of_candidates_is_unbiased() -> None:
 
 
 def test_a_class_that_an_image_lacks_counts_nothing() -> None:
-    changes = Changes(StruckSite(SMALL, 1.0, False), "clamp", 1.0)
+    changes = PerturbationStrata(CampaignSite(SMALL, 1.0, False), "clamp", 1.0)
     found = changes.choose(torch.zeros(2, 4, 3, 3), np.array([6, 13]), np.array([3, 35]), np.array([0.1, 0.9]))
     assert found.share.tolist() == [0.0, 0.0]
     assert found.neurons.tolist() == [3, 35]
 
 
 def test_choices_do_not_depend_on_the_rest_of_the_batch() -> None:
-    changes = Changes(StruckSite(SMALL, None, False), "clamp", 1.0)
+    changes = PerturbationStrata(CampaignSite(SMALL, None, False), "clamp", 1.0)
     rng = np.random.default_rng(0)
     tensor = torch.from_numpy(rng.normal(size=(50, 4, 3, 3))).float()
     classes, starts, picks = rng.integers(0, CLASSES, 50), rng.integers(0, 36, 50), rng.random(50)
@@ -123,23 +123,23 @@ def test_images_near_a_decision_are_drawn_more_often(
         top2diff=np.array([0.9, 0.5, 0.3, 0.1, 0.01, 0.01] + [0.9] * 34),
         eligible=np.array([True] * 5 + [False] + [True] * 34),
     )
-    even = plan_trials(rh.Uniform(trials=5), pilot.sites, seed=1)
-    assert even.tickets(golden).tolist() == [1] * 5 + [0] + [1] * 34
-    design = rh.neyman(pilot, trials=1500, by=("change",))
+    even = plan_trials(rh.UniformDesign(trials=5), pilot.sites, seed=1)
+    assert even.image_weights(golden).tolist() == [1] * 5 + [0] + [1] * 34
+    design = rh.neyman_design(pilot, trials=1500, by=("perturbation",))
     assert not design.fragile_images  # no range detector
-    assert plan_trials(design, pilot.sites, seed=3).tickets(golden).tolist() == [1] * 5 + [0] + [1] * 34
+    assert plan_trials(design, pilot.sites, seed=3).image_weights(golden).tolist() == [1] * 5 + [0] + [1] * 34
     plan = plan_trials(replace(design, fragile_images=True), pilot.sites, seed=2)
-    tickets = plan.tickets(golden)
-    assert tickets.tolist() == [1, 1, 2, 4, 8, 0] + [1] * 34
+    image_weights = plan.image_weights(golden)
+    assert image_weights.tolist() == [1, 1, 2, 4, 8, 0] + [1] * 34
     numbers = np.arange(48_000)
-    drawn = plan.images(0, numbers, tickets)
-    np.testing.assert_array_equal(drawn, plan.images(2, numbers, tickets))  # one golden run for all layers
-    np.testing.assert_array_equal(drawn[77:99], plan.images(0, numbers[77:99], tickets))
+    drawn = plan.images(0, numbers, image_weights)
+    np.testing.assert_array_equal(drawn, plan.images(2, numbers, image_weights))  # one golden run for all layers
+    np.testing.assert_array_equal(drawn[77:99], plan.images(0, numbers[77:99], image_weights))
     found = np.bincount(drawn, minlength=40)
-    assert (np.abs(found - 48_000 * tickets / 50) < 5 * np.sqrt(found + 1)).all()
-    np.testing.assert_allclose(plan.count_for(drawn, tickets)[drawn == 4][0], 50 / 39 / 8)
-    assert plan.count_for(drawn, tickets).mean() == pytest.approx(1, abs=0.02)
-    assert (even.count_for(drawn, tickets) == 1).all()
+    assert (np.abs(found - 48_000 * image_weights / 50) < 5 * np.sqrt(found + 1)).all()
+    np.testing.assert_allclose(plan.count_for(drawn, image_weights)[drawn == 4][0], 50 / 39 / 8)
+    assert plan.count_for(drawn, image_weights).mean() == pytest.approx(1, abs=0.02)
+    assert (even.count_for(drawn, image_weights) == 1).all()
 
 
 def test_shares_are_drawn_towards_all_layers() -> None:
@@ -166,7 +166,7 @@ def trained() -> tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult]:
         model[-1].weight *= 0.2
         model[-1].bias *= 0.2
     data = (images[:40], labels[:40])
-    pilot = rh.run_campaign(model.eval(), data, protocol="raw", injections_per_layer=200, seed=1, progress=False)
+    pilot = rh.run_campaign(model.eval(), data, protocol="raw", trials_per_site=200, seed=1, progress=False)
     return model, data, pilot
 
 
@@ -179,7 +179,7 @@ def test_campaigns_by_change_repeat_themselves(
     trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult], tmp_path: Path
 ) -> None:
     model, data, pilot = trained
-    design = replace(rh.neyman(pilot, trials=1500, by=("change",)), fragile_images=True)
+    design = replace(rh.neyman_design(pilot, trials=1500, by=("perturbation",)), fragile_images=True)
 
     def run(**options: object) -> rh.CampaignResult:
         settings: dict = {"batch_size": 16, "chunk_size": 64, **options}
@@ -187,11 +187,11 @@ def test_campaigns_by_change_repeat_themselves(
 
     whole = run()
     plan = whole.record.plan
-    tickets = plan.tickets(whole.golden)
-    assert tickets[whole.golden.eligible].min() < tickets.max()
+    image_weights = plan.image_weights(whole.golden)
+    assert image_weights[whole.golden.eligible].min() < image_weights.max()
     for row, struck in enumerate(whole.sites):  # of each image's share of faults, which is a count
         own = whole.trials.where(whole.trials.site == row)
-        found = own.share / plan.count_for(own.image, tickets) * min(256, struck.site.neurons) * 32
+        found = own.share / plan.count_for(own.image, image_weights) * min(256, struck.site.neurons) * 32
         np.testing.assert_allclose(found, np.round(found), atol=1e-6)
         assert 0 < found.max() < min(256, struck.site.neurons) * 32
     same(whole, run(engine="full"))
@@ -205,7 +205,7 @@ def test_campaigns_by_change_repeat_themselves(
     same(whole, run(output=tmp_path / "one"))
     loaded = rh.CampaignResult.load(tmp_path / "one")
     assert loaded.config.design == whole.config.design
-    assert loaded.scope("network").per_layer == whole.scope("network").per_layer
+    assert loaded.scope("network").layer_averaged == whole.scope("network").layer_averaged
     rows = np.random.default_rng(0).choice(len(whole.trials), 12, replace=False)
     for row in rows:
         site, trial = int(whole.trials.site[row]), int(whole.trials.trial[row])
@@ -215,9 +215,9 @@ def test_campaigns_by_change_repeat_themselves(
 
 def test_the_four_outcomes_add_up(trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult]) -> None:
     model, data, pilot = trained
-    design = rh.neyman(pilot, trials=1500, by=("change",))
+    design = rh.neyman_design(pilot, trials=1500, by=("perturbation",))
     result = rh.run_campaign(model, data, protocol="raw", design=design, seed=3, progress=False)
-    for figures in (result.scope("network").exposed, result.by_layer()[0].figures):
+    for figures in (result.scope("network").bit_weighted, result.by_layer()[0].figures):
         assert figures.masked.value + figures.tolerable.value + figures.sdc.value + figures.due.value == pytest.approx(
             1
         )
@@ -231,11 +231,11 @@ def test_neyman_takes_changes_where_they_pay(
     trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult],
 ) -> None:
     _, _, pilot = trained
-    assert rh.neyman(pilot, trials=4000).by == ("change",)
-    assert rh.neyman(pilot, trials=70).by == ("magnitude",)  # too few for two in each class of each layer
-    assert rh.neyman(pilot, trials=4000, by=("role",)).by == ("role",)
+    assert rh.neyman_design(pilot, trials=4000).by == ("perturbation",)
+    assert rh.neyman_design(pilot, trials=70).by == ("magnitude",)  # too few for two in each class of each layer
+    assert rh.neyman_design(pilot, trials=4000, by=("role",)).by == ("role",)
     with pytest.raises(DataError, match="too few for 42 strata"):
-        rh.neyman(pilot, trials=70, by=("change",))
+        rh.neyman_design(pilot, trials=70, by=("perturbation",))
 
 
 def test_designs_by_change_that_mean_nothing(
@@ -243,14 +243,14 @@ def test_designs_by_change_that_mean_nothing(
 ) -> None:
     model, data, pilot = trained
     with pytest.raises(DataError, match="take their sizes and units from a pilot"):
-        rh.Stratified(trials=100, by=("change",))
+        rh.StratifiedDesign(trials=100, by=("perturbation",))
     with pytest.raises(DataError, match="by must be"):
-        rh.Stratified(trials=100, by=("change", "bit"))
-    design = rh.neyman(pilot, trials=1500, by=("change",))
+        rh.StratifiedDesign(trials=100, by=("perturbation", "bit"))
+    design = rh.neyman_design(pilot, trials=1500, by=("perturbation",))
     with pytest.raises(DataError, match="alone"):
-        rh.Stratified(trials=100, fragile_images=True)
+        rh.StratifiedDesign(trials=100, fragile_images=True)
     with pytest.raises(DataError, match="is above 0"):
-        rh.Stratified(trials=100, by=("change",), counts=design.counts, scales={"0": 0.0})
+        rh.StratifiedDesign(trials=100, by=("perturbation",), counts=design.counts, scales={"0": 0.0})
     with pytest.raises(DataError, match="same layers of the same model"):
         rh.run_campaign(
             nn.Sequential(model, nn.Identity()).eval(), data, protocol="raw", design=design, seed=2, progress=False
@@ -262,7 +262,7 @@ def test_designs_by_change_that_mean_nothing(
             protocol="raw",
             design=design,
             seed=2,
-            fault=rh.FaultModel(effect=rh.Flip(count=2)),
+            fault=rh.FaultModel(effect=rh.faults.Flip(count=2)),
             progress=False,
         )
     with pytest.raises(DataError, match="call strikes"):

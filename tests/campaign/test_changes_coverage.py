@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from survey import repeated
 
 import resilient_heads as rh
-from resilient_heads.campaign.allocation import allocate, layer_weights
-from resilient_heads.campaign.changes import CLASSES
-from resilient_heads.campaign.plan import _visits
-from resilient_heads.campaign.summary import sample
-from resilient_heads.campaign.trials import COLUMNS, StruckSite, Trials
-from resilient_heads.injection.sites import Site
-from resilient_heads.metrics.intervals import Estimate
-from resilient_heads.metrics.sample import Sample, influence
-from resilient_heads.metrics.weighted import weighted_rate
+from resilient_heads.campaign.design.allocation import allocate, layer_weights
+from resilient_heads.campaign.design.perturbation_strata import CLASSES
+from resilient_heads.campaign.design.plan import _visits
+from resilient_heads.campaign.figures.summary import sample
+from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
+from resilient_heads.injection.sites.find import Site
+from resilient_heads.statistics.intervals import Estimate
+from resilient_heads.statistics.sample import Sample, influence
+from resilient_heads.statistics.weighted import weighted_rate
 
 Floats = NDArray[np.float64]
 LAYERS, IMAGES = 5, 200
@@ -26,7 +26,7 @@ LAYERS, IMAGES = 5, 200
 SHARES = np.array([0.763, 0.07, 0.021, 0.008, 0.002, 0.002, 0.016, 0.052, 0.013, 0.006, 0.003, 0.006, 0.031, 0.007])
 RATES = np.array([0.0, 0.0, 0.006, 0.012, 0.03, 0.13, 0.8, 0.0, 0.006, 0.03, 0.02, 0.002, 0.01, 0.0])
 SITES = tuple(
-    StruckSite(
+    CampaignSite(
         Site(name=f"{i}", kind="Conv2d", shape=(4, 8), dtype=torch.float32, group=None, is_layer=True), None, False
     )
     for i in range(LAYERS)
@@ -51,7 +51,7 @@ class World:
     vary: float = 0.3
     fragile: bool = False
     scale: float = 1.0
-    tickets: int = 1
+    image_weights: int = 1
     pilot: int = 100
     hidden: float = 0.0
 
@@ -63,7 +63,7 @@ WORLDS = {
     "shares that vary with the rates": World(vary=1.0, fragile=True),
     "rare events": World(scale=0.05),
     "rare events on some images": World(scale=0.1, vary=1.5, fragile=True),
-    "images drawn more often": World(vary=1.0, fragile=True, tickets=8),
+    "images drawn more often": World(vary=1.0, fragile=True, image_weights=8),
     "a small pilot": World(pilot=15, vary=0.5),
     "harm where the pilot saw none": World(hidden=0.002, scale=0.2),
 }
@@ -84,13 +84,19 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
     amounts = np.maximum(useful / useful.sum(), 0.5 * weights)
     names = [struck.site.name for struck in SITES]
     counts = allocate(world.trials, list(amounts / amounts.sum()), names)
-    design = rh.Stratified(
-        trials=world.trials, by=("change",), counts=counts, scales=dict.fromkeys(names, 1.0), weighting="per_layer"
+    design = rh.StratifiedDesign(
+        trials=world.trials,
+        by=("perturbation",),
+        counts=counts,
+        scales=dict.fromkeys(names, 1.0),
+        weighting="layer_averaged",
     )
     longest = max(sum(own) for own in counts.values())
     harm = (share * rate).sum(axis=2).mean(axis=0)
-    tickets = np.where(harm >= np.quantile(harm, 0.95), world.tickets, 1)
-    images = rng.choice(IMAGES, longest, p=tickets / tickets.sum())  # trial i strikes one image in all layers
+    image_weights = np.where(harm >= np.quantile(harm, 0.95), world.image_weights, 1)
+    images = rng.choice(
+        IMAGES, longest, p=image_weights / image_weights.sum()
+    )  # trial i strikes one image in all layers
     parts = []
     for row, name in enumerate(names):
         own = sum(counts[name])
@@ -99,13 +105,13 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
         columns = {column: np.zeros(own, dtype=kind) for column, kind in COLUMNS.items()}
         columns |= {"site": np.full(own, row, dtype=np.int32), "trial": np.arange(own), "image": image}
         columns |= {
-            "share": share[row, image, codes] * tickets.mean() / tickets[image],
+            "share": share[row, image, codes] * image_weights.mean() / image_weights[image],
             "outcome": np.zeros(own, dtype=np.uint8),
         }
         columns["delta_loss"] = (rng.random(own) < rate[row, image, codes]).astype(np.float64)
         parts.append(Trials(**columns))  # type: ignore[arg-type]
     trials = Trials.gather(parts)
-    return truth, sample(SITES, trials, design, layer_weights(SITES, "per_layer")), trials.delta_loss > 0
+    return truth, sample(SITES, trials, design, layer_weights(SITES, "layer_averaged")), trials.delta_loss > 0
 
 
 def coverage(

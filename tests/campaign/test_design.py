@@ -10,31 +10,31 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.allocation import allocate
-from resilient_heads.campaign.design import design_from_dict, stratum_weights
-from resilient_heads.campaign.outcomes import Outcome, judge
-from resilient_heads.campaign.pilot import _deviations
-from resilient_heads.campaign.plan import Plan, plan_trials
-from resilient_heads.campaign.strata import strata_of, visits
-from resilient_heads.campaign.trials import StruckSite
+from resilient_heads.campaign.analysis.pilot import _deviations
+from resilient_heads.campaign.design.allocation import allocate
+from resilient_heads.campaign.design.designs import design_from_dict, stratum_weights
+from resilient_heads.campaign.design.plan import InjectionPlan, plan_trials
+from resilient_heads.campaign.design.strata import strata_of, visits
+from resilient_heads.campaign.trials.columns import CampaignSite
+from resilient_heads.campaign.trials.outcomes import Outcome, judge
 from resilient_heads.errors import DataError, ResultError
-from resilient_heads.injection.injector import inject_batch
-from resilient_heads.injection.sampling import draw_faults
-from resilient_heads.injection.sites import Site
+from resilient_heads.injection.apply.inject import inject_batch
+from resilient_heads.injection.random.sampling import draw_faults
+from resilient_heads.injection.sites.find import Site
 
 Data = tuple[Tensor, Tensor]
 CONV = Site(name="conv", kind="Conv2d", shape=(6, 2, 3), dtype=torch.float32, group=None, is_layer=True)
 TOKENS = Site(name="fc", kind="Linear", shape=(5, 7), dtype=torch.float16, group=None, is_layer=True)
-SITES = (StruckSite(CONV, None, False), StruckSite(TOKENS, None, True))
+SITES = (CampaignSite(CONV, None, False), CampaignSite(TOKENS, None, True))
 BYS = [(), ("bit",), ("magnitude",), ("role",), ("channel",), ("channel", "bit"), ("role", "channel")]
 
 
 def test_uniform_draws_what_it_always_drew() -> None:
-    plan, numbers = plan_trials(rh.Uniform(trials=50), SITES, seed=9), np.arange(50)
+    plan, numbers = plan_trials(rh.UniformDesign(trials=50), SITES, seed=9), np.arange(50)
     assert plan.counts == (50, 50)
     for row, struck in enumerate(SITES):
         site = struck.site
-        expected = draw_faults(9, site.name, numbers, neurons=site.neurons, bits=site.bits)
+        expected = draw_faults(9, site.name, numbers, neurons=site.neurons, bits=site.word_bits)
         drawn = plan.draw(row, numbers)
         np.testing.assert_array_equal(drawn.neurons[:, 0], expected.neurons)
         np.testing.assert_array_equal(drawn.bits[:, 0], expected.bits)
@@ -44,7 +44,9 @@ def test_uniform_draws_what_it_always_drew() -> None:
 @pytest.mark.parametrize("site", [CONV, TOKENS], ids=["conv", "tokens"])
 def test_strata_part_the_faults(site: Site, by: tuple[str, ...]) -> None:
     strata = strata_of(site, by, channel_groups=3)
-    neuron, bit = (part.ravel() for part in np.meshgrid(np.arange(site.neurons), np.arange(site.bits), indexing="ij"))
+    neuron, bit = (
+        part.ravel() for part in np.meshgrid(np.arange(site.neurons), np.arange(site.word_bits), indexing="ij")
+    )
     code = strata.of(neuron, bit)
     np.testing.assert_allclose(np.bincount(code, minlength=len(strata)) / len(code), strata.shares)
     placed = set()
@@ -54,7 +56,7 @@ def test_strata_part_the_faults(site: Site, by: tuple[str, ...]) -> None:
         neurons, bits = strata.place(stratum, own, wide)
         assert (strata.of(neurons, bits) == stratum).all()
         placed |= set(zip(neurons.tolist(), bits.tolist(), strict=True))
-    assert len(placed) == site.neurons * site.bits
+    assert len(placed) == site.neurons * site.word_bits
 
 
 def test_channels_by_hand() -> None:
@@ -110,7 +112,7 @@ def test_deviations_are_drawn_towards_what_other_layers_show() -> None:
 
 @pytest.mark.parametrize("by", BYS)
 def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) -> None:
-    design = rh.Stratified(trials=900, by=by)
+    design = rh.StratifiedDesign(trials=900, by=by)
     plan = plan_trials(design, SITES, seed=4)
     assert plan.total == 900
     for row, count in enumerate(plan.counts):
@@ -125,14 +127,14 @@ def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) ->
     again = design_from_dict(json.loads(json.dumps(plan.design.as_dict())))
     assert again == plan.design
     assert (
-        Plan(SITES, plan.counts, 4, again).draw(0, np.arange(5)).bits.tolist()
+        InjectionPlan(SITES, plan.counts, 4, again).draw(0, np.arange(5)).bits.tolist()
         == plan.draw(0, np.arange(5)).bits.tolist()
     )
 
 
 def test_draws_are_uniform_within_a_stratum() -> None:
     counts = {"conv": (24_000, 24_000, 24_000), "fc": (2, 2, 2)}
-    plan = plan_trials(rh.Stratified(trials=72_006, by=("role",), counts=counts), SITES, seed=4)
+    plan = plan_trials(rh.StratifiedDesign(trials=72_006, by=("role",), counts=counts), SITES, seed=4)
     drawn = plan.draw(0, np.arange(72_000))
     for bits in (range(23), range(23, 31)):
         own = np.isin(drawn.bits, bits)
@@ -163,16 +165,16 @@ def test_every_prefix_is_near_the_shares(counts: tuple[int, ...]) -> None:
 )
 def test_designs_that_mean_nothing(choices: dict[str, object], match: str) -> None:
     with pytest.raises(DataError, match=match):
-        rh.Stratified(**choices)
+        rh.StratifiedDesign(**choices)
 
 
 def test_plans_that_do_not_fit() -> None:
     with pytest.raises(DataError, match="too few for 48 strata"):
-        plan_trials(rh.Stratified(trials=95), SITES, seed=0)
+        plan_trials(rh.StratifiedDesign(trials=95), SITES, seed=0)
     with pytest.raises(DataError, match="has 32"):
-        plan_trials(rh.Stratified(trials=95, counts={"conv": (3, 3), "fc": (1,)}), SITES, seed=0)
+        plan_trials(rh.StratifiedDesign(trials=95, counts={"conv": (3, 3), "fc": (1,)}), SITES, seed=0)
     with pytest.raises(DataError, match="pass another seed"):
-        plan_trials(rh.Stratified(trials=950, pilot_seed=7), SITES, seed=7)
+        plan_trials(rh.StratifiedDesign(trials=950, pilot_seed=7), SITES, seed=7)
 
 
 @pytest.fixture
@@ -192,7 +194,7 @@ def tiny() -> tuple[nn.Module, Data]:
     return model.eval(), (images[:12], labels[:12])
 
 
-def exhaustive(model: nn.Module, data: Data, sites: tuple[StruckSite, ...]) -> dict[str, np.ndarray]:
+def run_exhaustive(model: nn.Module, data: Data, sites: tuple[CampaignSite, ...]) -> dict[str, np.ndarray]:
     """Strike every bit of every neuron of every site on every correctly classified image."""
     images, labels = data
     with torch.inference_mode():
@@ -202,8 +204,8 @@ def exhaustive(model: nn.Module, data: Data, sites: tuple[StruckSite, ...]) -> d
         sdc, loss = [], []
         for struck in sites:
             site = struck.site
-            count = site.neurons * site.bits
-            neurons, bits = torch.arange(count) // site.bits, torch.arange(count) % site.bits
+            count = site.neurons * site.word_bits
+            neurons, bits = torch.arange(count) // site.word_bits, torch.arange(count) % site.word_bits
             hit, lost = np.zeros(count), np.zeros(count)
             for image, label, clean in zip(images, labels, golden, strict=True):
                 batch = image[None].repeat(count, 1, 1, 1)
@@ -211,8 +213,8 @@ def exhaustive(model: nn.Module, data: Data, sites: tuple[StruckSite, ...]) -> d
                     judged = judge(clean.repeat(count, 1), model(batch), label.repeat(count))
                 hit += judged.outcome.numpy() == Outcome.SDC
                 lost += judged.delta_loss.numpy()
-            sdc.append((hit / len(images)).reshape(-1, site.bits))
-            loss.append((lost / len(images)).reshape(-1, site.bits))
+            sdc.append((hit / len(images)).reshape(-1, site.word_bits))
+            loss.append((lost / len(images)).reshape(-1, site.word_bits))
     return {
         "layer": np.array([own.mean() for own in sdc]),
         "bit": np.mean([own.mean(axis=0) for own in sdc], axis=0),
@@ -221,34 +223,34 @@ def exhaustive(model: nn.Module, data: Data, sites: tuple[StruckSite, ...]) -> d
     }
 
 
-@pytest.mark.parametrize("by", [("magnitude",), ("change",)])
+@pytest.mark.parametrize("by", [("magnitude",), ("perturbation",)])
 def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Module, Data], by: tuple[str, ...]) -> None:
     model, data = tiny
 
-    def run(seed: int, design: rh.Uniform | rh.Stratified) -> rh.CampaignResult:
+    def run(seed: int, design: rh.UniformDesign | rh.StratifiedDesign) -> rh.CampaignResult:
         return rh.run_campaign(model, data, calibration=data, design=design, seed=seed, batch_size=512, progress=False)
 
-    first = run(1000, rh.Uniform(trials=150))
-    truth = exhaustive(model, data, first.sites)
+    first = run(1000, rh.UniformDesign(trials=150))
+    truth = run_exhaustive(model, data, first.sites)
     share = truth["sizes"] / truth["sizes"].sum()
     expected = {
         "per layer": truth["layer"].mean(),
-        "exposed": share @ truth["layer"],
+        "bit_weighted": share @ truth["layer"],
         "first layer": truth["layer"][0],
         "loss": truth["loss"].mean(),
         "bit 30": truth["bit"][30],
     }
     found: dict[str, list[float]] = {name: [] for name in expected}
     for seed in range(24):
-        pilot = run(2000 + seed, rh.Uniform(trials=60))
-        design = rh.neyman(pilot, trials=400, metric="sdc", weighting="exposed", by=by)
-        assert design.fragile_images is (by == ("change",))  # there is a range detector
+        pilot = run(2000 + seed, rh.UniformDesign(trials=60))
+        design = rh.neyman_design(pilot, trials=400, metric="sdc", weighting="bit_weighted", by=by)
+        assert design.fragile_images is (by == ("perturbation",))  # there is a range detector
         result = run(seed, design)
         network = result.scope("network")
-        found["per layer"].append(network.per_layer.sdc.value)
-        found["exposed"].append(network.exposed.sdc.value)
+        found["per layer"].append(network.layer_averaged.sdc.value)
+        found["bit_weighted"].append(network.bit_weighted.sdc.value)
         found["first layer"].append(result.by_layer()[0].figures.sdc.value)
-        found["loss"].append(network.per_layer.delta_loss.value)
+        found["loss"].append(network.layer_averaged.delta_loss.value)
         found["bit 30"].append(result.by_bit()[30].rates["sdc"].value)
     for name, values in found.items():
         error = np.std(values, ddof=1) / math.sqrt(len(values))
@@ -256,60 +258,60 @@ def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Modu
         assert error < 0.2 * expected[name], name
     # What unweighted shares of the trials say is far off: the test would see a forgotten weight.
     naive = float(result.trials.hits("sdc").mean())
-    assert naive > 1.5 * expected["exposed"]
+    assert naive > 1.5 * expected["bit_weighted"]
 
 
 def test_neyman_leaves_no_stratum_out_and_goes_where_harm_is(tiny: tuple[nn.Module, Data]) -> None:
     model, data = tiny
-    pilot = rh.run_campaign(model, data, calibration=data, injections_per_layer=300, seed=5, progress=False)
-    design = rh.neyman(pilot, trials=3000, by=("bit",), floor=0.5)
+    pilot = rh.run_campaign(model, data, calibration=data, trials_per_site=300, seed=5, progress=False)
+    design = rh.neyman_design(pilot, trials=3000, by=("bit",), floor=0.5)
     assert sum(sum(own) for own in design.counts.values()) == 3000
-    weights = np.concatenate(stratum_weights(design, pilot.sites, "per_layer"))
+    weights = np.concatenate(stratum_weights(design, pilot.sites, "layer_averaged"))
     counts = np.concatenate(list(design.counts.values()))
     assert (counts >= np.maximum(2, np.floor(0.5 * weights * 3000) - 1)).all()
     last = np.array(design.counts[pilot.sites[-1].site.name])
     assert last[24:].mean() > 3 * last[:20].mean()
-    own = rh.neyman(pilot, trials=3000)  # the floor for which the interval is expected to be narrowest
+    own = rh.neyman_design(pilot, trials=3000)  # the floor for which the interval is expected to be narrowest
     assert sum(sum(one) for one in own.counts.values()) == 3000
     assert min(min(one) for one in own.counts.values()) >= 8
     assert all(len(one) == 5 for one in own.counts.values())
-    even = np.concatenate(stratum_weights(own, pilot.sites, "per_layer")) * 3000
+    even = np.concatenate(stratum_weights(own, pilot.sites, "layer_averaged")) * 3000
     shares = np.concatenate(list(own.counts.values())) / even
     assert shares.max() > 3 * shares.min()
-    assert rh.neyman(pilot, trials=3000, metric="delta_loss").counts != own.counts
+    assert rh.neyman_design(pilot, trials=3000, metric="delta_loss").counts != own.counts
     with pytest.raises(ResultError, match="floor lies"):
-        rh.neyman(pilot, trials=3000, floor=0.0)
+        rh.neyman_design(pilot, trials=3000, floor=0.0)
     with pytest.raises(ResultError, match="No metric is named"):
-        rh.neyman(pilot, trials=3000, metric="harm")
+        rh.neyman_design(pilot, trials=3000, metric="harm")
     with pytest.raises(ResultError, match="no variation"):
-        rh.neyman(pilot, trials=3000, metric="due")
+        rh.neyman_design(pilot, trials=3000, metric="due")
     with pytest.raises(DataError, match="pass another seed"):
         rh.run_campaign(model, data, calibration=data, design=design, seed=5, progress=False)
 
 
 def test_until_stops_at_a_prefix_of_the_whole(tiny: tuple[nn.Module, Data]) -> None:
     model, data = tiny
-    design = rh.Stratified(trials=6000, image_groups=3)
-    until = rh.Until(half_width=0.04)
+    design = rh.StratifiedDesign(trials=6000, image_groups=3)
+    until = rh.StoppingRule(half_width=0.04)
 
-    def run(until: rh.Until | None) -> rh.CampaignResult:
+    def run(until: rh.StoppingRule | None) -> rh.CampaignResult:
         return rh.run_campaign(model, data, calibration=data, design=design, until=until, progress=False)
 
     whole, early = run(None), run(until)
-    estimate = early.scope("network").per_layer.sdc
+    estimate = early.scope("network").layer_averaged.sdc
     assert estimate.high - estimate.low <= 0.08
     assert len(early.trials) < len(whole.trials)
     prefix = whole.trials.where(whole.trials.trial <= early.trials.trial.max())
     for name, column in prefix.columns.items():
         np.testing.assert_array_equal(column, early.trials.columns[name])
-    assert len(run(rh.Until(half_width=1e-9, max_trials=400)).trials) in range(400, 400 + 3 * 256)
+    assert len(run(rh.StoppingRule(half_width=1e-9, max_trials=400)).trials) in range(400, 400 + 3 * 256)
     with pytest.raises(DataError, match="half_width"):
-        rh.Until(half_width=0)
+        rh.StoppingRule(half_width=0)
 
 
 def test_intervals_of_all_layers_together_are_wider(tiny: tuple[nn.Module, Data]) -> None:
     model, data = tiny
-    result = rh.run_campaign(model, data, calibration=data, injections_per_layer=300, progress=False)
+    result = rh.run_campaign(model, data, calibration=data, trials_per_site=300, progress=False)
     for alone, together in zip(result.by_layer(), result.by_layer(simultaneous=True), strict=True):
         assert together.figures.sdc.level == pytest.approx(1 - 0.01 / 3)
         assert together.figures.sdc.high > alone.figures.sdc.high

@@ -18,14 +18,14 @@ from torchvision import models
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 import resilient_heads as rh
-from resilient_heads.campaign.execution import Engine
-from resilient_heads.campaign.outcomes import Outcome
-from resilient_heads.campaign.reruns import Golden, Reruns
+from resilient_heads.campaign.run.execution import Engine
+from resilient_heads.campaign.run.reruns import GoldenPass, IncrementalEngine
+from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import DataError, InjectionError
-from resilient_heads.rerun.follow import Followed, Follower
-from resilient_heads.rerun.player import Player
-from resilient_heads.rerun.reach import Plan
-from resilient_heads.rerun.slices import Slice
+from resilient_heads.incremental.player import Player
+from resilient_heads.incremental.recording.slices import Slice
+from resilient_heads.incremental.windows.follow import Followed, Follower
+from resilient_heads.incremental.windows.receptive_field import WindowPlan
 
 
 def _convnext() -> nn.Module:
@@ -94,12 +94,12 @@ def equal(model: nn.Module, images: Tensor, *, trials: int = 12, batch_size: int
             model,
             (images, labels),
             protocol="raw",
-            injections_per_layer=trials,
+            trials_per_site=trials,
             batch_size=batch_size,
             engine=engine,
             **{"progress": False, **choices},
         )
-        for engine in ("rerun", "full")
+        for engine in ("incremental", "full")
     ]
     for name, column in results[0].trials.columns.items():
         assert column.tobytes() == results[1].trials.columns[name].tobytes(), name
@@ -120,7 +120,7 @@ def test_faults_followed_on_windows(name: str, pixels: int, monkeypatch: pytest.
     convolutions = []
     follow = Follower.follow
 
-    def spy(self: Follower, piece: Slice, plan: Plan, *rest: Any) -> Followed | None:
+    def spy(self: Follower, piece: Slice, plan: WindowPlan, *rest: Any) -> Followed | None:
         followed = follow(self, piece, plan, *rest)
         if followed is not None:
             convolutions.append(sum(local.reach is not None for local in plan.locals[: followed.done]))
@@ -294,12 +294,12 @@ def test_models_that_keep_something(kind: str) -> None:
             model,
             (images, torch.tensor(labels)),
             protocol="raw",
-            injections_per_layer=100,
+            trials_per_site=100,
             batch_size=8,
             engine=engine,
             progress=False,
         ).trials
-        for engine in ("rerun", "full")
+        for engine in ("incremental", "full")
     ]
     for name, column in results[0].columns.items():
         assert column.tobytes() == results[1].columns[name].tobytes(), name
@@ -313,7 +313,7 @@ LEAKS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("engine", ["rerun", "full"])
+@pytest.mark.parametrize("engine", ["incremental", "full"])
 @pytest.mark.parametrize("kind", LEAKS)
 def test_faults_that_reach_other_images_are_refused(kind: str, engine: Engine) -> None:
     torch.manual_seed(0)
@@ -324,7 +324,7 @@ def test_faults_that_reach_other_images_are_refused(kind: str, engine: Engine) -
             model,
             (images, labels),
             protocol="raw",
-            injections_per_layer=16,
+            trials_per_site=16,
             batch_size=8,
             engine=engine,
             progress=False,
@@ -374,15 +374,15 @@ def test_no_two_golden_passes_are_held_at_once(monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(0)
     kept: list[weakref.ref[Tensor]] = []
     alive = []
-    golden = Reruns.golden
+    golden = IncrementalEngine.golden
 
-    def watched(*args: Any) -> Golden:
+    def watched(*args: Any) -> GoldenPass:
         alive.append(sum(ref() is not None for ref in kept))
         found = golden(*args)
         kept.extend(weakref.ref(tensor) for tensor in found.content.values())
         return found
 
-    monkeypatch.setattr(Reruns, "golden", watched)
+    monkeypatch.setattr(IncrementalEngine, "golden", watched)
     gc.disable()
     try:
         equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32), trials=32)
@@ -401,7 +401,7 @@ def test_rows_that_become_golden_are_let_go() -> None:
         model[2].bias.copy_(torch.tensor([3.0, 2.0, 1.0, 0.0]))
     images = torch.rand(12, 6)
     labels = torch.zeros(12, dtype=torch.long)
-    result = rh.run_campaign(model, (images, labels), protocol="raw", injections_per_layer=200, progress=False)
+    result = rh.run_campaign(model, (images, labels), protocol="raw", trials_per_site=200, progress=False)
     first = result.trials.where(result.trials.site == 0)
     unmasked = first.outcome != Outcome.MASKED
     assert (first.bit[unmasked] == 31).all()

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.closed_form import UNDECIDED, score_outcomes
-from resilient_heads.campaign.exhaustive import TensorCounts
-from resilient_heads.campaign.outcomes import Outcome, classify, judge
-from resilient_heads.injection.bits import flip_bits
+from resilient_heads.campaign.exhaustive.closed_form import UNDECIDED, score_outcomes
+from resilient_heads.campaign.exhaustive.exhaustive import TensorCounts
+from resilient_heads.campaign.trials.outcomes import Outcome, classify, judge
+from resilient_heads.injection.formats.bits import flip_bits
 
 
 def one_by_one(model: nn.Module, layer: str, x: Tensor) -> dict[tuple[int, Outcome], int]:
@@ -58,7 +58,7 @@ def test_a_heads_tensors(dtype: torch.dtype, batch_size: int) -> None:
     head = rh.TextGuidedHead(6, (4, 5)).to(dtype).eval()
     x = torch.randn(3, 6).to(dtype)
     model = nn.Sequential(head)
-    result = rh.exhaustive(head, (x, model(x).argmax(1)), batch_size=batch_size, progress=False)
+    result = rh.run_exhaustive(head, (x, model(x).argmax(1)), batch_size=batch_size, progress=False)
     assert [tensor.site.name for tensor in result.tensors] == ["head.latent", "head.unit", "head.projection", "head"]
     assert result.faults == 3 * (5 + 5 + 4 + 4) * torch.finfo(dtype).bits
     for name, layer in (("head.latent", "0.latent"), ("head.projection", "0.projection"), ("head", "0")):
@@ -70,7 +70,7 @@ def test_a_named_layer_of_a_network(small_net: nn.Module, images: Tensor) -> Non
     small_net.eval()
     images = images[:2, :, :3, :3]
     labels = small_net(images).argmax(1)
-    result = rh.exhaustive(small_net, (images, labels), layers=["conv2", "fc"], batch_size=256, progress=False)
+    result = rh.run_exhaustive(small_net, (images, labels), layers=["conv2", "fc"], batch_size=256, progress=False)
     assert result["conv2"].faults == 2 * 6 * 3 * 3 * 32
     assert result["fc"].faults == 2 * 5 * 32
     assert counted(result["fc"]) == one_by_one(small_net, "fc", images)
@@ -85,8 +85,8 @@ def test_the_closed_form_is_what_execution_gives(normalize: bool, sizes: tuple[i
     head = rh.TextGuidedHead(features, (classes, dim), normalize=normalize).eval()
     x = torch.randn(24, features) * 10 ** torch.linspace(-3, 3, 24)[:, None]
     data = (x, head(x).argmax(1))
-    executed = rh.exhaustive(head, data, progress=False)
-    worked_out = rh.exhaustive(head, data, closed_form=True, progress=False)
+    executed = rh.run_exhaustive(head, data, progress=False)
+    worked_out = rh.run_exhaustive(head, data, closed_form=True, progress=False)
     assert [tensor.site.name for tensor in executed.tensors] == [tensor.site.name for tensor in worked_out.tensors]
     for tensor in executed.tensors:
         assert counted(tensor) == counted(worked_out[tensor.site.name])
@@ -134,7 +134,7 @@ def test_names_of_layers_may_come_from_anywhere() -> None:
     head = rh.TextGuidedHead(3, (3, 2)).eval()
     x = torch.randn(4, 3)
     data = (x, head(x).argmax(1))
-    named = rh.exhaustive(head, data, layers=(name for name in ["head.unit"]), progress=False)  # type: ignore[arg-type]
+    named = rh.run_exhaustive(head, data, layers=(name for name in ["head.unit"]), progress=False)  # type: ignore[arg-type]
     assert [tensor.site.name for tensor in named.tensors] == ["head.unit"]
 
 
@@ -143,7 +143,7 @@ def test_only_images_that_the_model_gets_right_are_struck() -> None:
     x = torch.randn(6, 4)
     labels = head(x).argmax(1)
     labels[2:] = (labels[2:] + 1) % 3
-    result = rh.exhaustive(head, (x, labels), progress=False)
+    result = rh.run_exhaustive(head, (x, labels), progress=False)
     assert result.images == 2
     assert result.faults == 2 * 3 * 32
     assert counted(result["head"]) == one_by_one(nn.Sequential(head), "0", x[:2])
@@ -173,11 +173,11 @@ def test_refusals(small_net: nn.Module, images: Tensor) -> None:
         ({"closed_form": "no"}, "closed_form must be"),
         ({"batch_size": 0}, "batch_size must be"),
     ):
-        with pytest.raises(rh.ResilientHeadsError, match=match):
-            rh.exhaustive(small_net, data, progress=False, **options)
-    with pytest.raises(rh.ResilientHeadsError, match="Expected a torch"):
-        rh.exhaustive("model", data)  # type: ignore[arg-type]
-    with pytest.raises(rh.ResilientHeadsError, match="classifies none"):
-        rh.exhaustive(small_net, (images, (data[1] + 1) % 5), progress=False)
-    with pytest.raises(rh.ResilientHeadsError, match="No tensor 'x' was struck"):
-        rh.exhaustive(small_net, data, layers=["fc"], progress=False)["x"]
+        with pytest.raises(rh.errors.ResilientHeadsError, match=match):
+            rh.run_exhaustive(small_net, data, progress=False, **options)
+    with pytest.raises(rh.errors.ResilientHeadsError, match="Expected a torch"):
+        rh.run_exhaustive("model", data)  # type: ignore[arg-type]
+    with pytest.raises(rh.errors.ResilientHeadsError, match="classifies none"):
+        rh.run_exhaustive(small_net, (images, (data[1] + 1) % 5), progress=False)
+    with pytest.raises(rh.errors.ResilientHeadsError, match="No tensor 'x' was struck"):
+        rh.run_exhaustive(small_net, data, layers=["fc"], progress=False)["x"]

@@ -1,6 +1,6 @@
 import torch
 
-from resilient_heads.campaign.outcomes import Outcome, judge
+from resilient_heads.campaign.trials.outcomes import Outcome, judge
 
 INF, NAN = float("inf"), float("nan")
 

@@ -51,7 +51,7 @@ def test_equals_a_plain_loop(net: nn.Sequential, data: tuple[Tensor, Tensor], po
         net,
         data,
         protocol="goldeneye" if clamped else "raw",
-        injections_per_layer=200,
+        trials_per_site=200,
         layers=[layer],
         calibration=training if clamped else None,
         batch_size=50,
@@ -96,7 +96,7 @@ def test_only_correct_images_are_struck(net: nn.Sequential, data: tuple[Tensor, 
     images, labels = data
     wrong = labels.clone()
     wrong[:10] = (wrong[:10] + 1) % 4
-    result = rh.run_campaign(net, (images, wrong), protocol="raw", injections_per_layer=100, progress=False)
+    result = rh.run_campaign(net, (images, wrong), protocol="raw", trials_per_site=100, progress=False)
     assert set(np.unique(result.trials.image)) <= set(range(10, 16))
-    assert result.summary().struck_images == 6
+    assert result.summary().eligible_images == 6
     assert result.summary().accuracy.value == pytest.approx(6 / 16)

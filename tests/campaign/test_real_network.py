@@ -11,12 +11,12 @@ pytestmark = [pytest.mark.shared_data, needs_shared_data]
 def test_resnet20_on_cifar10() -> None:
     images = cifar10(300)
     result = rh.run_campaign(
-        pretrained_resnet20(), images, protocol="raw", injections_per_layer=100, batch_size=100, progress=False
+        pretrained_resnet20(), images, protocol="raw", trials_per_site=100, batch_size=100, progress=False
     )
     summary = result.summary()
     assert len(result.sites) == 20
     assert summary.accuracy.low > 0.75
-    network = summary.network.per_layer
+    network = summary.network.layer_averaged
     assert 0.47 in network.masked  # measured on the same weights when the project began
     assert network.sdc.low > 0.004
     assert network.due.high < 0.02

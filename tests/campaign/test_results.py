@@ -7,24 +7,24 @@ from grid import grid
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.outcomes import Outcome
-from resilient_heads.campaign.trials import RATES
+from resilient_heads.campaign.trials.columns import RATES
+from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import ResultError
-from resilient_heads.metrics.intervals import clopper_pearson
+from resilient_heads.statistics.intervals import clopper_pearson
 
 Data = tuple[Tensor, Tensor]
 
 
 @pytest.fixture
 def result(small_net: nn.Module, labelled: Data) -> rh.CampaignResult:
-    return rh.run_campaign(small_net, labelled, calibration=labelled, injections_per_layer=300, progress=False, seed=3)
+    return rh.run_campaign(small_net, labelled, calibration=labelled, trials_per_site=300, progress=False, seed=3)
 
 
 def test_save_and_load_give_the_same_result(result: rh.CampaignResult, tmp_path: Path) -> None:
     loaded = rh.CampaignResult.load(result.save(tmp_path / "deep" / "r.parquet"))
     assert loaded.config == result.config
     assert loaded.sites == result.sites
-    assert loaded.skipped == result.skipped
+    assert loaded.uninjectable == result.uninjectable
     for name, column in result.trials.columns.items():
         assert loaded.trials.columns[name].tobytes() == column.tobytes()
     assert loaded.summary() == result.summary()
@@ -86,13 +86,13 @@ def test_scopes_by_hand(result: rh.CampaignResult) -> None:
     bits = np.array([216, 216, 5]) * 32
     sdc = (grid(result)["outcome"] == Outcome.SDC).mean(axis=1)
     network = result.scope("network")
-    assert network.per_layer.sdc.value == pytest.approx(sdc.mean())
-    assert network.exposed.sdc.value == pytest.approx((sdc * bits).sum() / bits.sum())
+    assert network.layer_averaged.sdc.value == pytest.approx(sdc.mean())
+    assert network.bit_weighted.sdc.value == pytest.approx((sdc * bits).sum() / bits.sum())
     assert network.harmful_bits().value == pytest.approx((sdc * bits).sum())
     assert network.fit(raw_fit_per_megabit=600).value == pytest.approx((sdc * bits).sum() / 2**20 * 600)
     losses = grid(result)["delta_loss"].mean(axis=1)
-    assert network.exposed.delta_loss.value == pytest.approx((losses * bits).sum() / bits.sum())
-    assert result.scope("last").per_layer.sdc.value == pytest.approx(sdc[2])
+    assert network.bit_weighted.delta_loss.value == pytest.approx((losses * bits).sum() / bits.sum())
+    assert result.scope("last").layer_averaged.sdc.value == pytest.approx(sdc[2])
 
 
 def test_bits_share_out_all_trials(result: rh.CampaignResult) -> None:
@@ -107,7 +107,7 @@ def test_bits_share_out_all_trials(result: rh.CampaignResult) -> None:
 
 
 def test_a_bit_that_was_never_drawn_has_no_rate(small_net: nn.Module, labelled: Data) -> None:
-    few = rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=2, layers=["fc"], progress=False)
+    few = rh.run_campaign(small_net, labelled, protocol="raw", trials_per_site=2, layers=["fc"], progress=False)
     undrawn = [found for found in few.by_bit() if not found.trials]
     assert len(undrawn) >= 30
     assert np.isnan(undrawn[0].rates["sdc"].value)
@@ -130,9 +130,7 @@ def test_unknown_names_are_refused(result: rh.CampaignResult) -> None:
 def test_a_part_is_never_passed_off_as_the_whole(small_net: nn.Module, labelled: Data) -> None:
     def run(*layers: str) -> rh.CampaignResult:
         chosen = layers or None
-        return rh.run_campaign(
-            small_net, labelled, protocol="raw", injections_per_layer=20, layers=chosen, progress=False
-        )
+        return rh.run_campaign(small_net, labelled, protocol="raw", trials_per_site=20, layers=chosen, progress=False)
 
     whole, last, middle = run(), run("fc"), run("conv2")
     assert set(last.summary().scopes) == {"last", "last_all"}
@@ -142,12 +140,12 @@ def test_a_part_is_never_passed_off_as_the_whole(small_net: nn.Module, labelled:
     assert {found.scope for found in rh.compare(whole, last).improvements} == {"last", "last_all"}
     with pytest.raises(ResultError, match="share no scope"):
         rh.compare(whole, middle)
-    assert "- not struck: conv1: left out by layers=." in rh.layer_table(middle)
+    assert "- not struck: conv1: left out by layers=." in rh.report.layer_table(middle)
 
 
 def test_an_interval_from_too_few_images_is_none(small_net: nn.Module, labelled: Data) -> None:
     few = (labelled[0][1:4], labelled[1][1:4])
-    result = rh.run_campaign(small_net, few, protocol="raw", injections_per_layer=50, progress=False)
+    result = rh.run_campaign(small_net, few, protocol="raw", trials_per_site=50, progress=False)
     loss = result.by_layer()[0].figures.delta_loss
     assert np.isnan([loss.low, loss.high]).all()
 
@@ -155,7 +153,7 @@ def test_an_interval_from_too_few_images_is_none(small_net: nn.Module, labelled:
 def test_ranges_of_other_images_are_not_compared(
     result: rh.CampaignResult, small_net: nn.Module, labelled: Data
 ) -> None:
-    other = rh.run_campaign(small_net, labelled, calibration=labelled[0] * 2, injections_per_layer=20, progress=False)
+    other = rh.run_campaign(small_net, labelled, calibration=labelled[0] * 2, trials_per_site=20, progress=False)
     with pytest.raises(ResultError, match="ranges from different images"):
         rh.compare(result, other)
 
@@ -171,7 +169,7 @@ def test_rates_that_overlap_are_counted_by_their_definition(result: rh.CampaignR
 
 
 def test_nan_losses_are_reported(small_net: nn.Module, labelled: Data) -> None:
-    raw = rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=400, progress=False)
+    raw = rh.run_campaign(small_net, labelled, protocol="raw", trials_per_site=400, progress=False)
     for row, layer in enumerate(raw.by_layer()):
         nan = np.isnan(grid(raw)["delta_loss"][row])
         assert layer.figures.nan_losses == nan.sum()
@@ -196,7 +194,7 @@ def test_compare_a_model_with_itself(result: rh.CampaignResult) -> None:
 
 def test_compare_sees_a_difference(small_net: nn.Module, labelled: Data) -> None:
     def run() -> rh.CampaignResult:
-        return rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=500, progress=False)
+        return rh.run_campaign(small_net, labelled, protocol="raw", trials_per_site=500, progress=False)
 
     fragile = run()
     with torch.no_grad():
@@ -221,6 +219,6 @@ def test_compare_sees_a_difference(small_net: nn.Module, labelled: Data) -> None
 
 
 def test_compare_refuses_different_protocols(result: rh.CampaignResult, small_net: nn.Module, labelled: Data) -> None:
-    raw = rh.run_campaign(small_net, labelled, protocol="raw", injections_per_layer=50, progress=False)
+    raw = rh.run_campaign(small_net, labelled, protocol="raw", trials_per_site=50, progress=False)
     with pytest.raises(ResultError, match="different protocols"):
         rh.compare(result, raw)

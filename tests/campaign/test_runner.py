@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resilient_heads as rh
-from resilient_heads.campaign.environment import fingerprint
-from resilient_heads.campaign.golden import profile_ranges
-from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.golden.environment import fingerprint
+from resilient_heads.campaign.golden.golden_run import profile_ranges
+from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import DataError, FaultError, InjectionError
-from resilient_heads.injection import models
-from resilient_heads.injection.sites import find_sites
+from resilient_heads.injection.faults import fault_model as models
+from resilient_heads.injection.sites.find import find_sites
 
 Data = tuple[Tensor, Tensor]
 
 
 def campaign(model: nn.Module, data: object, **options: object) -> rh.CampaignResult:
-    settings: dict = {"protocol": "raw", "injections_per_layer": 60, "progress": False, **options}
+    settings: dict = {"protocol": "raw", "trials_per_site": 60, "progress": False, **options}
     return rh.run_campaign(model, data, **settings)
 
 
@@ -76,17 +76,17 @@ def test_progress_is_told_to_a_function(small_net: nn.Module, labelled: Data) ->
 def test_every_site_in_order_with_every_trial_decided(small_net: nn.Module, labelled: Data) -> None:
     result = campaign(small_net, labelled)
     assert [struck.site.name for struck in result.sites] == ["conv1", "conv2", "fc"]
-    assert [struck.is_last for struck in result.sites] == [False, False, True]
+    assert [struck.in_classifier for struck in result.sites] == [False, False, True]
     assert len(result.trials) == 180
     assert set(np.unique(result.trials.outcome)) <= set(Outcome)
-    assert result.skipped == {}
+    assert result.uninjectable == {}
 
 
 def test_a_trial_depends_on_seed_layer_and_number_alone(small_net: nn.Module, labelled: Data) -> None:
     whole = campaign(small_net, labelled)
     other_batches = campaign(small_net, labelled, batch_size=7)
     fewer_layers = campaign(small_net, labelled, layers=["fc"])
-    fewer_trials = campaign(small_net, labelled, injections_per_layer=25)
+    fewer_trials = campaign(small_net, labelled, trials_per_site=25)
     other_seed = campaign(small_net, labelled, seed=1)
     for name in ("image", "neuron", "bit"):
         column = grid(whole)[name]
@@ -118,16 +118,16 @@ def test_other_formats(small_net: nn.Module, labelled: Data, dtype: torch.dtype)
     labels = small_net.eval()(images).argmax(dim=1)
     result = campaign(small_net, (images, labels))
     width = torch.finfo(dtype).bits
-    assert {struck.site.bits for struck in result.sites} == {width}
+    assert {struck.site.word_bits for struck in result.sites} == {width}
     assert int(result.trials.bit.max()) == width - 1
 
 
 def test_channels_last_masks_as_much(small_net: nn.Module, labelled: Data) -> None:
-    plain = campaign(small_net, labelled, injections_per_layer=300)
+    plain = campaign(small_net, labelled, trials_per_site=300)
     formatted = campaign(
         small_net.to(memory_format=torch.channels_last),
         (labelled[0].to(memory_format=torch.channels_last), labelled[1]),
-        injections_per_layer=300,
+        trials_per_site=300,
     )
     masked = [(r.trials.outcome == Outcome.MASKED).mean() for r in (plain, formatted)]
     assert masked[0] > 0.05
@@ -135,7 +135,7 @@ def test_channels_last_masks_as_much(small_net: nn.Module, labelled: Data) -> No
 
 
 def test_non_finite_trials_are_counted_not_dropped(small_net: nn.Module, labelled: Data) -> None:
-    result = campaign(small_net, labelled, injections_per_layer=400)
+    result = campaign(small_net, labelled, trials_per_site=400)
     figures = [layer.figures for layer in result.by_layer()]
     due = sum(round(own.due.value * 400) for own in figures)
     assert due > 0
@@ -153,7 +153,7 @@ def test_head_tensors_are_sites(labelled: Data, small_net: nn.Module) -> None:
     result = campaign(small_net, (labelled[0], labels))
     sites = {struck.site.name: struck for struck in result.sites}
     assert list(sites) == ["conv1", "conv2", "fc.latent", "fc.unit", "fc.projection", "fc"]
-    assert [name for name, struck in sites.items() if struck.is_last] == list(sites)[2:]
+    assert [name for name, struck in sites.items() if struck.in_classifier] == list(sites)[2:]
     assert result.scope("last").layers == ("fc.latent", "fc.projection")
     assert result.scope("last_all").layers == ("fc.latent", "fc.unit", "fc.projection", "fc")
     assert result.scope("network").bits == (6 * 36 + 6 * 36 + 16 + 5) * 32
@@ -257,8 +257,8 @@ def test_bad_options_are_refused(small_net: nn.Module, labelled: Data) -> None:
         campaign(small_net, labelled, layers=["fc1"])
     with pytest.raises(DataError, match="non-empty sequence"):
         campaign(small_net, labelled, layers=[])
-    with pytest.raises(DataError, match="injections_per_layer must be a whole number of at least 1"):
-        campaign(small_net, labelled, injections_per_layer=0)
+    with pytest.raises(DataError, match="trials_per_site must be a whole number of at least 1"):
+        campaign(small_net, labelled, trials_per_site=0)
     for seed in (-1, 1.5, "0", True):
         with pytest.raises(DataError, match="seed must be a whole number"):
             campaign(small_net, labelled, seed=seed)
@@ -318,7 +318,7 @@ def test_a_tie_is_a_corrupted_prediction_whatever_the_class() -> None:
     rh.wrap_model(model, embeddings=rh.ClassEmbeddings(torch.randn(5, 16), tuple("abcde")))
     images = torch.randn(40, 6)
     labels = model(images).argmax(dim=1)
-    result = campaign(model, (images, labels), layers=["1.latent"], injections_per_layer=1500)
+    result = campaign(model, (images, labels), layers=["1.latent"], trials_per_site=1500)
     overflowed = np.abs(result.trials.after) > 1e30
     assert overflowed.sum() > 10
     assert {0} < set(labels.tolist())

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads import files as atomic
-from resilient_heads.campaign.execution import Execution
-from resilient_heads.campaign.store import CampaignFolder
+from resilient_heads.campaign.result.store import CampaignFolder
+from resilient_heads.campaign.run.execution import Execution
 from resilient_heads.errors import (
     DamagedChunkWarning,
     DataError,
@@ -194,7 +194,7 @@ def test_another_campaign_is_refused_by_name(folder: Path) -> None:
         ({"data": (images * 1.001, labels)}, "pass the same images and labels"),
         ({"seed": 5}, r"seed is 0 there and 5 now \(pass seed=0, or --seed 0\)"),
         ({"protocol": rh.Protocol(name="raw", min_top2diff=0.01)}, "pass the same protocol"),
-        ({"injections_per_layer": 91}, "pass injections_per_layer=90, or --injections 90"),
+        ({"trials_per_site": 91}, "pass trials_per_site=90, or --injections 90"),
         ({"chunk_size": 12}, "pass chunk_size=8, or --chunk-size 8"),
         ({"batch_size": 2}, "pass batch_size=4, or --batch-size 4"),
         ({"layers": ["fc"]}, "pass the same layers"),
@@ -405,7 +405,7 @@ def test_files_of_several_row_groups(whole: Path, tmp_path: Path, monkeypatch: p
     from pyarrow.parquet import read_metadata
 
     result = rh.CampaignResult.load(whole)
-    monkeypatch.setattr("resilient_heads.campaign.parquet._ROW_GROUP", 16)
+    monkeypatch.setattr("resilient_heads.campaign.trials.parquet._ROW_GROUP", 16)
     path = result.save(tmp_path / "r.parquet")
     assert read_metadata(path).num_row_groups == 12
     for name, column in rh.CampaignResult.load(path).trials.columns.items():

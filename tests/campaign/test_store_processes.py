@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes
 def processes() -> ForkServerContext:
     """Processes that need not import torch anew."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_campaign", "resilient_heads.campaign.runner", "pyarrow.parquet"])
+    context.set_forkserver_preload(["small_campaign", "resilient_heads.campaign.run.runner", "pyarrow.parquet"])
     return context
 
 
@@ -151,7 +151,7 @@ def test_the_same_shard_twice_at_once_is_refused(processes: ForkServerContext, w
         time.sleep(0.001)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGSTOP)  # else it may be done before the second one gets so far
-    with pytest.raises(rh.ResilientHeadsError, match="Another process is running shard 0"):
+    with pytest.raises(rh.errors.ResilientHeadsError, match="Another process is running shard 0"):
         campaign(folder)
     process.kill()
     process.join()

@@ -9,8 +9,8 @@ from small_campaign import campaign, labelled, net
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign import execution
-from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.run import execution
+from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import DataError, InjectionError, ResultError
 
 

@@ -7,22 +7,22 @@ from small_campaign import arguments, campaign
 
 import resilient_heads as rh
 from resilient_heads import cli
-from resilient_heads.campaign.prefix import Prefix
-from resilient_heads.campaign.results import CampaignResult
-from resilient_heads.campaign.store import CampaignFolder
-from resilient_heads.campaign.trials import Trials
+from resilient_heads.campaign.result.results import CampaignResult
+from resilient_heads.campaign.result.store import CampaignFolder
+from resilient_heads.campaign.run.prefix import Prefix
+from resilient_heads.campaign.trials.columns import Trials
 
 pytest.importorskip("pyarrow")
 RULES = {
-    "early": rh.Until(half_width=0.12),
-    "relative": rh.Until(half_width=0.5, metric="masked", relative=True),
-    "losses": rh.Until(half_width=1.4, metric="delta_loss", relative=True),
-    "never": rh.Until(half_width=1e-6),
+    "early": rh.StoppingRule(half_width=0.12),
+    "relative": rh.StoppingRule(half_width=0.5, metric="masked", relative=True),
+    "losses": rh.StoppingRule(half_width=1.4, metric="delta_loss", relative=True),
+    "never": rh.StoppingRule(half_width=1e-6),
 }
 
 
 @pytest.fixture(scope="module", params=RULES)
-def single(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[rh.Until, bytes]:
+def single(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[rh.StoppingRule, bytes]:
     """A rule and the bytes of a single process."""
     rule, folder = RULES[request.param], tmp_path_factory.mktemp("single")
     trials = len(campaign(folder / "c", until=rule).trials)
@@ -34,7 +34,7 @@ def single(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     ("ranks", "shared_disk"), [((0, 1), False), ((1, 0), True), ((2, 0, 1), True), ((0, 1, 2), False)]
 )
 def test_any_processes_give_the_same_bytes(
-    single: tuple[rh.Until, bytes], ranks: tuple[int, ...], shared_disk: bool, tmp_path: Path
+    single: tuple[rh.StoppingRule, bytes], ranks: tuple[int, ...], shared_disk: bool, tmp_path: Path
 ) -> None:
     rule, expected = single
     for rank in ranks:  # one after another: the first knows nothing of the others, the last knows all
@@ -45,7 +45,9 @@ def test_any_processes_give_the_same_bytes(
     assert (folders[0] / "result.parquet").read_bytes() == expected
 
 
-def test_a_resumed_campaign_leaves_out_what_came_after_the_stop(single: tuple[rh.Until, bytes], tmp_path: Path) -> None:
+def test_a_resumed_campaign_leaves_out_what_came_after_the_stop(
+    single: tuple[rh.StoppingRule, bytes], tmp_path: Path
+) -> None:
     rule, expected = single
     # Shards that see nothing of each other run beyond the stop; a single process that finds their chunks does not care.
     for rank in (2, 1):
@@ -69,7 +71,7 @@ def test_the_prefix_ends_at_the_first_chunk_that_is_enough(tmp_path: Path) -> No
     assert prefix.complete(dict(enumerate(chunks)).get)
     assert prefix.holds(last)
     assert not prefix.holds(last + 1)
-    estimate = result.scope("network").per_layer.sdc
+    estimate = result.scope("network").layer_averaged.sdc
     assert (estimate.high - estimate.low) / 2 <= 0.12
     short = Prefix(record)
     assert not short.complete(dict(enumerate(chunks[:last])).get)
@@ -87,7 +89,7 @@ def test_until_and_pilot_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
     assert cli.main([*arguments(tmp_path / "s"), "--pilot", str(tmp_path / "p"), "--trials", "150"]) == 0
     found = CampaignResult.load(tmp_path / "s")
     assert len(found.trials) == 150
-    assert found.config.design == rh.neyman(CampaignResult.load(tmp_path / "p"), trials=150)
+    assert found.config.design == rh.neyman_design(CampaignResult.load(tmp_path / "p"), trials=150)
     capsys.readouterr()
     for extra, match in [
         (["--until", "sdc"], "--until takes METRIC:HALF"),

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import resilient_heads as rh
 from resilient_heads.errors import ModelError
-from resilient_heads.heads.checkpoint import load_checkpoint
+from resilient_heads.heads.swap.checkpoint import load_checkpoint
 
 
 def through_torch(model: nn.Module) -> nn.Module:

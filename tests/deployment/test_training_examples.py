@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 import resilient_heads as rh
 from resilient_heads.errors import ModelError
-from resilient_heads.heads.locate import find_heads
+from resilient_heads.heads.find.locate import find_heads
 
 Load = Callable[[str], ModuleType]
 NEEDS = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.errors import ModelError
-from resilient_heads.heads.checkpoint import load_checkpoint
+from resilient_heads.heads.swap.checkpoint import load_checkpoint
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 

@@ -4,8 +4,8 @@ from torch import nn
 from torchvision import models
 
 from resilient_heads.heads.cost import count_flops, count_parameters
+from resilient_heads.heads.swap.wrap import fuse, wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.wrap import fuse, wrap_model
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 # Table 1 of the paper, "difference in parameters" in millions, for E = 512 and 1,000 classes.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear, norm_factor
+from resilient_heads.heads.swap.wrap import fuse
 from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
-from resilient_heads.heads.wrap import fuse
 
 Layers = tuple[Tensor, Tensor | None, Tensor]
 

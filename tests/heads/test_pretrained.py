@@ -11,12 +11,12 @@ from torch import nn
 
 from resilient_heads.errors import HubError, ModelError, ResultError
 from resilient_heads.heads.pretrained import from_pretrained, push_to_hub, save_pretrained
+from resilient_heads.heads.swap.wrap import fuse, wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.wrap import fuse, wrap_model
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
-from resilient_heads.text.hub import HubSettings
-from resilient_heads.text.publish import publish
+from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.prebuilt.publish import publish
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
 from hub_server import HubServer
@@ -122,7 +122,7 @@ def test_push_then_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     figure = SimpleNamespace(value=0.0125, low=0.01, high=0.02)
-    scope = SimpleNamespace(exposed=SimpleNamespace(sdc=figure, due=figure))
+    scope = SimpleNamespace(bit_weighted=SimpleNamespace(sdc=figure, due=figure))
     summary = SimpleNamespace(
         trials=100, protocol=SimpleNamespace(name="raw"), images=7, accuracy=figure, level=0.99, scopes={"last": scope}
     )

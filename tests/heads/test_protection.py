@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import resilient_heads as rh
-from resilient_heads.campaign.outcomes import Outcome
+from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.heads.protection import algebra
-from resilient_heads.injection.bits import words
+from resilient_heads.injection.formats.bits import words
 
 CHOICES = [
     rh.Protection(bounds=True),
@@ -60,7 +60,7 @@ def test_fault_free_logits_keep_every_bit_and_nothing_is_caught(
         with torch.no_grad():
             before = model(x)
             protect(model, choice)
-            with rh.CaughtFaults(model) as caught:
+            with rh.ProtectionMonitor(model) as caught:
                 after = model(x)
         assert same_bits(before, after)
         count = caught.counts["0"]
@@ -87,7 +87,7 @@ def test_no_input_raises_a_false_alarm_of_bounds_or_changes_a_bit(
     with torch.no_grad():
         before = model(x)
         protect(model, choice)
-        with rh.CaughtFaults(model) as caught:
+        with rh.ProtectionMonitor(model) as caught:
             after = model(x)
     nan = before.isnan()
     assert torch.equal(nan, after.isnan())
@@ -108,7 +108,7 @@ def test_the_sign_of_zero_stays_where_values_leave_the_format(kind: str) -> None
             before = model(x)
             for choice in CHOICES:
                 protect(model, choice)
-                with rh.CaughtFaults(model) as caught:
+                with rh.ProtectionMonitor(model) as caught:
                     after = model(x)
                 nan = before.isnan()
                 assert torch.equal(nan, after.isnan())
@@ -120,9 +120,9 @@ def before_the_logits(model: nn.Module, x: Tensor, choice: rh.Protection) -> rh.
     """Strike all tensors of a protected head but its logits."""
     protect(model, choice)
     labels = model(x).argmax(1)
-    result = rh.exhaustive(model, (x, labels), progress=False)
+    result = rh.run_exhaustive(model, (x, labels), progress=False)
     tensors = tuple(tensor for tensor in result.tensors if tensor.site.name != "0")
-    return type(result)(tensors, result.images, result.skipped)
+    return type(result)(tensors, result.images, result.uninjectable)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -142,7 +142,7 @@ def test_the_median_masks_every_fault_near_the_end_of_the_format() -> None:
     x = torch.ones(2, 4).half()
     result = before_the_logits(model, x, rh.Protection(median=True))
     assert result.count(Outcome.MASKED) == result.faults
-    with rh.CaughtFaults(model) as caught:
+    with rh.ProtectionMonitor(model) as caught:
         model(x)
     assert caught.counts["0"].median == 0
 
@@ -197,10 +197,10 @@ def test_no_fault_before_the_logits_changes_a_class(kind: str, choice: rh.Protec
     x = torch.randn(4, 6, 1, 1) if conv else torch.randn(4, 6)
     whole = nn.Sequential(*model, nn.Flatten()) if conv else model
     labels = whole(x).argmax(1)
-    unprotected = rh.exhaustive(whole, (x, labels), progress=False)
+    unprotected = rh.run_exhaustive(whole, (x, labels), progress=False)
     protect(whole, choice)
-    result = rh.exhaustive(whole, (x, labels), progress=False)
-    assert not {name: why for name, why in result.skipped.items() if "guard" in name}
+    result = rh.run_exhaustive(whole, (x, labels), progress=False)
+    assert not {name: why for name, why in result.uninjectable.items() if "guard" in name}
     assert {tensor.site.name for tensor in result.tensors} == {f"0.{name}".rstrip(".") for name in whole[0].fault_sites}
     before = [tensor for tensor in result.tensors if tensor.site.name != "0"]
     assert result["0"].count(Outcome.SDC) > 0
@@ -217,7 +217,7 @@ def test_bounds_catch_what_is_out_of_range_and_nothing_else_can() -> None:
     x = torch.randn(8, 24)
     rh.protect_(model, bounds=True)
     for bit, expected in ((30, 8), (3, 0)):
-        with rh.CaughtFaults(model) as caught, torch.no_grad():
+        with rh.ProtectionMonitor(model) as caught, torch.no_grad():
             hit = rh.BitFlip(layer="0.latent", neuron=(2,), bit=bit)
             with rh.inject(model, hit):
                 logits = model(x)
@@ -239,7 +239,7 @@ def test_a_checksum_raises_an_alarm_for_whatever_is_larger_than_rounding() -> No
                 return output
 
             handle = model.get_submodule(layer).register_forward_hook(add)
-            with rh.CaughtFaults(model) as caught, torch.no_grad():
+            with rh.ProtectionMonitor(model) as caught, torch.no_grad():
                 logits = model(x)
             handle.remove()
             assert caught.counts["0"].checksum == 32, (layer, change)
@@ -250,7 +250,7 @@ def test_rounding_raises_no_alarm_in_large_heads() -> None:
     for kind in KINDS:
         model = build(kind, (2048, 512, 300))
         rh.protect_(model, checksum=True)
-        with rh.CaughtFaults(model) as caught, torch.no_grad():
+        with rh.ProtectionMonitor(model) as caught, torch.no_grad():
             for scale in (1e-3, 1.0, 1e3):
                 model(torch.randn(64, 2048).relu() * scale)
         assert caught.counts["0"].checksum == 0
@@ -260,7 +260,7 @@ def test_what_was_caught_adds_up_and_is_reset() -> None:
     model = build("cosine")
     rh.protect_(model, median=True)
     x = torch.randn(6, 24)
-    caught = rh.CaughtFaults(model)
+    caught = rh.ProtectionMonitor(model)
     with torch.no_grad():
         with rh.inject(model, rh.BitFlip(layer="0.guard.second.latent", neuron=(1,), bit=30)):
             model(x)
@@ -359,7 +359,7 @@ def test_a_model_is_pickled_and_copied_while_faults_are_counted(kind: str) -> No
     model = build(kind)
     rh.protect_(model, bounds=True, checksum=True)
     x = torch.randn(2, 24)
-    with rh.CaughtFaults(model) as caught:
+    with rh.ProtectionMonitor(model) as caught:
         golden = model(x)
         for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
             assert same_bits(other(x), golden)
@@ -379,7 +379,7 @@ def test_training_computes_once_and_unguarded() -> None:
         for one, other in zip(model.parameters(), expected.parameters(), strict=True)
         if one.grad is not None and other.grad is not None
     )
-    with rh.CaughtFaults(model) as caught:
+    with rh.ProtectionMonitor(model) as caught:
         model(x)
     assert caught.counts["0"].samples == 0
 
@@ -473,7 +473,7 @@ def test_autocast(choice: rh.Protection) -> None:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             before = model(x)
             protect(model, choice)
-            with rh.CaughtFaults(model) as caught:
+            with rh.ProtectionMonitor(model) as caught:
                 after = model(x)
         assert before.dtype == after.dtype
         assert same_bits(before, after)
@@ -520,7 +520,7 @@ def test_a_campaign_strikes_the_guards_tensors() -> None:
     )
     rh.protect_(model.eval(), median=True)
     x = torch.randn(16, 12)
-    result = rh.run_campaign(model, (x, model(x).argmax(1)), protocol="raw", injections_per_layer=40, progress=False)
+    result = rh.run_campaign(model, (x, model(x).argmax(1)), protocol="raw", trials_per_site=40, progress=False)
     names = {struck.site.name for struck in result.sites}
     assert {"3.latent", "3.guard.third.unit", "3"} <= names
     for layer in result.by_layer():
@@ -539,7 +539,7 @@ def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
 
 def refused(match: str, call: Callable[[], object]) -> None:
-    with pytest.raises(rh.ResilientHeadsError, match=match):
+    with pytest.raises(rh.errors.ResilientHeadsError, match=match):
         call()
 
 
@@ -550,11 +550,11 @@ def test_refusals() -> None:
     refused("contradict", lambda: rh.protect_(model, checksum=True, median=True))
     refused("must be True or False", lambda: rh.protect_(model, bounds=1))  # type: ignore[arg-type]
     refused("no protected head", lambda: rh.unprotect_(model))
-    refused("no protected head", lambda: rh.CaughtFaults(model))
+    refused("no protected head", lambda: rh.ProtectionMonitor(model))
     refused("leave classifier= out", lambda: rh.protect_(model, bounds=True, classifier="0"))
     refused("pass the model that holds it", lambda: rh.protect_(nn.Linear(3, 2), bounds=True))
     refused("Expected a torch.nn.Module", lambda: rh.protect_("model", bounds=True))  # type: ignore[type-var]
-    refused("Expected a torch.nn.Module", lambda: rh.CaughtFaults("model"))  # type: ignore[arg-type]
+    refused("Expected a torch.nn.Module", lambda: rh.ProtectionMonitor("model"))  # type: ignore[arg-type]
     for wrong in ("checksum", True, object()):
         refused("must be a Protection or None", lambda wrong=wrong: rh.TextGuidedHead(8, (5, 6), protection=wrong))
         refused("must be a Protection or None", lambda wrong=wrong: model[0].protect(wrong))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, ModelError
+from resilient_heads.heads.swap.wrap import fuse
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.wrap import fuse
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 

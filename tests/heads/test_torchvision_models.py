@@ -6,9 +6,9 @@ from sweep import OnMeta
 from torch import nn
 from torchvision import models
 
-from resilient_heads.heads.locate import find_classifier, find_heads
+from resilient_heads.heads.find.locate import find_classifier, find_heads
+from resilient_heads.heads.swap.wrap import fuse, is_wrapped, unwrap_model, wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.wrap import fuse, is_wrapped, unwrap_model, wrap_model
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 NAMES = models.list_models(module=models)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.errors import ModelError
+from resilient_heads.heads.swap.warm_start import warm_start
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.warm_start import warm_start
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.errors import ModelError
-from resilient_heads.heads.locate import find_classifiers, find_heads
+from resilient_heads.heads.find.locate import find_classifiers, find_heads
+from resilient_heads.heads.find.trace import trace
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.trace import trace
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 

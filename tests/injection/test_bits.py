@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.bits import bit_masks, flip_bits, words
+from resilient_heads.injection.formats.bits import bit_masks, flip_bits, words
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.emulated.base import NumberFormat
-from resilient_heads.injection.emulated.floating import FloatingPoint
-from resilient_heads.injection.emulated.integer import AffineInteger, FixedPoint
-from resilient_heads.injection.emulated.shared import AdaptivFloat, BlockFloat
+from resilient_heads.injection.formats.base import NumberFormat
+from resilient_heads.injection.formats.floating import FloatingPoint
+from resilient_heads.injection.formats.integer import AffineInteger, FixedPoint
+from resilient_heads.injection.formats.shared import AdaptivFloat, BlockFloat
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 PROPERTY = settings(max_examples=60, deadline=None, derandomize=True, database=None)
@@ -46,14 +46,14 @@ def name(form: object) -> str:
 
 
 def every_word(form: NumberFormat) -> Tensor:
-    return torch.arange(1 << form.bits)
+    return torch.arange(1 << form.word_bits)
 
 
 def reference_values(form: FloatingPoint) -> np.ndarray:
     """Return the value of every word, as the reference says."""
-    kind = np.uint16 if form.bits == 16 else np.uint8
+    kind = np.uint16 if form.word_bits == 16 else np.uint8
     with np.errstate(invalid="ignore"):  # signalling NaNs
-        return np.arange(1 << form.bits).astype(kind).view(REFERENCES[form][0]).astype(np.float64)
+        return np.arange(1 << form.word_bits).astype(kind).view(REFERENCES[form][0]).astype(np.float64)
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> None:
@@ -83,9 +83,9 @@ def test_every_single_flip_has_the_references_value(form: FloatingPoint) -> None
     values = form.decode(every_word(form))
     table = reference_values(form)
     numbers = ~values.isnan().numpy()
-    for bit in range(form.bits):
+    for bit in range(form.word_bits):
         flipped = form.decode(form.encode(values) ^ (1 << bit)).numpy()
-        expected = table[np.arange(1 << form.bits) ^ (1 << bit)]
+        expected = table[np.arange(1 << form.word_bits) ^ (1 << bit)]
         same(flipped[numbers], expected[numbers])
 
 
@@ -117,7 +117,9 @@ def test_rounding_is_the_references(form: FloatingPoint) -> None:
 @pytest.mark.parametrize("form", [form for form in REFERENCES if REFERENCES[form][1]], ids=name)
 def test_rounding_is_torchs(form: FloatingPoint) -> None:
     values = torch.from_numpy(probes(form))
-    if form.bits == 8:  # torch's conversion saturates, or not, by version beyond the range: ml_dtypes decides above
+    if (
+        form.word_bits == 8
+    ):  # torch's conversion saturates, or not, by version beyond the range: ml_dtypes decides above
         values = values[values.abs() <= float(np.nanmax(reference_values(form)[np.isfinite(reference_values(form))]))]
     expected = values.to(REFERENCES[form][1]).double().numpy()
     same(form.decode(form.encode(values.double())).numpy(), expected)
@@ -166,7 +168,7 @@ def nearest(value: Fraction, candidates: list[Fraction]) -> set[Fraction]:
 def test_fixed_point_words(integer: int, fraction: int, sign: str) -> None:
     form = FixedPoint(integer_bits=integer, fraction_bits=fraction, sign=sign)  # type: ignore[arg-type]
     words = every_word(form)
-    half = 1 << (form.bits - 1)
+    half = 1 << (form.word_bits - 1)
     for word, value in zip(words.tolist(), form.decode(words).tolist(), strict=True):
         if sign == "twos_complement":
             expected = Fraction(word - 2 * half if word >= half else word, 2**fraction)
@@ -175,7 +177,7 @@ def test_fixed_point_words(integer: int, fraction: int, sign: str) -> None:
         assert Fraction(value) == expected
         assert math.copysign(1, value) == (-1 if word >= half else 1) or sign == "twos_complement"
     assert torch.equal(form.encode(form.decode(words)), words)
-    for bit in range(form.bits):
+    for bit in range(form.word_bits):
         flipped = form.decode(words ^ (1 << bit))
         assert torch.equal(form.encode(flipped) ^ (1 << bit), words)
 
@@ -330,7 +332,7 @@ def test_any_widths_take_the_nearest_value(value: float, exponent: int, mantissa
     form = FloatingPoint(exponent_bits=exponent, mantissa_bits=mantissa)
     word = form.encode(torch.tensor([value]).double())
     found = form.decode(word).item()
-    magnitude = int(word) & ((1 << (form.bits - 1)) - 1)
+    magnitude = int(word) & ((1 << (form.word_bits - 1)) - 1)
     infinity = ((1 << exponent) - 1) << mantissa
     if magnitude == infinity:
         largest = form.decode(torch.tensor([infinity - 1])).item()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.faults import BitFlip, WeightBitFlip
+from resilient_heads.injection.faults.fault import BitFlip, WeightBitFlip
 
 
 def test_faults_are_frozen_values() -> None:

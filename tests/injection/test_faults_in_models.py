@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection.bits import stored_words, words
-from resilient_heads.injection.effects import Effect
-from resilient_heads.injection.elements import Elements
-from resilient_heads.injection.injector import inject_trials, inject_weights
-from resilient_heads.injection.models import FaultModel
-from resilient_heads.injection.places import Place
+from resilient_heads.injection.apply.inject import inject_trials, inject_weights
+from resilient_heads.injection.faults.effects import Effect
+from resilient_heads.injection.faults.elements import Elements
+from resilient_heads.injection.faults.fault_model import FaultModel
+from resilient_heads.injection.faults.targets import Place
+from resilient_heads.injection.formats.bits import stored_words, words
 
 
 class Net(nn.Module):
@@ -65,38 +65,38 @@ def untouched(model: nn.Module, before: dict[str, Tensor]) -> bool:
 
 
 PLACES: dict[str, tuple[str, Place]] = {
-    "conv output": ("conv", rh.Output()),
-    "norm output": ("bn", rh.Output()),
-    "activation output": ("act", rh.Output()),
-    "layer norm input": ("norm", rh.Input()),
-    "embedding output": ("embed", rh.Output()),
-    "attention output": ("attention", rh.Output()),
-    "attention weights": ("attention", rh.Output(path=1)),
-    "attention query": ("attention", rh.Input(path=0)),
-    "attention key": ("attention", rh.Input(path="key")),
-    "functional op": ("gather", rh.Input()),
-    "linear input, one sample": ("fc", rh.Input(path="input", sample=1)),
-    "weight": ("conv", rh.Stored()),
-    "bias": ("fc", rh.Stored(name="bias")),
-    "attention projection": ("attention", rh.Stored(name="in_proj_weight")),
-    "embedding table": ("embed", rh.Stored()),
-    "running mean": ("bn", rh.Stored(name="running_mean")),
-    "integer buffer": ("bn", rh.Stored(name="num_batches_tracked")),
+    "conv output": ("conv", rh.faults.Output()),
+    "norm output": ("bn", rh.faults.Output()),
+    "activation output": ("act", rh.faults.Output()),
+    "layer norm input": ("norm", rh.faults.Input()),
+    "embedding output": ("embed", rh.faults.Output()),
+    "attention output": ("attention", rh.faults.Output()),
+    "attention weights": ("attention", rh.faults.Output(path=1)),
+    "attention query": ("attention", rh.faults.Input(path=0)),
+    "attention key": ("attention", rh.faults.Input(path="key")),
+    "functional op": ("gather", rh.faults.Input()),
+    "linear input, one sample": ("fc", rh.faults.Input(path="input", sample=1)),
+    "weight": ("conv", rh.faults.StoredTensor()),
+    "bias": ("fc", rh.faults.StoredTensor(name="bias")),
+    "attention projection": ("attention", rh.faults.StoredTensor(name="in_proj_weight")),
+    "embedding table": ("embed", rh.faults.StoredTensor()),
+    "running mean": ("bn", rh.faults.StoredTensor(name="running_mean")),
+    "integer buffer": ("bn", rh.faults.StoredTensor(name="num_batches_tracked")),
 }
 EFFECTS: dict[str, dict[str, object]] = {
-    "flip": {"effect": rh.Flip()},
-    "named bits": {"effect": rh.Flip(bits=(20, 21))},
-    "burst": {"effect": rh.Flip(count=3, adjacent=True)},
-    "stuck at 1": {"effect": rh.StuckAt(value=1, bits=(22,))},
-    "random word": {"effect": rh.RandomWord()},
-    "set": {"effect": rh.SetValue(value=123.0)},
-    "zero": {"effect": rh.SetValue()},
-    "negate": {"effect": rh.Negate()},
-    "maximum": {"effect": rh.LayerMaximum()},
-    "error rate": {"elements": rh.ErrorRate(rate=0.05)},
-    "every": {"elements": rh.Every(), "effect": rh.RandomValue(low=-1.0, high=1.0)},
-    "fixed point": {"format": rh.FixedPoint(integer_bits=4, fraction_bits=4)},
-    "shared exponent": {"format": rh.BlockFloat(block_size=None), "shared": True},
+    "flip": {"effect": rh.faults.Flip()},
+    "named bits": {"effect": rh.faults.Flip(bits=(20, 21))},
+    "burst": {"effect": rh.faults.Flip(count=3, adjacent=True)},
+    "stuck at 1": {"effect": rh.faults.StuckAt(value=1, bits=(22,))},
+    "random word": {"effect": rh.faults.RandomWord()},
+    "set": {"effect": rh.faults.SetValue(value=123.0)},
+    "zero": {"effect": rh.faults.SetValue()},
+    "negate": {"effect": rh.faults.Negate()},
+    "maximum": {"effect": rh.faults.LayerMaximum()},
+    "error rate": {"elements": rh.faults.ErrorRate(rate=0.05)},
+    "every": {"elements": rh.faults.AllElements(), "effect": rh.faults.RandomValue(low=-1.0, high=1.0)},
+    "fixed point": {"format": rh.formats.FixedPoint(integer_bits=4, fraction_bits=4)},
+    "shared exponent": {"format": rh.formats.BlockFloat(block_size=None), "shared": True},
 }
 
 
@@ -202,9 +202,9 @@ def test_a_tensor_within_a_container(kind: str, path: object, get: object) -> No
     x = torch.ones(2, 3)
     flip = rh.Fault(
         layer="0",
-        tensor=rh.Output(path=path),  # type: ignore[arg-type]
-        elements=rh.At(indices=(1,)),
-        effect=rh.Negate(),
+        tensor=rh.faults.Output(path=path),  # type: ignore[arg-type]
+        elements=rh.faults.IndexedElements(indices=(1,)),
+        effect=rh.faults.Negate(),
     )
     with rh.inject(model, flip):
         out = model(x)
@@ -221,18 +221,18 @@ def test_a_tensor_within_a_container(kind: str, path: object, get: object) -> No
 def test_a_tensor_that_is_not_there(net: Net) -> None:
     x = torch.randn(2, 3, 4, 4)
     for tensor, message in (
-        (rh.Output(path=2), "has no member 2; it is a tuple with: 0, 1"),
-        (rh.Output(path=(0, 1)), "has no member 1"),
-        (rh.Input(path="nope"), "has no member 'nope'"),
-        (rh.Output(batch_dim=7), "has no dimension 7"),
-        (rh.Output(sample=2), "Sample 2 does not exist in a batch of 2"),
+        (rh.faults.Output(path=2), "has no member 2; it is a tuple with: 0, 1"),
+        (rh.faults.Output(path=(0, 1)), "has no member 1"),
+        (rh.faults.Input(path="nope"), "has no member 'nope'"),
+        (rh.faults.Output(batch_dim=7), "has no dimension 7"),
+        (rh.faults.Output(sample=2), "Sample 2 does not exist in a batch of 2"),
     ):
         with pytest.raises(FaultError, match=message), rh.inject(net, rh.Fault(layer="attention", tensor=tensor)):
             net(x)
         assert hooks(net) == 0
     with (
         pytest.raises(FaultError, match=r"The input of 'embed' is torch\.int64"),
-        rh.inject(net, rh.Fault(layer="embed", tensor=rh.Input())),
+        rh.inject(net, rh.Fault(layer="embed", tensor=rh.faults.Input())),
     ):
         net(x)
 
@@ -247,7 +247,12 @@ def test_a_model_output_of_transformers() -> None:
     x = torch.randn(2, 3, 8, 8)
     golden = model(x)
     for path in (None, "pooler_output"):
-        fault = rh.Fault(layer="vit", tensor=rh.Output(path=path), effect=rh.Flip(bits=(31,)), elements=rh.Every())
+        fault = rh.Fault(
+            layer="vit",
+            tensor=rh.faults.Output(path=path),
+            effect=rh.faults.Flip(bits=(31,)),
+            elements=rh.faults.AllElements(),
+        )
         with rh.inject(outer, fault):
             found = outer["vit"](x)
         assert type(found) is type(golden)
@@ -266,12 +271,17 @@ def test_samples_need_not_come_first() -> None:
     x = torch.randn(5, 3, 4)  # tokens, samples, channels
     golden = run(x)
     fault = rh.Fault(
-        layer="0", tensor=rh.Output(batch_dim=1, sample=2), elements=rh.At(indices=(4, 1)), effect=rh.Negate()
+        layer="0",
+        tensor=rh.faults.Output(batch_dim=1, sample=2),
+        elements=rh.faults.IndexedElements(indices=(4, 1)),
+        effect=rh.faults.Negate(),
     )
     with rh.inject(model, fault):
         found = run(x)
     assert (words(found) != words(golden)).nonzero().tolist() == [[4, 2, 1]]
-    whole = rh.Fault(layer="0", tensor=rh.Output(batch_dim=None), elements=rh.At(indices=(4, 2, 1)))
+    whole = rh.Fault(
+        layer="0", tensor=rh.faults.Output(batch_dim=None), elements=rh.faults.IndexedElements(indices=(4, 2, 1))
+    )
     with rh.inject(model, whole) as report:
         found = run(x)
     assert (words(found) != words(golden)).nonzero().tolist() == [[4, 2, 1]]
@@ -292,7 +302,10 @@ class Repeats(nn.Module):
 def test_one_call_of_a_module_that_runs_several_times(call: int) -> None:
     model, x = Repeats(), torch.randn(2, 4)
     fault = rh.Fault(
-        layer="layer", tensor=rh.Output(call=call), elements=rh.At(indices=(1,)), effect=rh.SetValue(value=9.0)
+        layer="layer",
+        tensor=rh.faults.Output(call=call),
+        elements=rh.faults.IndexedElements(indices=(1,)),
+        effect=rh.faults.SetValue(value=9.0),
     )
     expected = x
     for i in range(3):
@@ -305,7 +318,7 @@ def test_one_call_of_a_module_that_runs_several_times(call: int) -> None:
     assert report.struck == 4
     with (
         pytest.raises(InjectionError, match="No fault struck 'layer' in its call 3 of a run"),
-        rh.inject(model, rh.Fault(layer="layer", tensor=rh.Output(call=3))),
+        rh.inject(model, rh.Fault(layer="layer", tensor=rh.faults.Output(call=3))),
     ):
         model(x)
 
@@ -313,7 +326,9 @@ def test_one_call_of_a_module_that_runs_several_times(call: int) -> None:
 # --- draws ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("elements", [rh.Drawn(), rh.Drawn(count=3), rh.ErrorRate(rate=0.02)], ids=str)
+@pytest.mark.parametrize(
+    "elements", [rh.faults.RandomElements(), rh.faults.RandomElements(count=3), rh.faults.ErrorRate(rate=0.02)], ids=str
+)
 @torch.no_grad()
 def test_the_batch_size_changes_no_fault(elements: Elements) -> None:
     model, x = nn.Sequential(nn.Identity(), nn.Identity()), torch.randn(12, 7)
@@ -331,7 +346,9 @@ def test_the_batch_size_changes_no_fault(elements: Elements) -> None:
 def test_samples_differ_unless_the_fault_is_fixed() -> None:
     model, x = nn.Sequential(nn.Identity()), torch.ones(40, 9)
     for fixed, places in ((False, 9), (True, 1)):
-        with rh.inject(model, rh.Fault(layer="0", elements=rh.Drawn(fixed=fixed), effect=rh.SetValue())):
+        with rh.inject(
+            model, rh.Fault(layer="0", elements=rh.faults.RandomElements(fixed=fixed), effect=rh.faults.SetValue())
+        ):
             found = torch.cat([model(x), model(x)])
         assert len(set((found == 0).nonzero()[:, 1].tolist())) == places
 
@@ -339,7 +356,9 @@ def test_samples_differ_unless_the_fault_is_fixed() -> None:
 def test_a_random_bit_of_a_named_element_can_be_permanent() -> None:
     model, x = nn.Sequential(nn.Identity()), torch.zeros(40, 2)
     for fixed in (False, True):
-        with rh.inject(model, rh.Fault(layer="0", elements=rh.At(indices=(1,), fixed=fixed), seed=3)):
+        with rh.inject(
+            model, rh.Fault(layer="0", elements=rh.faults.IndexedElements(indices=(1,), fixed=fixed), seed=3)
+        ):
             found = words(model(x))
         assert found[:, 0].count_nonzero() == 0
         assert (len(found[:, 1].unique()) == 1) == fixed
@@ -349,7 +368,9 @@ def test_error_rate_over_a_whole_model(net: Net) -> None:
     net.tied = nn.Linear(8, 4)
     net.tied.weight = net.fc.weight
     before = state(net)
-    fault = rh.Fault(layer="*", tensor=rh.Stored(name=None), elements=rh.ErrorRate(rate=0.01), seed=1)
+    fault = rh.Fault(
+        layer="*", tensor=rh.faults.StoredTensor(name=None), elements=rh.faults.ErrorRate(rate=0.01), seed=1
+    )
     with rh.inject(net, fault) as report:
         flipped = 0
         for name, tensor in net.named_parameters():  # each shared one once
@@ -367,7 +388,7 @@ def test_error_rate_over_a_whole_model(net: Net) -> None:
 def test_patterns(net: Net) -> None:
     x = torch.randn(2, 3, 4, 4)
     # conv, bn, norm, attention.out_proj: the last is used functionally, so it is called here.
-    with rh.inject(net, rh.Fault(layer="*n*", effect=rh.SetValue(value=7.0))) as report:
+    with rh.inject(net, rh.Fault(layer="*n*", effect=rh.faults.SetValue(value=7.0))) as report:
         net(x)
         net.attention.out_proj(torch.ones(2, 8))
     assert report.struck == 2 * 3 + 2
@@ -376,13 +397,18 @@ def test_patterns(net: Net) -> None:
         rh.inject(net, rh.Fault(layer="*out_proj")),
     ):
         net(x)
-    with rh.inject(net, rh.Fault(layer="*", tensor=rh.Stored(name="running_var"), effect=rh.SetValue())) as report:
+    with rh.inject(
+        net, rh.Fault(layer="*", tensor=rh.faults.StoredTensor(name="running_var"), effect=rh.faults.SetValue())
+    ) as report:
         assert report.struck == 1
     for fault, message in (
         (rh.Fault(layer="layer*"), "No layer of Net matches 'layer\\*'; its layers are: conv, bn"),
-        (rh.Fault(layer="*", tensor=rh.Stored(name="wieght")), "No layer of Net that matches .* holds 'wieght'"),
-        (rh.Fault(layer="nothing*", tensor=rh.Stored(name=None)), "holds a parameter"),
-        (rh.Fault(layer="act", tensor=rh.Stored(name=None)), "'act' has no parameters"),
+        (
+            rh.Fault(layer="*", tensor=rh.faults.StoredTensor(name="wieght")),
+            "No layer of Net that matches .* holds 'wieght'",
+        ),
+        (rh.Fault(layer="nothing*", tensor=rh.faults.StoredTensor(name=None)), "holds a parameter"),
+        (rh.Fault(layer="act", tensor=rh.faults.StoredTensor(name=None)), "'act' has no parameters"),
     ):
         with pytest.raises(FaultError, match=message), rh.inject(net, fault):
             pytest.fail("the body must not run")
@@ -394,18 +420,23 @@ def test_patterns(net: Net) -> None:
 def test_what_is_stuck_where_it_was_is_counted() -> None:
     model = nn.Sequential(nn.Identity())
     x = torch.tensor([[1.0], [-1.0], [2.0], [-0.0]])
-    at = rh.At(indices=(0,))
-    with rh.inject(model, rh.Fault(layer="0", elements=at, effect=rh.StuckAt(value=1, bits=(31,)))) as report:
+    at = rh.faults.IndexedElements(indices=(0,))
+    with rh.inject(model, rh.Fault(layer="0", elements=at, effect=rh.faults.StuckAt(value=1, bits=(31,)))) as report:
         assert model(x).tolist() == [[-1.0], [-1.0], [-2.0], [-0.0]]
         assert (report.struck, report.without_effect) == (4, 2)
         model(x[1:2])
     assert (report.struck, report.without_effect) == (5, 3)
-    with rh.inject(model, rh.Fault(layer="0", elements=at, effect=rh.SetValue())) as report:
+    with rh.inject(model, rh.Fault(layer="0", elements=at, effect=rh.faults.SetValue())) as report:
         model(torch.zeros(3, 1))
     assert (report.struck, report.without_effect) == (3, 3)
     weight = nn.Sequential(nn.Linear(1, 2))
     nn.init.ones_(weight[0].weight)
-    stuck = rh.Fault(layer="0", tensor=rh.Stored(), elements=rh.Every(), effect=rh.StuckAt(value=0, bits=(31,)))
+    stuck = rh.Fault(
+        layer="0",
+        tensor=rh.faults.StoredTensor(),
+        elements=rh.faults.AllElements(),
+        effect=rh.faults.StuckAt(value=0, bits=(31,)),
+    )
     with rh.inject(weight, stuck) as report:
         assert (report.struck, report.without_effect) == (2, 2)
 
@@ -413,8 +444,10 @@ def test_what_is_stuck_where_it_was_is_counted() -> None:
 def test_a_flip_that_changes_nothing_raises() -> None:
     model = nn.Sequential(nn.Identity())
     x = torch.tensor([[100.0]], dtype=torch.bfloat16)
-    form = rh.FloatingPoint(exponent_bits=8, mantissa_bits=23)  # finer than what the tensor holds
-    fault = rh.Fault(layer="0", elements=rh.At(indices=(0,)), effect=rh.Flip(bits=(0,)), format=form)
+    form = rh.formats.FloatingPoint(exponent_bits=8, mantissa_bits=23)  # finer than what the tensor holds
+    fault = rh.Fault(
+        layer="0", elements=rh.faults.IndexedElements(indices=(0,)), effect=rh.faults.Flip(bits=(0,)), format=form
+    )
     with pytest.raises(InjectionError, match="the number format is finer than the tensor's"), rh.inject(model, fault):
         model(x)
     draws = FaultModel(effect=fault.effect, format=form).draw(0, "0", np.arange(1), neurons=1, bits=16)
@@ -423,13 +456,18 @@ def test_a_flip_that_changes_nothing_raises() -> None:
         inject_trials(model, "0", draws, fault_model=FaultModel(effect=fault.effect, format=form)),
     ):
         model(x)
-    twice = rh.Fault(layer="0", effect=rh.Flip(bits=(3,)), elements=rh.Every())
+    twice = rh.Fault(layer="0", effect=rh.faults.Flip(bits=(3,)), elements=rh.faults.AllElements())
     with pytest.raises(InjectionError, match="another fault undoes it"), rh.inject(model, [twice, twice]):
         model(x)
-    beside = rh.Fault(layer="0", effect=rh.Flip(bits=(5,)), elements=rh.Every())  # the value does change, not as asked
+    beside = rh.Fault(
+        layer="0", effect=rh.faults.Flip(bits=(5,)), elements=rh.faults.AllElements()
+    )  # the value does change, not as asked
     with pytest.raises(InjectionError, match="another fault undoes it"), rh.inject(model, [twice, twice, beside]):
         model(x)
-    overwritten = [twice, rh.Fault(layer="0", effect=rh.StuckAt(value=0, bits=(3,)), elements=rh.Every())]
+    overwritten = [
+        twice,
+        rh.Fault(layer="0", effect=rh.faults.StuckAt(value=0, bits=(3,)), elements=rh.faults.AllElements()),
+    ]
     with pytest.raises(InjectionError, match="another fault undoes it"), rh.inject(model, overwritten):
         model(x.fill_(1.0))
 
@@ -438,9 +476,11 @@ def test_faults_in_one_tensor_follow_each_other() -> None:
     model = nn.Sequential(nn.Identity())
     x = torch.tensor([[2.0, 3.0]])
     faults = [
-        rh.Fault(layer="0", elements=rh.At(indices=(0,)), effect=rh.SetValue(value=5.0)),
-        rh.Fault(layer="0", elements=rh.At(indices=(0,)), effect=rh.Negate()),
-        rh.Fault(layer="0", elements=rh.At(indices=((0,), (1,))), effect=rh.Flip(bits=(22,))),
+        rh.Fault(layer="0", elements=rh.faults.IndexedElements(indices=(0,)), effect=rh.faults.SetValue(value=5.0)),
+        rh.Fault(layer="0", elements=rh.faults.IndexedElements(indices=(0,)), effect=rh.faults.Negate()),
+        rh.Fault(
+            layer="0", elements=rh.faults.IndexedElements(indices=((0,), (1,))), effect=rh.faults.Flip(bits=(22,))
+        ),
     ]
     with rh.inject(model, faults):
         assert model(x).tolist() == [[-7.0, 2.0]]
@@ -448,7 +488,7 @@ def test_faults_in_one_tensor_follow_each_other() -> None:
 
 def test_inject_weights_takes_stored_faults_only() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
-    with inject_weights(model, [rh.Fault(layer="0", tensor=rh.Stored())]) as report:
+    with inject_weights(model, [rh.Fault(layer="0", tensor=rh.faults.StoredTensor())]) as report:
         assert report.struck == 1
     with (
         pytest.raises(FaultError, match="no fault in a parameter or buffer"),
@@ -463,9 +503,9 @@ def test_inject_weights_takes_stored_faults_only() -> None:
         (lambda: rh.Fault(layer="0", tensor="weight"), "Expected Output"),  # type: ignore[arg-type]
         (lambda: rh.Fault(layer="0", seed=-1), "seed must lie"),
         (lambda: rh.Fault(layer="0", seed=0.5), "seed must be a whole number"),  # type: ignore[arg-type]
-        (lambda: rh.Output(call=-1), "call counts from 0"),
-        (lambda: rh.Output(sample=1.5), "sample must be a whole number"),  # type: ignore[arg-type]
-        (lambda: rh.At(indices=((1,), (1.5,))), "index must be a whole number"),  # type: ignore[arg-type]
+        (lambda: rh.faults.Output(call=-1), "call counts from 0"),
+        (lambda: rh.faults.Output(sample=1.5), "sample must be a whole number"),  # type: ignore[arg-type]
+        (lambda: rh.faults.IndexedElements(indices=((1,), (1.5,))), "index must be a whole number"),  # type: ignore[arg-type]
     ],
 )
 def test_faults_that_cannot_be(build: object, message: str) -> None:
@@ -476,18 +516,30 @@ def test_faults_that_cannot_be(build: object, message: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (rh.Fault(layer="0", elements=rh.Drawn(count=5)), "5 different elements were asked for, but '0' has 3"),
-        (rh.Fault(layer="0", effect=rh.Flip(bits=(32,))), r"Bit 32 does not exist in torch\.float32"),
         (
-            rh.Fault(layer="0", effect=rh.Flip(bits=(9,)), format=rh.FixedPoint(integer_bits=4, fraction_bits=4)),
+            rh.Fault(layer="0", elements=rh.faults.RandomElements(count=5)),
+            "5 different elements were asked for, but '0' has 3",
+        ),
+        (rh.Fault(layer="0", effect=rh.faults.Flip(bits=(32,))), r"Bit 32 does not exist in torch\.float32"),
+        (
+            rh.Fault(
+                layer="0",
+                effect=rh.faults.Flip(bits=(9,)),
+                format=rh.formats.FixedPoint(integer_bits=4, fraction_bits=4),
+            ),
             "Bit 9 does not exist in a word of 9 bits",
         ),
         (
-            rh.Fault(layer="0", elements=rh.At(indices=(2,)), format=rh.BlockFloat(block_size=2), shared=True),
+            rh.Fault(
+                layer="0",
+                elements=rh.faults.IndexedElements(indices=(2,)),
+                format=rh.formats.BlockFloat(block_size=2),
+                shared=True,
+            ),
             r"the output of '0' has no element \(2,\); its shape is \(2,\)",
         ),
-        (rh.Fault(layer="0", tensor=rh.Stored(name="weight.qdata")), "'weight' of '0' holds no 'qdata'"),
-        (rh.Fault(layer="0", format=rh.AffineInteger(scale=(1.0, 2.0))), "2 scales do not share out 3 values"),
+        (rh.Fault(layer="0", tensor=rh.faults.StoredTensor(name="weight.qdata")), "'weight' of '0' holds no 'qdata'"),
+        (rh.Fault(layer="0", format=rh.formats.AffineInteger(scale=(1.0, 2.0))), "2 scales do not share out 3 values"),
     ],
 )
 def test_faults_that_do_not_fit(fault: rh.Fault, message: str) -> None:
@@ -499,8 +551,14 @@ def test_faults_that_do_not_fit(fault: rh.Fault, message: str) -> None:
 
 def test_a_named_shared_word() -> None:
     model = nn.Sequential(nn.Identity())
-    form = rh.BlockFloat(exponent_bits=5, mantissa_bits=8, block_size=2)
-    fault = rh.Fault(layer="0", elements=rh.At(indices=(1,)), effect=rh.Flip(bits=(1,)), format=form, shared=True)
+    form = rh.formats.BlockFloat(exponent_bits=5, mantissa_bits=8, block_size=2)
+    fault = rh.Fault(
+        layer="0",
+        elements=rh.faults.IndexedElements(indices=(1,)),
+        effect=rh.faults.Flip(bits=(1,)),
+        format=form,
+        shared=True,
+    )
     with rh.inject(model, fault):
         assert model(torch.tensor([[1.0, 3.0, 0.5, 1.0]])).tolist() == [[1.0, 3.0, 0.125, 0.25]]
 
@@ -509,12 +567,12 @@ def test_a_named_shared_word() -> None:
 
 TRIALS: dict[str, FaultModel] = {
     "default": FaultModel(),
-    "several": FaultModel(elements=rh.Drawn(count=3), effect=rh.Flip(count=2)),
-    "rate": FaultModel(elements=rh.ErrorRate(rate=0.001)),
-    "stuck": FaultModel(effect=rh.StuckAt(value=1, bits=(31,))),
-    "maximum": FaultModel(effect=rh.LayerMaximum()),
-    "block": FaultModel(format=rh.BlockFloat(block_size=4), shared=True),
-    "format": FaultModel(format=rh.FloatingPoint(exponent_bits=4, mantissa_bits=3, specials="fn")),
+    "several": FaultModel(elements=rh.faults.RandomElements(count=3), effect=rh.faults.Flip(count=2)),
+    "rate": FaultModel(elements=rh.faults.ErrorRate(rate=0.001)),
+    "stuck": FaultModel(effect=rh.faults.StuckAt(value=1, bits=(31,))),
+    "maximum": FaultModel(effect=rh.faults.LayerMaximum()),
+    "block": FaultModel(format=rh.formats.BlockFloat(block_size=4), shared=True),
+    "format": FaultModel(format=rh.formats.FloatingPoint(exponent_bits=4, mantissa_bits=3, specials="fn")),
 }
 
 
@@ -545,7 +603,7 @@ def test_trials_of_a_batch_are_single_faults(net: Net, kind: str) -> None:
 def test_trials_with_a_detector() -> None:
     model = nn.Sequential(nn.Identity())
     x = torch.tensor([[0.75], [3.0]])
-    chosen = FaultModel(effect=rh.Flip(bits=(30,)))
+    chosen = FaultModel(effect=rh.faults.Flip(bits=(30,)))
     draws = chosen.draw(0, "0", np.arange(2), neurons=1, bits=32)
     for detector, expected in (("clamp", 2.0), ("zero", 0.0)):
         with inject_trials(model, "0", draws, fault_model=chosen, limit=2.0, detector=detector) as strike:  # type: ignore[arg-type]
@@ -560,7 +618,7 @@ def test_trials_with_a_detector() -> None:
 
 @torch.no_grad()
 def test_under_emulation_every_value_is_of_the_format(net: Net) -> None:
-    x, form = torch.randn(3, 3, 4, 4), rh.FixedPoint(integer_bits=3, fraction_bits=3)
+    x, form = torch.randn(3, 3, 4, 4), rh.formats.FixedPoint(integer_bits=3, fraction_bits=3)
     golden = net(x)
     seen: list[Tensor] = []
     with rh.emulate(net, form):
@@ -569,7 +627,15 @@ def test_under_emulation_every_value_is_of_the_format(net: Net) -> None:
         handle.remove()
         assert torch.equal(coarse, net(x))
         # A fault through the same format changes one bit of one word that the layer holds.
-        with rh.inject(net, rh.Fault(layer="fc", elements=rh.At(indices=(2,)), effect=rh.Flip(bits=(3,)), format=form)):
+        with rh.inject(
+            net,
+            rh.Fault(
+                layer="fc",
+                elements=rh.faults.IndexedElements(indices=(2,)),
+                effect=rh.faults.Flip(bits=(3,)),
+                format=form,
+            ),
+        ):
             struck = net(x)
     difference = form.encode(struck.double()) ^ form.encode(coarse.double())
     assert difference.tolist() == [[0, 0, 8, 0]] * 3
@@ -583,18 +649,21 @@ def test_under_emulation_every_value_is_of_the_format(net: Net) -> None:
 def test_emulation_of_named_layers_and_of_shared_words() -> None:
     model = nn.Sequential(nn.Identity(), nn.Identity()).eval()
     x = torch.tensor([[1.0, 0.3], [100.0, 0.3]])
-    with rh.emulate(model, rh.BlockFloat(mantissa_bits=3), layers="0"):
+    with rh.emulate(model, rh.formats.BlockFloat(mantissa_bits=3), layers="0"):
         assert model(x).tolist() == [[1.0, 0.25], [96.0, 0.0]]  # each sample has its own exponent
     for layers, message in (("9", "matches '9'"), (None, "no Conv and no Linear"), (("0", "x*"), "matches 'x")):
-        with pytest.raises(FaultError, match=message), rh.emulate(model, rh.BlockFloat(), layers=layers):
+        with pytest.raises(FaultError, match=message), rh.emulate(model, rh.formats.BlockFloat(), layers=layers):
             pytest.fail("the body must not run")
-    with pytest.raises(InjectionError, match="Nothing was emulated"), rh.emulate(model, rh.BlockFloat(), layers="*"):
+    with (
+        pytest.raises(InjectionError, match="Nothing was emulated"),
+        rh.emulate(model, rh.formats.BlockFloat(), layers="*"),
+    ):
         pass
 
 
 def test_effects_have_a_readable_form() -> None:
-    effect: Effect = rh.StuckAt(value=1, bits=(3,))
+    effect: Effect = rh.faults.StuckAt(value=1, bits=(3,))
     fault = rh.Fault(layer="fc", effect=effect)
     assert "StuckAt(bits=(3,), count=1, adjacent=False, value=1)" in repr(fault)
-    assert fault == rh.Fault(layer="fc", effect=rh.StuckAt(value=1, bits=(3,)))
+    assert fault == rh.Fault(layer="fc", effect=rh.faults.StuckAt(value=1, bits=(3,)))
     assert len({fault, rh.Fault(layer="fc", effect=effect)}) == 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.formats import format_of
+from resilient_heads.injection.formats.dtypes import format_of
 
 # sign, exponent and mantissa widths, from IEEE 754-2019 table 3.5, the definition of bfloat16, and OCP OFP8 1.0.
 FIELDS = {
@@ -24,8 +24,8 @@ IEEE = [dtype for dtype in FIELDS if "fn" not in str(dtype)]
 def test_fields_follow_the_standard(dtype: torch.dtype) -> None:
     sign, exponent, mantissa = FIELDS[dtype]
     form = format_of(dtype)
-    assert (form.bits, form.exponent_bits, form.mantissa_bits) == (sign + exponent + mantissa, exponent, mantissa)
-    roles = [form.role(bit) for bit in range(form.bits)]
+    assert (form.word_bits, form.exponent_bits, form.mantissa_bits) == (sign + exponent + mantissa, exponent, mantissa)
+    roles = [form.role(bit) for bit in range(form.word_bits)]
     assert roles == ["mantissa"] * mantissa + ["exponent"] * exponent + ["sign"]
 
 
@@ -33,7 +33,7 @@ def test_fields_follow_the_standard(dtype: torch.dtype) -> None:
 def test_fields_agree_with_what_torch_says_of_the_dtype(dtype: torch.dtype) -> None:
     form, info = format_of(dtype), torch.finfo(dtype)
     assert form.dtype == dtype
-    assert form.bits == info.bits == torch.iinfo(form.word).bits
+    assert form.word_bits == info.bits == torch.iinfo(form.word).bits
     assert form.mantissa_bits == -math.log2(info.eps)
     assert math.frexp(info.max)[1] == 2 ** (form.exponent_bits - 1)
 
@@ -42,9 +42,9 @@ def test_fields_agree_with_what_torch_says_of_the_dtype(dtype: torch.dtype) -> N
 def test_a_bit_outside_of_the_word_is_refused(dtype: torch.dtype) -> None:
     form = format_of(dtype)
     form.check(0)
-    form.check(form.bits - 1)
-    for bit in (-1, form.bits, 1000):
-        with pytest.raises(FaultError, match=rf"Bit {bit} does not exist .*expected 0 .* to {form.bits - 1} \(sign\)"):
+    form.check(form.word_bits - 1)
+    for bit in (-1, form.word_bits, 1000):
+        with pytest.raises(FaultError, match=rf"Bit {bit} does not exist .*expected 0 .* to {form.word_bits - 1} \(sign\)"):
             form.check(bit)
         with pytest.raises(FaultError):
             form.role(bit)

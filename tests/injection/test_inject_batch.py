@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection import models
-from resilient_heads.injection.bits import apply_masks, flip_bits, words
-from resilient_heads.injection.faults import BitFlip
-from resilient_heads.injection.injector import clamp_to_range, inject, inject_batch
+from resilient_heads.injection.apply.inject import clamp_to_range, inject, inject_batch
+from resilient_heads.injection.faults import fault_model as models
+from resilient_heads.injection.faults.fault import BitFlip
+from resilient_heads.injection.formats.bits import apply_masks, flip_bits, words
 
 NAN, INF = math.nan, math.inf
 

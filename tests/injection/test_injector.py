@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection import models
-from resilient_heads.injection.bits import apply_masks, flip_bits, words
-from resilient_heads.injection.faults import BitFlip, WeightBitFlip
-from resilient_heads.injection.injector import inject
+from resilient_heads.injection.apply.inject import inject
+from resilient_heads.injection.faults import fault_model as models
+from resilient_heads.injection.faults.fault import BitFlip, WeightBitFlip
+from resilient_heads.injection.formats.bits import apply_masks, flip_bits, words
 
 
 def state_words(model: nn.Module) -> dict[str, Tensor]:

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 import resilient_heads as rh
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.bits import words
-from resilient_heads.injection.draws import Draws
-from resilient_heads.injection.effects import Effect
-from resilient_heads.injection.emulated.base import NumberFormat
-from resilient_heads.injection.models import FaultModel
-from resilient_heads.injection.ranges import apply_range, zero_out_of_range
-from resilient_heads.injection.sampling import draw_errors, draw_faults
+from resilient_heads.injection.faults.draws import Draws
+from resilient_heads.injection.faults.effects import Effect
+from resilient_heads.injection.faults.fault_model import FaultModel
+from resilient_heads.injection.faults.ranges import apply_range, zero_out_of_range
+from resilient_heads.injection.formats.base import NumberFormat
+from resilient_heads.injection.formats.bits import words
+from resilient_heads.injection.random.sampling import draw_errors, draw_faults
 
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
@@ -37,34 +37,42 @@ def chi_square(counts: NDArray[np.int64], expected: NDArray[np.float64] | float 
 
 MODELS = {
     "default": FaultModel(),
-    "named bits": FaultModel(effect=rh.Flip(bits=(30, 31))),
-    "three bits": FaultModel(effect=rh.Flip(count=3)),
-    "bit burst": FaultModel(effect=rh.Flip(count=4, adjacent=True)),
-    "five neurons": FaultModel(elements=rh.Drawn(count=5)),
-    "neuron burst": FaultModel(elements=rh.Drawn(count=5, adjacent=True), effect=rh.Flip(count=2)),
-    "stuck at 0": FaultModel(effect=rh.StuckAt(value=0)),
-    "stuck at 1": FaultModel(elements=rh.Drawn(count=2), effect=rh.StuckAt(value=1, bits=(3,))),
-    "error rate": FaultModel(elements=rh.ErrorRate(rate=0.004)),
-    "error rate of the sign": FaultModel(elements=rh.ErrorRate(rate=0.1), effect=rh.StuckAt(value=1, bits=(31,))),
-    "random word": FaultModel(effect=rh.RandomWord()),
-    "random value": FaultModel(elements=rh.Drawn(count=3), effect=rh.RandomValue(low=-2.0, high=5.0)),
-    "zero": FaultModel(elements=rh.Every(), effect=rh.SetValue()),
-    "sign": FaultModel(effect=rh.Negate()),
-    "maximum": FaultModel(elements=rh.Drawn(count=2), effect=rh.LayerMaximum()),
-    "half": FaultModel(format=rh.FloatingPoint(exponent_bits=5, mantissa_bits=10)),
-    "fixed": FaultModel(elements=rh.Drawn(count=2), format=rh.FixedPoint(integer_bits=3, fraction_bits=4)),
-    "int8": FaultModel(format=rh.AffineInteger(scale=tuple([0.125] * 4))),
-    "block": FaultModel(format=rh.BlockFloat(block_size=8)),
-    "shared exponent": FaultModel(format=rh.BlockFloat(block_size=7), shared=True),
-    "bias": FaultModel(format=rh.AdaptivFloat(), shared=True, effect=rh.Flip(bits=(0,))),
-    "scale": FaultModel(format=rh.AffineInteger(), shared=True, effect=rh.StuckAt(value=1, bits=(23,))),
+    "named bits": FaultModel(effect=rh.faults.Flip(bits=(30, 31))),
+    "three bits": FaultModel(effect=rh.faults.Flip(count=3)),
+    "bit burst": FaultModel(effect=rh.faults.Flip(count=4, adjacent=True)),
+    "five neurons": FaultModel(elements=rh.faults.RandomElements(count=5)),
+    "neuron burst": FaultModel(
+        elements=rh.faults.RandomElements(count=5, adjacent=True), effect=rh.faults.Flip(count=2)
+    ),
+    "stuck at 0": FaultModel(effect=rh.faults.StuckAt(value=0)),
+    "stuck at 1": FaultModel(elements=rh.faults.RandomElements(count=2), effect=rh.faults.StuckAt(value=1, bits=(3,))),
+    "error rate": FaultModel(elements=rh.faults.ErrorRate(rate=0.004)),
+    "error rate of the sign": FaultModel(
+        elements=rh.faults.ErrorRate(rate=0.1), effect=rh.faults.StuckAt(value=1, bits=(31,))
+    ),
+    "random word": FaultModel(effect=rh.faults.RandomWord()),
+    "random value": FaultModel(
+        elements=rh.faults.RandomElements(count=3), effect=rh.faults.RandomValue(low=-2.0, high=5.0)
+    ),
+    "zero": FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.SetValue()),
+    "sign": FaultModel(effect=rh.faults.Negate()),
+    "maximum": FaultModel(elements=rh.faults.RandomElements(count=2), effect=rh.faults.LayerMaximum()),
+    "half": FaultModel(format=rh.formats.FloatingPoint(exponent_bits=5, mantissa_bits=10)),
+    "fixed": FaultModel(
+        elements=rh.faults.RandomElements(count=2), format=rh.formats.FixedPoint(integer_bits=3, fraction_bits=4)
+    ),
+    "int8": FaultModel(format=rh.formats.AffineInteger(scale=tuple([0.125] * 4))),
+    "block": FaultModel(format=rh.formats.BlockFloat(block_size=8)),
+    "shared exponent": FaultModel(format=rh.formats.BlockFloat(block_size=7), shared=True),
+    "bias": FaultModel(format=rh.formats.AdaptivFloat(), shared=True, effect=rh.faults.Flip(bits=(0,))),
+    "scale": FaultModel(format=rh.formats.AffineInteger(), shared=True, effect=rh.faults.StuckAt(value=1, bits=(23,))),
 }
 
 
 def corrupted(model: FaultModel, rows: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Return whole rows after the fault, written by plain Python."""
-    around = model.surroundings(rows, draws) if model.needs_surroundings else None
-    after = model.corrupt(rows.gather(1, torch.from_numpy(draws.neurons).clamp(min=0)), draws, surroundings=around)
+    around = model.context(rows, draws) if model.needs_context else None
+    after = model.corrupt(rows.gather(1, torch.from_numpy(draws.neurons).clamp(min=0)), draws, context=around)
     result = rows.clone()
     for row, column in np.argwhere(draws.neurons >= 0):
         result[row, draws.neurons[row, column]] = after[row, column]
@@ -104,7 +112,7 @@ def test_a_trial_is_the_same_in_any_batch(kind: str) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_only_what_is_drawn_changes(kind: str, dtype: torch.dtype) -> None:
     model, width = MODELS[kind], torch.finfo(dtype).bits
-    if isinstance(model.effect, rh.Flip | rh.StuckAt) and model.effect.bits and width < 32:
+    if isinstance(model.effect, rh.faults.Flip | rh.faults.StuckAt) and model.effect.bits and width < 32:
         return
     rows = torch.randn(9, 52).to(dtype)
     rows[:, 3] = math.nan
@@ -114,12 +122,12 @@ def test_only_what_is_drawn_changes(kind: str, dtype: torch.dtype) -> None:
     changed = set(map(tuple, (words(after) != words(rows)).nonzero().tolist()))
     struck = {(row, n) for row, line in enumerate(draws.neurons.tolist()) for n in line if n >= 0}
     assert changed <= struck
-    if isinstance(model.effect, rh.Flip) and model.format is None:
+    if isinstance(model.effect, rh.faults.Flip) and model.format is None:
         assert changed == struck
 
 
 def test_sets_of_neurons_are_uniform() -> None:
-    draws = FaultModel(elements=rh.Drawn(count=3)).draw(3, "x", trials(40_000), neurons=7, bits=32)
+    draws = FaultModel(elements=rh.faults.RandomElements(count=3)).draw(3, "x", trials(40_000), neurons=7, bits=32)
     assert all(len(set(line)) == 3 for line in draws.neurons.tolist())
     counts = Counter(tuple(sorted(line)) for line in draws.neurons.tolist())
     sets = np.array([counts[chosen] for chosen in combinations(range(7), 3)])
@@ -128,7 +136,7 @@ def test_sets_of_neurons_are_uniform() -> None:
 
 
 def test_sets_of_bits_are_uniform() -> None:
-    draws = FaultModel(elements=rh.Drawn(count=2), effect=rh.Flip(count=2)).draw(
+    draws = FaultModel(elements=rh.faults.RandomElements(count=2), effect=rh.faults.Flip(count=2)).draw(
         3, "x", trials(20_000), neurons=9, bits=8
     )
     masks = draws.flip.reshape(-1)
@@ -141,21 +149,21 @@ def test_sets_of_bits_are_uniform() -> None:
 
 
 def test_bursts_are_runs_and_uniform() -> None:
-    draws = FaultModel(elements=rh.Drawn(count=3, adjacent=True), effect=rh.Flip(count=4, adjacent=True)).draw(
-        3, "x", trials(20_000), neurons=10, bits=16
-    )
+    draws = FaultModel(
+        elements=rh.faults.RandomElements(count=3, adjacent=True), effect=rh.faults.Flip(count=4, adjacent=True)
+    ).draw(3, "x", trials(20_000), neurons=10, bits=16)
     assert (np.diff(draws.neurons, axis=1) == 1).all()
     assert abs(chi_square(np.bincount(draws.neurons[:, 0], minlength=8))) < 4
     assert draws.neurons.max() == 9
     starts = Counter(draws.flip[:, 0].tolist())
     assert set(starts) == {0b1111 << start for start in range(13)}
     assert abs(chi_square(np.array(list(starts.values())))) < 4
-    everything = FaultModel(elements=rh.Drawn(count=10), effect=rh.Flip(count=16)).draw(
+    everything = FaultModel(elements=rh.faults.RandomElements(count=10), effect=rh.faults.Flip(count=16)).draw(
         0, "x", trials(3), neurons=10, bits=16
     )
     assert np.sort(everything.neurons, axis=1).tolist() == [list(range(10))] * 3
     assert (everything.flip == 0xFFFF).all()
-    whole = FaultModel(effect=rh.Flip(count=64, adjacent=True)).draw(0, "x", trials(2), neurons=4, bits=64)
+    whole = FaultModel(effect=rh.faults.Flip(count=64, adjacent=True)).draw(0, "x", trials(2), neurons=4, bits=64)
     assert (whole.flip == -1).all()
 
 
@@ -183,7 +191,7 @@ def test_errors_are_independent_and_of_the_right_rate(places: int, rate: float) 
 
 def test_a_rate_below_one_error_a_layer_is_not_rounded_away() -> None:
     """A layer of 1,000 words at 5e-6: 0.16 errors are expected, which others round to none."""
-    model = FaultModel(elements=rh.ErrorRate(rate=5e-6))
+    model = FaultModel(elements=rh.faults.ErrorRate(rate=5e-6))
     draws = model.draw(2, "conv", trials(50_000), neurons=1000, bits=32)
     errors = (draws.neurons >= 0).sum()
     assert abs(errors - 8000) < 4.5 * math.sqrt(8000)
@@ -193,7 +201,7 @@ def test_extreme_rates() -> None:
     assert draw_errors(0, "x", trials(3), places=50, rate=0.0).shape == (3, 0)
     assert draw_errors(0, "x", trials(2), places=50, rate=1.0).tolist() == [list(range(50))] * 2
     assert draw_errors(0, "x", trials(4), places=10**15, rate=1e-18).shape == (4, 0)
-    every = FaultModel(elements=rh.ErrorRate(rate=1.0)).draw(0, "x", trials(2), neurons=5, bits=32)
+    every = FaultModel(elements=rh.faults.ErrorRate(rate=1.0)).draw(0, "x", trials(2), neurons=5, bits=32)
     assert every.neurons.tolist() == [list(range(5))] * 2
     assert (every.flip == 0xFFFFFFFF).all()
 
@@ -207,7 +215,7 @@ def test_large_populations_are_drawn_in_pieces() -> None:
 
 
 def test_an_error_rate_gathers_the_bits_of_a_word() -> None:
-    model = FaultModel(elements=rh.ErrorRate(rate=0.3), effect=rh.Flip(bits=(1, 5, 31)))
+    model = FaultModel(elements=rh.faults.ErrorRate(rate=0.3), effect=rh.faults.Flip(bits=(1, 5, 31)))
     draws = model.draw(5, "fc", trials(4000), neurons=6, bits=32)
     assert all(len(set(line)) == len(line) for line in ([n for n in row if n >= 0] for row in draws.neurons.tolist()))
     struck = draws.neurons >= 0
@@ -220,8 +228,10 @@ def test_an_error_rate_gathers_the_bits_of_a_word() -> None:
 
 
 def test_permanent_faults_strike_the_same_place_in_every_trial() -> None:
-    for elements in (rh.Drawn(count=2, fixed=True), rh.ErrorRate(rate=0.05, fixed=True)):
-        draws = FaultModel(elements=elements, effect=rh.StuckAt(value=1)).draw(9, "fc", trials(30), neurons=40, bits=32)
+    for elements in (rh.faults.RandomElements(count=2, fixed=True), rh.faults.ErrorRate(rate=0.05, fixed=True)):
+        draws = FaultModel(elements=elements, effect=rh.faults.StuckAt(value=1)).draw(
+            9, "fc", trials(30), neurons=40, bits=32
+        )
         assert len({tuple(line) for line in draws.neurons.tolist()}) == 1
         assert len({tuple(line) for line in draws.flip.tolist()}) == 1
 
@@ -232,22 +242,22 @@ VALUES = [1.5, -0.0, 3.0, -2.0, math.inf, 0.25]
 @pytest.mark.parametrize(
     ("effect", "expected"),
     [
-        (rh.StuckAt(value=1, bits=(31,)), [-1.5, -0.0, -3.0, -2.0, -math.inf, -0.25]),
-        (rh.StuckAt(value=0, bits=(31,)), [1.5, 0.0, 3.0, 2.0, math.inf, 0.25]),
-        (rh.Flip(bits=31), [-1.5, 0.0, -3.0, 2.0, -math.inf, -0.25]),  # type: ignore[arg-type]
-        (rh.Flip(bits=(22, 23)), [2.0**-1, -(2.0**-126) * 1.5, 3.0 * 2 - 2.0 * 2 + 4 - 0.0, 0, 0, 0]),
-        (rh.SetValue(), [0.0] * 6),
-        (rh.SetValue(value=-7.25), [-7.25] * 6),
-        (rh.Negate(), [-1.5, 0.0, -3.0, 2.0, -math.inf, -0.25]),
-        (rh.LayerMaximum(), [math.inf] * 6),
+        (rh.faults.StuckAt(value=1, bits=(31,)), [-1.5, -0.0, -3.0, -2.0, -math.inf, -0.25]),
+        (rh.faults.StuckAt(value=0, bits=(31,)), [1.5, 0.0, 3.0, 2.0, math.inf, 0.25]),
+        (rh.faults.Flip(bits=31), [-1.5, 0.0, -3.0, 2.0, -math.inf, -0.25]),  # type: ignore[arg-type]
+        (rh.faults.Flip(bits=(22, 23)), [2.0**-1, -(2.0**-126) * 1.5, 3.0 * 2 - 2.0 * 2 + 4 - 0.0, 0, 0, 0]),
+        (rh.faults.SetValue(), [0.0] * 6),
+        (rh.faults.SetValue(value=-7.25), [-7.25] * 6),
+        (rh.faults.Negate(), [-1.5, 0.0, -3.0, 2.0, -math.inf, -0.25]),
+        (rh.faults.LayerMaximum(), [math.inf] * 6),
     ],
     ids=str,
 )
 def test_effects_by_hand(effect: Effect, expected: list[float]) -> None:
     rows = torch.tensor([VALUES])
-    model = FaultModel(elements=rh.Every(), effect=effect)
+    model = FaultModel(elements=rh.faults.AllElements(), effect=effect)
     found = corrupted(model, rows, model.draw(0, "x", trials(1), neurons=6, bits=32))[0]
-    if isinstance(effect, rh.Flip) and effect.bits == (22, 23):
+    if isinstance(effect, rh.faults.Flip) and effect.bits == (22, 23):
         assert bits_of(found) == [word ^ 0xC00000 for word in bits_of(rows)]
         return
     assert found.tolist() == expected
@@ -256,17 +266,17 @@ def test_effects_by_hand(effect: Effect, expected: list[float]) -> None:
 
 def test_the_maximum_is_that_of_the_own_sample_without_nan() -> None:
     rows = torch.tensor([[1.0, 5.0, math.nan, -9.0], [-1.0, -2.0, -3.0, -4.0]])
-    model = FaultModel(elements=rh.Drawn(count=4), effect=rh.LayerMaximum())
+    model = FaultModel(elements=rh.faults.RandomElements(count=4), effect=rh.faults.LayerMaximum())
     assert corrupted(model, rows, model.draw(0, "x", trials(2), neurons=4, bits=32)).tolist() == [[5.0] * 4, [-1.0] * 4]
 
 
 def test_random_values_and_words() -> None:
-    model = FaultModel(elements=rh.Every(), effect=rh.RandomValue(low=-2.0, high=6.0))
+    model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.RandomValue(low=-2.0, high=6.0))
     found = corrupted(model, torch.zeros(1000, 20), model.draw(0, "x", trials(1000), neurons=20, bits=32))
     assert found.min() >= -2
     assert found.max() < 6
     assert abs(chi_square(torch.histc(found, 16, -2, 6).long().numpy())) < 4
-    model = FaultModel(elements=rh.Every(), effect=rh.RandomWord())
+    model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.RandomWord())
     found = corrupted(model, torch.zeros(2000, 5), model.draw(0, "x", trials(2000), neurons=5, bits=32))
     ones = [sum(word >> bit & 1 for word in bits_of(found)) for bit in range(32)]
     assert all(abs(count - 5000) < 4.5 * 50 for count in ones)
@@ -277,7 +287,7 @@ def test_a_nan_that_is_not_struck_keeps_its_payload() -> None:
     draws = Draws.of_masks(
         np.array([[1, -1, -1]]), np.full((1, 3), ~np.uint64(0)), np.array([[1, 0, 0]], dtype=np.uint64)
     )
-    for form in (None, rh.FloatingPoint(exponent_bits=8, mantissa_bits=7)):
+    for form in (None, rh.formats.FloatingPoint(exponent_bits=8, mantissa_bits=7)):
         model = FaultModel(format=form)
         after = model.corrupt(rows[:, [1, 0, 2]], draws)
         assert bits_of(after)[1:] == [0x7F800001, 0x7FC01234]
@@ -285,20 +295,20 @@ def test_a_nan_that_is_not_struck_keeps_its_payload() -> None:
 
 def test_a_flip_through_a_format() -> None:
     """1.1 is 1.0 in a step of 1/4, whose lowest bit flips to 1.25."""
-    form = rh.FixedPoint(integer_bits=3, fraction_bits=2)
-    model = FaultModel(elements=rh.Every(), effect=rh.Flip(bits=(0,)), format=form)
+    form = rh.formats.FixedPoint(integer_bits=3, fraction_bits=2)
+    model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.Flip(bits=(0,)), format=form)
     rows = torch.tensor([[1.1, -2.0]])
     assert corrupted(model, rows, model.draw(0, "x", trials(1), neurons=2, bits=32)).tolist() == [[1.25, -1.75]]
-    model = FaultModel(elements=rh.Every(), effect=rh.SetValue(value=0.3), format=form)
+    model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.SetValue(value=0.3), format=form)
     assert corrupted(model, rows, model.draw(0, "x", trials(1), neurons=2, bits=32)).tolist() == [[0.25, 0.25]]
 
 
 def test_shared_words_are_struck_in_all_their_values() -> None:
     rows = torch.tensor([[1.0, 0.5, 8.0, 2.0, 0.25]])
-    form = rh.BlockFloat(exponent_bits=5, mantissa_bits=6, block_size=2)
+    form = rh.formats.BlockFloat(exponent_bits=5, mantissa_bits=6, block_size=2)
     seen = set()
     for seed in range(30):
-        model = FaultModel(effect=rh.Flip(bits=(0,)), format=form, shared=True)
+        model = FaultModel(effect=rh.faults.Flip(bits=(0,)), format=form, shared=True)
         draws = model.draw(seed, "x", trials(1), neurons=5, bits=32)
         found = corrupted(model, rows, draws)[0].tolist()
         # Stored exponents 15, 18 and 13: the lowest bit of an odd one falls to 0, of an even one rises to 1.
@@ -314,8 +324,8 @@ def test_shared_words_are_struck_in_all_their_values() -> None:
 
 
 def test_an_error_rate_over_shared_words() -> None:
-    form = rh.BlockFloat(exponent_bits=5, mantissa_bits=8, block_size=2)
-    model = FaultModel(elements=rh.ErrorRate(rate=0.05), format=form, shared=True)
+    form = rh.formats.BlockFloat(exponent_bits=5, mantissa_bits=8, block_size=2)
+    model = FaultModel(elements=rh.faults.ErrorRate(rate=0.05), format=form, shared=True)
     rows = torch.randn(300, 6)
     draws = model.draw(4, "x", trials(300), neurons=6, bits=32)
     struck = [sorted(n for n in line if n >= 0) for line in draws.neurons.tolist()]
@@ -326,18 +336,18 @@ def test_an_error_rate_over_shared_words() -> None:
 
 
 def test_draws_of_a_format_follow_its_width() -> None:
-    draws = FaultModel(format=rh.FixedPoint(integer_bits=2, fraction_bits=3)).draw(
+    draws = FaultModel(format=rh.formats.FixedPoint(integer_bits=2, fraction_bits=3)).draw(
         0, "x", trials(3000), neurons=10, bits=32
     )
     assert set(draws.bits.flatten().tolist()) == set(range(6))
-    draws = FaultModel(format=rh.AffineInteger(), shared=True).draw(0, "x", trials(3000), neurons=10, bits=16)
+    draws = FaultModel(format=rh.formats.AffineInteger(), shared=True).draw(0, "x", trials(3000), neurons=10, bits=16)
     assert draws.neurons.shape == (3000, 10)
     assert set(draws.bits.flatten().tolist()) == set(range(32))
 
 
 def test_the_range_detector() -> None:
     rows = torch.tensor([[0.75, 1.5, -0.5, 1.0]])
-    model = FaultModel(elements=rh.Every(), effect=rh.Flip(bits=(30,)))
+    model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.Flip(bits=(30,)))
     draws = model.draw(0, "x", trials(1), neurons=4, bits=32)
     assert model.corrupt(rows, draws, limit=2.0).tolist() == [[2.0, 2.0, -2.0, 2.0]]
     assert model.corrupt(rows, draws, limit=2.0, detector="zero").tolist() == [[0.0] * 4]
@@ -363,13 +373,13 @@ def test_float8_detectors(dtype: torch.dtype) -> None:
 
 def test_draws_of_another_dtype_are_refused() -> None:
     """As under autocast, when a campaign took the output for float32."""
-    draws = FaultModel(effect=rh.Flip(bits=(3, 20))).draw(0, "x", trials(1), neurons=1, bits=32)
+    draws = FaultModel(effect=rh.faults.Flip(bits=(3, 20))).draw(0, "x", trials(1), neurons=1, bits=32)
     with pytest.raises(FaultError, match="Bit 20 does not exist in a word of 16 bits"):
         FaultModel().corrupt(torch.ones(1, 1, dtype=torch.bfloat16), draws)
 
 
 def test_more_elements_than_a_trial_has_blocks() -> None:
-    model = FaultModel(elements=rh.Every(), effect=rh.RandomValue(low=0.0, high=1.0))
+    model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.RandomValue(low=0.0, high=1.0))
     shares = model.draw(0, "x", trials(2), neurons=150_000, bits=32).shares
     assert len(np.unique(shares)) == 300_000
     assert abs(chi_square(np.bincount((shares * 50).astype(np.int64).reshape(-1), minlength=50))) < 4
@@ -379,9 +389,9 @@ def test_more_elements_than_a_trial_has_blocks() -> None:
 
 def test_three_bits_against_plain_floyd() -> None:
     """The i-th neuron takes its first bit from block i, the others from the blocks behind."""
-    from resilient_heads.injection.sampling import _words
+    from resilient_heads.injection.random.sampling import _words
 
-    draws = FaultModel(elements=rh.Drawn(count=4), effect=rh.Flip(count=3)).draw(
+    draws = FaultModel(elements=rh.faults.RandomElements(count=4), effect=rh.faults.Flip(count=3)).draw(
         9, "x", trials(50), neurons=20, bits=16
     )
     for trial in range(50):
@@ -395,38 +405,56 @@ def test_three_bits_against_plain_floyd() -> None:
             assert draws.flip[trial, i] == sum(1 << bit for bit in chosen)
 
 
-HALF: NumberFormat = rh.FloatingPoint(exponent_bits=5, mantissa_bits=10)
+HALF: NumberFormat = rh.formats.FloatingPoint(exponent_bits=5, mantissa_bits=10)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: rh.Flip(bits=()), "at least one bit"),
-        (lambda: rh.Flip(bits=(3, 3)), "none twice"),
-        (lambda: rh.Flip(bits=(3,), count=2), "Give either bits"),
-        (lambda: rh.Flip(bits=(1.5,)), "bits must be a whole number"),  # type: ignore[arg-type]
-        (lambda: rh.Flip(count=0), "count must be a whole number of at least 1"),
-        (lambda: rh.StuckAt(value=2), "stuck at 0 or at 1"),  # type: ignore[arg-type]
-        (lambda: rh.RandomValue(low=1.0, high=1.0), "finite low < high"),
-        (lambda: rh.ErrorRate(rate=1.5), r"lies in \[0, 1\]"),
-        (lambda: rh.ErrorRate(rate=math.nan), r"lies in \[0, 1\]"),
-        (lambda: rh.At(indices=((1,), (1,))), "named twice"),
-        (lambda: FaultModel(elements=rh.ErrorRate(rate=0.1), effect=rh.SetValue()), "bit error rate needs"),
-        (lambda: FaultModel(elements=rh.ErrorRate(rate=0.1), effect=rh.Flip(count=2)), "bit error rate needs"),
+        (lambda: rh.faults.Flip(bits=()), "at least one bit"),
+        (lambda: rh.faults.Flip(bits=(3, 3)), "none twice"),
+        (lambda: rh.faults.Flip(bits=(3,), count=2), "Give either bits"),
+        (lambda: rh.faults.Flip(bits=(1.5,)), "bits must be a whole number"),  # type: ignore[arg-type]
+        (lambda: rh.faults.Flip(count=0), "count must be a whole number of at least 1"),
+        (lambda: rh.faults.StuckAt(value=2), "stuck at 0 or at 1"),  # type: ignore[arg-type]
+        (lambda: rh.faults.RandomValue(low=1.0, high=1.0), "finite low < high"),
+        (lambda: rh.faults.ErrorRate(rate=1.5), r"lies in \[0, 1\]"),
+        (lambda: rh.faults.ErrorRate(rate=math.nan), r"lies in \[0, 1\]"),
+        (lambda: rh.faults.IndexedElements(indices=((1,), (1,))), "named twice"),
+        (
+            lambda: FaultModel(elements=rh.faults.ErrorRate(rate=0.1), effect=rh.faults.SetValue()),
+            "bit error rate needs",
+        ),
+        (
+            lambda: FaultModel(elements=rh.faults.ErrorRate(rate=0.1), effect=rh.faults.Flip(count=2)),
+            "bit error rate needs",
+        ),
         (lambda: FaultModel(effect="flip"), "Expected an effect"),  # type: ignore[arg-type]
         (lambda: FaultModel(format="fp16"), "Expected a number format"),  # type: ignore[arg-type]
         (lambda: FaultModel(shared=True), "shared=True needs a format"),
         (lambda: FaultModel(format=HALF, shared=True), "shared=True needs a format"),
-        (lambda: FaultModel(format=rh.BlockFloat(), shared=True, effect=rh.SetValue()), "can be flipped, stuck"),
-        (lambda: FaultModel(effect=rh.Flip(bits=(32,))).draw(0, "x", trials(1), neurons=3, bits=32), "Bit 32 does not"),
-        (lambda: FaultModel(effect=rh.Flip(count=9)).draw(0, "x", trials(1), neurons=3, bits=8), "9 different bits"),
-        (lambda: FaultModel(elements=rh.Drawn(count=4)).draw(0, "x", trials(1), neurons=3, bits=8), "4 different el"),
+        (
+            lambda: FaultModel(format=rh.formats.BlockFloat(), shared=True, effect=rh.faults.SetValue()),
+            "can be flipped, stuck",
+        ),
+        (
+            lambda: FaultModel(effect=rh.faults.Flip(bits=(32,))).draw(0, "x", trials(1), neurons=3, bits=32),
+            "Bit 32 does not",
+        ),
+        (
+            lambda: FaultModel(effect=rh.faults.Flip(count=9)).draw(0, "x", trials(1), neurons=3, bits=8),
+            "9 different bits",
+        ),
+        (
+            lambda: FaultModel(elements=rh.faults.RandomElements(count=4)).draw(0, "x", trials(1), neurons=3, bits=8),
+            "4 different el",
+        ),
         (lambda: FaultModel().draw(-1, "x", trials(1), neurons=3, bits=8), "seed must lie"),
         (
-            lambda: FaultModel(effect=rh.LayerMaximum()).corrupt(
+            lambda: FaultModel(effect=rh.faults.LayerMaximum()).corrupt(
                 torch.ones(1, 1), FaultModel().draw(0, "x", trials(1), neurons=1, bits=8)
             ),
-            "needs surroundings=",
+            "needs context=",
         ),
     ],
 )

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection.bits import stored_words, words
-from resilient_heads.injection.injector import inject_batch, inject_trials
-from resilient_heads.injection.models import FaultModel
+from resilient_heads.injection.apply.inject import inject_batch, inject_trials
+from resilient_heads.injection.faults.fault_model import FaultModel
+from resilient_heads.injection.formats.bits import stored_words, words
 
 WEIGHT = rh.WeightBitFlip(layer="2", index=(1, 2), bit=30)
 OUTPUT = rh.BitFlip(layer="2", neuron=(1,), bit=30)
@@ -162,11 +162,11 @@ def test_distributed_tensors(mesh: object) -> None:
 
 KINDS = {
     "flip": FaultModel(),
-    "several": FaultModel(elements=rh.Drawn(count=4)),
-    "burst": FaultModel(elements=rh.Drawn(count=4, adjacent=True)),
-    "stuck": FaultModel(elements=rh.Every(), effect=rh.StuckAt(value=1, bits=(31,))),
-    "maximum": FaultModel(effect=rh.LayerMaximum()),
-    "block": FaultModel(format=rh.BlockFloat(block_size=4), shared=True),
+    "several": FaultModel(elements=rh.faults.RandomElements(count=4)),
+    "burst": FaultModel(elements=rh.faults.RandomElements(count=4, adjacent=True)),
+    "stuck": FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.StuckAt(value=1, bits=(31,))),
+    "maximum": FaultModel(effect=rh.faults.LayerMaximum()),
+    "block": FaultModel(format=rh.formats.BlockFloat(block_size=4), shared=True),
 }
 
 
@@ -191,10 +191,12 @@ def test_channels_last_is_struck_where_contiguous_is(kind: str) -> None:
         again = model(last)
     assert torch.equal(words(again), words(expected))
     assert again.stride() == last.stride()
-    with rh.inject(model, rh.Fault(layer="1", tensor=rh.Input(), elements=rh.At(indices=(1, 2, 3)))):
+    with rh.inject(
+        model, rh.Fault(layer="1", tensor=rh.faults.Input(), elements=rh.faults.IndexedElements(indices=(1, 2, 3)))
+    ):
         assert model(last).stride() == last.stride()
     conv = nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last)
-    stored = rh.Fault(layer="0", tensor=rh.Stored(), elements=chosen.elements, effect=chosen.effect)
+    stored = rh.Fault(layer="0", tensor=rh.faults.StoredTensor(), elements=chosen.elements, effect=chosen.effect)
     kept = words(conv[0].weight.data).clone()
     with rh.inject(conv, stored) as report:
         assert int((words(conv[0].weight.data) != kept).sum()) == report.struck - report.without_effect
@@ -209,13 +211,13 @@ def test_autocast_strikes_the_word_that_is_there() -> None:
     model, x = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 4)), torch.randn(3, 5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         golden = model(x)
-        with rh.inject(model, rh.Fault(layer="1", effect=rh.Flip(count=16))) as report:
+        with rh.inject(model, rh.Fault(layer="1", effect=rh.faults.Flip(count=16))) as report:
             found = model(x)
         assert found.dtype == torch.bfloat16
         assert (words(found) ^ words(golden)).count_nonzero() == report.struck == 3
         assert set((words(found) ^ words(golden)).flatten().tolist()) == {0, -1}
         with pytest.raises(FaultError, match="17 different bits were asked for, but a word has 16"):  # noqa: SIM117
-            with rh.inject(model, rh.Fault(layer="1", effect=rh.Flip(count=17))):
+            with rh.inject(model, rh.Fault(layer="1", effect=rh.faults.Flip(count=17))):
                 model(x)
 
 
@@ -246,7 +248,7 @@ def test_quantised_by_torchao() -> None:
         golden = model(x)
         kept = model[2].weight.qdata.clone()
         with pytest.raises(FaultError, match=r"Name one: weight\.qdata, weight\.scale"):  # noqa: SIM117
-            with rh.inject(model, rh.Fault(layer="2", tensor=rh.Stored())):
+            with rh.inject(model, rh.Fault(layer="2", tensor=rh.faults.StoredTensor())):
                 pytest.fail("the body must not run")
         flip = rh.WeightBitFlip(layer="2", index=(3, 5), bit=7, parameter="weight.qdata")
         with rh.inject(model, flip):
@@ -255,10 +257,14 @@ def test_quantised_by_torchao() -> None:
             assert change[3, 5].item() == -128
             found = model(x)
         assert (found != golden).any(dim=0).tolist() == [False, False, False, True]
-        rate = rh.Fault(layer="2", tensor=rh.Stored(name="weight.qdata"), elements=rh.ErrorRate(rate=0.1))
+        rate = rh.Fault(
+            layer="2", tensor=rh.faults.StoredTensor(name="weight.qdata"), elements=rh.faults.ErrorRate(rate=0.1)
+        )
         with rh.inject(model, rate) as report:
             assert int((model[2].weight.qdata != kept).sum()) == report.struck > 10
-        everything = rh.Fault(layer="*", tensor=rh.Stored(name=None), elements=rh.ErrorRate(rate=0.01))
+        everything = rh.Fault(
+            layer="*", tensor=rh.faults.StoredTensor(name=None), elements=rh.faults.ErrorRate(rate=0.01)
+        )
         with rh.inject(model, everything) as report:
             assert report.struck > 10
         assert torch.equal(model(x), golden)
@@ -290,13 +296,13 @@ def test_lazy_and_meta_parameters() -> None:
         lazy = nn.Sequential(nn.LazyLinear(3))
     with (
         pytest.raises(FaultError, match="has no size yet; run the model once"),
-        rh.inject(lazy, rh.Fault(layer="0", tensor=rh.Stored())),
+        rh.inject(lazy, rh.Fault(layer="0", tensor=rh.faults.StoredTensor())),
     ):
         pytest.fail("the body must not run")
     hollow = nn.Sequential(nn.Linear(3, 3, device="meta"))
     with (
         pytest.raises(FaultError, match="on the meta device"),
-        rh.inject(hollow, rh.Fault(layer="0", tensor=rh.Stored())),
+        rh.inject(hollow, rh.Fault(layer="0", tensor=rh.faults.StoredTensor())),
     ):
         pytest.fail("the body must not run")
 
@@ -306,7 +312,7 @@ def test_a_complex_or_boolean_tensor() -> None:
     model[0].register_buffer("mask", torch.ones(3, dtype=torch.bool))
     with (
         pytest.raises(FaultError, match=r"Cannot flip bits of torch\.bool"),
-        rh.inject(model, rh.Fault(layer="0", tensor=rh.Stored(name="mask"))),
+        rh.inject(model, rh.Fault(layer="0", tensor=rh.faults.StoredTensor(name="mask"))),
     ):
         pytest.fail("the body must not run")
 
@@ -316,11 +322,11 @@ def test_a_weight_that_is_computed_is_struck_where_it_is_stored() -> None:
     golden = model(x)
     with (
         pytest.raises(FaultError, match="'0' has no parameter 'weight'; it has: bias"),
-        rh.inject(model, rh.Fault(layer="0", tensor=rh.Stored())),
+        rh.inject(model, rh.Fault(layer="0", tensor=rh.faults.StoredTensor())),
     ):
         pytest.fail("the body must not run")
-    stored = rh.Stored(name="original1")
-    with rh.inject(model, rh.Fault(layer="0.parametrizations.weight", tensor=stored, effect=rh.Negate())):
+    stored = rh.faults.StoredTensor(name="original1")
+    with rh.inject(model, rh.Fault(layer="0.parametrizations.weight", tensor=stored, effect=rh.faults.Negate())):
         assert not torch.equal(model(x), golden)
     assert torch.equal(model(x), golden)
 
@@ -330,7 +336,9 @@ def test_a_weight_that_is_computed_is_struck_where_it_is_stored() -> None:
 
 def test_a_second_call_after_setting_a_value() -> None:
     model, x = mlp(), torch.randn(3, 5)
-    fault = rh.Fault(layer="2", elements=rh.At(indices=(1,)), effect=rh.SetValue(value=10_000.0))
+    fault = rh.Fault(
+        layer="2", elements=rh.faults.IndexedElements(indices=(1,)), effect=rh.faults.SetValue(value=10_000.0)
+    )
     with rh.inject(model, fault):
         assert [model(x)[:, 1].tolist() for _ in range(3)] == [[10_000.0] * 3] * 3
         assert model(x[:1])[:, 1].tolist() == [10_000.0]
@@ -339,12 +347,15 @@ def test_a_second_call_after_setting_a_value() -> None:
 def test_a_value_beyond_the_range() -> None:
     x = torch.ones(1, 5)
     half = mlp().half()
-    fault = rh.Fault(layer="2", elements=rh.At(indices=(1,)), effect=rh.SetValue(value=1e9))
+    fault = rh.Fault(layer="2", elements=rh.faults.IndexedElements(indices=(1,)), effect=rh.faults.SetValue(value=1e9))
     with rh.inject(half, fault):
         assert half(x.half())[0, 1].item() == float("inf")
     counter = nn.Sequential(nn.BatchNorm1d(2))
     stored = rh.Fault(
-        layer="0", tensor=rh.Stored(name="num_batches_tracked"), elements=rh.Every(), effect=rh.SetValue(value=0.5)
+        layer="0",
+        tensor=rh.faults.StoredTensor(name="num_batches_tracked"),
+        elements=rh.faults.AllElements(),
+        effect=rh.faults.SetValue(value=0.5),
     )
     with pytest.raises(FaultError, match=r"torch\.int64 has no value 0\.5"), rh.inject(counter, stored):
         pytest.fail("the body must not run")
@@ -353,7 +364,7 @@ def test_a_value_beyond_the_range() -> None:
 def test_bfloat16_models_take_every_kind_of_fault() -> None:
     model, x = mlp().bfloat16(), torch.randn(3, 5, dtype=torch.bfloat16)
     for chosen in KINDS.values():
-        if isinstance(chosen.effect, rh.StuckAt):
+        if isinstance(chosen.effect, rh.faults.StuckAt):
             continue
         fault = rh.Fault(
             layer="2", elements=chosen.elements, effect=chosen.effect, format=chosen.format, shared=chosen.shared
@@ -376,12 +387,12 @@ def test_a_layer_whose_batch_dimension_is_one() -> None:
 
     model, x = Bias(), torch.randn(5, 4)
     golden = model(x)
-    with rh.inject(model, rh.Fault(layer="table", tensor=rh.Output(batch_dim=None))) as report:
+    with rh.inject(model, rh.Fault(layer="table", tensor=rh.faults.Output(batch_dim=None))) as report:
         assert (model(x) != golden).any(dim=1).all()
     assert report.struck == 1
     with (
         pytest.raises(FaultError, match="Sample 3 does not exist in a batch of 1"),
-        rh.inject(model, rh.Fault(layer="table", tensor=rh.Output(sample=3))),
+        rh.inject(model, rh.Fault(layer="table", tensor=rh.faults.Output(sample=3))),
     ):
         model(x)
     with (
@@ -397,7 +408,7 @@ def test_weights_and_neurons_at_once_during_training() -> None:
     model, x = mlp().train(), torch.randn(6, 5)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = words(model[2].weight.data).clone()
-    with rh.inject(model, rh.Fault(layer="0", effect=rh.SetValue())):
+    with rh.inject(model, rh.Fault(layer="0", effect=rh.faults.SetValue())):
         model(x).sum().backward()
         optimizer.step()
     assert not torch.equal(words(model[2].weight.data), before)  # the step stays, only the fault is gone
@@ -407,7 +418,10 @@ def test_weights_and_neurons_at_once_during_training() -> None:
 def test_a_struck_value_has_no_gradient() -> None:
     model = nn.Sequential(nn.Identity(), nn.Identity())
     x = torch.ones(2, 3, requires_grad=True)
-    with rh.inject(model, rh.Fault(layer="0", elements=rh.At(indices=(1,)), effect=rh.SetValue(value=5.0))):
+    with rh.inject(
+        model,
+        rh.Fault(layer="0", elements=rh.faults.IndexedElements(indices=(1,)), effect=rh.faults.SetValue(value=5.0)),
+    ):
         model(x).sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [[1.0, 0.0, 1.0]] * 2

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from resilient_heads.injection.philox import philox4x32, uniform
+from resilient_heads.injection.random.philox import philox4x32, uniform
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 

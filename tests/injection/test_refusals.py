@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection.faults import BitFlip
-from resilient_heads.injection.injector import clamp_to_range, inject, inject_batch
-from resilient_heads.injection.sites import find_sites
+from resilient_heads.injection.apply.inject import clamp_to_range, inject, inject_batch
+from resilient_heads.injection.faults.fault import BitFlip
+from resilient_heads.injection.sites.find import find_sites
 
 
 class BySize(nn.Module):
@@ -35,7 +35,7 @@ class Total(nn.Module):
 def test_layers_that_depend_on_the_batch_are_skipped() -> None:
     sites = find_sites(BySize(), torch.randn(3, 4))
     assert [site.name for site in sites.reached] == ["always"]
-    assert sites.skipped == {
+    assert sites.uninjectable == {
         "even": "how often it runs depends on the size of the batch",
         "twice": "how often it runs depends on the size of the batch",
     }

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.sampling import draw_faults, draw_images
+from resilient_heads.injection.random.sampling import draw_faults, draw_images
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 SEED = st.integers(0, 2**64 - 1)

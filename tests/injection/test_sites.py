@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.sites import Site, find_sites
+from resilient_heads.injection.sites.find import Site, find_sites
 
 
 def hooks(model: nn.Module) -> int:
@@ -76,24 +76,24 @@ def test_sites_come_in_the_order_of_execution() -> None:
     assert [site.shape for site in sites.reached] == [(4, 4, 4), (2, 2, 2), (3,)]
     assert [site.neurons for site in sites.reached] == [64, 8, 3]
     assert {site.dtype for site in sites.reached} == {torch.float32}
-    assert {site.bits for site in sites.reached} == {32}
+    assert {site.word_bits for site in sites.reached} == {32}
     assert {site.group for site in sites.reached} == {None}
     assert all(site.is_layer for site in sites.reached)
-    assert sites.skipped == {}
+    assert sites.uninjectable == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_a_site_has_the_dtype_of_its_output(dtype: torch.dtype) -> None:
     (site,) = find_sites(nn.Sequential(nn.Linear(3, 2)).to(dtype), torch.ones(1, 3, dtype=dtype)).reached
     assert site.dtype == dtype
-    assert site.bits == torch.finfo(dtype).bits
+    assert site.word_bits == torch.finfo(dtype).bits
 
 
 def test_autocast_decides_the_dtype() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         (site,) = find_sites(nn.Sequential(nn.Linear(3, 2)), torch.ones(1, 3)).reached
     assert site.dtype == torch.bfloat16
-    assert site.bits == 16
+    assert site.word_bits == 16
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
@@ -117,8 +117,8 @@ def test_a_layer_without_a_site_is_skipped_with_a_reason(reason: str) -> None:
     model = TwoLinear(SKIPPED[reason])
     sites = find_sites(model, torch.randn(4, 4))
     assert [site.name for site in sites.reached] == ["first"]
-    assert list(sites.skipped) == ["second"]
-    assert reason in sites.skipped["second"]
+    assert list(sites.uninjectable) == ["second"]
+    assert reason in sites.uninjectable["second"]
     with pytest.raises(FaultError, match=f"No fault can be put into 'second': .*{reason}"):
         sites.named("second")
     assert hooks(model) == 0
@@ -138,12 +138,12 @@ def test_an_output_that_no_flip_can_strike(layer: nn.Module, reason: str) -> Non
     model.fault_sites = ("second",)  # type: ignore[assignment]
     sites = find_sites(model, torch.randn(4, 4))
     assert [site.name for site in sites.reached] == ["first"]
-    assert reason in sites.skipped["second"]
+    assert reason in sites.uninjectable["second"]
 
 
 def test_an_empty_output_is_no_site() -> None:
     model = TwoLinear(lambda self, x: (self.second(x[:, None, :][:, :0]), x)[1])
-    assert find_sites(model, torch.randn(4, 4)).skipped == {"second": "its output is empty"}
+    assert find_sites(model, torch.randn(4, 4)).uninjectable == {"second": "its output is empty"}
 
 
 FOLDED = {
@@ -166,7 +166,7 @@ def test_images_folded_into_rows(kind: str) -> None:
 def test_images_whose_rows_are_shuffled_are_no_site() -> None:
     order = torch.tensor([0, 3, 1, 2, 5, 4])
     model = TwoLinear(lambda self, x: (self.second(torch.cat([x, x])[order[order < 2 * len(x)]]), x)[1])
-    assert "which part of its output" in find_sites(model, torch.randn(4, 4)).skipped["second"]
+    assert "which part of its output" in find_sites(model, torch.randn(4, 4)).uninjectable["second"]
 
 
 def test_images_in_another_dimension() -> None:
@@ -183,7 +183,7 @@ def test_a_weight_that_is_used_without_running_its_module() -> None:
         ("first", "output", (4,)),
         ("second", "weight", (4,)),
     ]
-    assert sites.skipped == {}
+    assert sites.uninjectable == {}
 
 
 class Attention(nn.Module):
@@ -296,7 +296,7 @@ def test_the_model_is_left_as_it_was(training: bool) -> None:
 
 def test_sites_are_those_of_evaluation_mode() -> None:
     model = TwoLinear(lambda self, x: self.second(x) if self.training else x).train()
-    assert "never ran" in find_sites(model, torch.randn(2, 4)).skipped["second"]
+    assert "never ran" in find_sites(model, torch.randn(2, 4)).uninjectable["second"]
 
 
 def test_no_input() -> None:

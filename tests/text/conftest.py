@@ -9,7 +9,7 @@ from hub_server import HubServer
 from safetensors.torch import save_file
 
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
-from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.hub.client import HubSettings
 
 TINY = {
     "embed_dim": 32,

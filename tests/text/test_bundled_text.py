@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from resilient_heads.errors import DescriptionError
-from resilient_heads.text.bundled import load_bundled, load_descriptions
+from resilient_heads.text.prebuilt.bundled import load_bundled, load_descriptions
 
 SIZES = {"cifar10": (10, 5), "cifar100": (100, 5), "stl10": (10, 5), "food101": (101, 5), "imagenet1k": (1000, 3)}
 # WordNet's classes overlap: an ear is one of corn, a grille is a radiator's, and the words cannot be avoided.

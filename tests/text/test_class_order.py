@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from resilient_heads.text.bundled import load_bundled, load_descriptions
+from resilient_heads.text.prebuilt.bundled import load_bundled, load_descriptions
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 STL10 = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from resilient_heads.errors import DescriptionError, DuplicateClassWarning, EmbeddingError
-from resilient_heads.text.descriptions import ClassDescriptions, match_report
+from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions, match_report
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 
 CAT_DOG = (("cat", ("It purrs.", "It has whiskers.")), ("dog", ("It barks.",)))

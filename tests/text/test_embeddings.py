@@ -10,9 +10,9 @@ from torch import nn
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, ResilientHeadsError
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.text.bundled import load_descriptions
-from resilient_heads.text.descriptions import ClassDescriptions
+from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
 from resilient_heads.text.embeddings import ClassEmbeddings
+from resilient_heads.text.prebuilt.bundled import load_descriptions
 
 pytestmark = pytest.mark.filterwarnings("ignore::resilient_heads.errors.DuplicateClassWarning")
 WORDS = st.text(max_size=8)

@@ -10,7 +10,7 @@ from hub_server import HubServer
 from torch import nn
 
 from resilient_heads.cli import main
-from resilient_heads.text import openai_chat
+from resilient_heads.text.descriptions import openai_chat
 from resilient_heads.text.embeddings import ClassEmbeddings
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
 

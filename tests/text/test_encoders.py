@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LongTextWarning, MissingExtraError
-from resilient_heads.text.bundled import load_bundled, load_descriptions
 from resilient_heads.text.encoders.batching import Batching, encode_in_batches
 from resilient_heads.text.encoders.huggingface import TransformersEncoder
 from resilient_heads.text.encoders.named import encoder_id, named_encoder
@@ -21,7 +20,8 @@ from resilient_heads.text.encoders.pins import PINS
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.encoders.protocol import TextEncoder
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
-from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.prebuilt.bundled import load_bundled, load_descriptions
 
 SENTENCES = ["a photo of a cat", "a dog", "An airplane has a long tube-shaped fuselage and two broad wings.", "a dog"]
 LONG = "word " * 200

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
-from resilient_heads.text.answers import Answers, usable
-from resilient_heads.text.descriptions import ClassDescriptions
-from resilient_heads.text.generate import Asking, generate_descriptions
-from resilient_heads.text.questions import QUESTIONS
+from resilient_heads.text.descriptions.answers import Answers, usable
+from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
+from resilient_heads.text.descriptions.generate import Asking, generate_descriptions
+from resilient_heads.text.descriptions.questions import QUESTIONS
 
 FAST = Asking(concurrency=2, attempts=3, wait=0.01)
 
@@ -208,7 +208,7 @@ def chat(request: pytest.FixtureRequest) -> Iterator[ChatServer]:
 )
 def test_a_server_that_fails_stalls_and_talks_rubbish(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="needs the extra 'llm'")
-    from resilient_heads.text.openai_chat import OpenAIChat
+    from resilient_heads.text.descriptions.openai_chat import OpenAIChat
 
     monkeypatch.setenv("MY_KEY", "secret")
     address = f"http://127.0.0.1:{chat.server_address[1]}/v1"
@@ -234,7 +234,7 @@ def test_a_server_that_fails_stalls_and_talks_rubbish(chat: ChatServer, monkeypa
 )
 def test_an_answer_has_a_deadline(chat: ChatServer, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="needs the extra 'llm'")
-    from resilient_heads.text.openai_chat import OpenAIChat
+    from resilient_heads.text.descriptions.openai_chat import OpenAIChat
 
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     llm = OpenAIChat("m", base_url=f"http://127.0.0.1:{chat.server_address[1]}/v1", timeout=0.5)
@@ -249,7 +249,7 @@ def test_an_answer_has_a_deadline(chat: ChatServer, message: str, monkeypatch: p
 @pytest.mark.parametrize("chat", [[]], indirect=True)
 def test_concurrency_is_limited(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="needs the extra 'llm'")
-    from resilient_heads.text.openai_chat import OpenAIChat
+    from resilient_heads.text.descriptions.openai_chat import OpenAIChat
 
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     llm = OpenAIChat("m", base_url=f"http://127.0.0.1:{chat.server_address[1]}/v1")
@@ -260,7 +260,7 @@ def test_concurrency_is_limited(chat: ChatServer, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("chat", [["401"] * 9], indirect=True)
 def test_a_missing_or_refused_key_is_told(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="needs the extra 'llm'")
-    from resilient_heads.text.openai_chat import OpenAIChat
+    from resilient_heads.text.descriptions.openai_chat import OpenAIChat
 
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(LanguageModelError, match="OPENAI_API_KEY is not set"):
@@ -332,7 +332,7 @@ def test_a_refusal_that_passes_is_asked_again() -> None:
 
 INTERRUPTED = """
 import os, signal, sys, threading, time
-from resilient_heads.text.generate import Asking, generate_descriptions
+from resilient_heads.text.descriptions.generate import Asking, generate_descriptions
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in the background ignore it
 
@@ -361,7 +361,7 @@ def test_an_interrupt_does_not_wait_for_a_back_off(tmp_path: Path) -> None:
 
 STALLED = """
 import os, signal, sys, threading, time
-from resilient_heads.text.generate import Asking, generate_descriptions
+from resilient_heads.text.descriptions.generate import Asking, generate_descriptions
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs in the background ignore it
 
@@ -418,7 +418,7 @@ def test_answers_that_could_not_be_opened_can_be_tried_again(tmp_path: Path) -> 
 @pytest.mark.parametrize("choice", [{"retries": -1}, {"retries": "x"}, {"timeout": 0}, {"timeout": "1"}])
 def test_a_client_is_set_up_with_sense(choice: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="needs the extra 'llm'")
-    from resilient_heads.text.openai_chat import OpenAIChat
+    from resilient_heads.text.descriptions.openai_chat import OpenAIChat
 
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     with pytest.raises(LanguageModelError, match=f"{next(iter(choice))} must be"):
@@ -427,7 +427,7 @@ def test_a_client_is_set_up_with_sense(choice: dict[str, Any], monkeypatch: pyte
 
 HOLDING = """
 import sys, time
-from resilient_heads.text.generate import generate_descriptions
+from resilient_heads.text.descriptions.generate import generate_descriptions
 
 def llm(prompt):
     print("asked", flush=True)
@@ -493,7 +493,7 @@ def test_a_description_is_no_refusal(text: str) -> None:
 @pytest.mark.parametrize("chat", [["404"] * 9], indirect=True)
 def test_a_server_without_the_model_is_asked_once(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="needs the extra 'llm'")
-    from resilient_heads.text.openai_chat import OpenAIChat
+    from resilient_heads.text.descriptions.openai_chat import OpenAIChat
 
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     llm = OpenAIChat("m", base_url=f"http://127.0.0.1:{chat.server_address[1]}/v1")
@@ -505,7 +505,7 @@ def test_a_server_without_the_model_is_asked_once(chat: ChatServer, monkeypatch:
 @pytest.mark.parametrize("chat", [[]], indirect=True)
 def test_settings_that_a_server_rejects_can_be_left_out(chat: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai", reason="needs the extra 'llm'")
-    from resilient_heads.text.openai_chat import OpenAIChat
+    from resilient_heads.text.descriptions.openai_chat import OpenAIChat
 
     monkeypatch.setenv("OPENAI_API_KEY", "any")
     address = f"http://127.0.0.1:{chat.server_address[1]}/v1"

@@ -10,10 +10,10 @@ from torch import nn
 import resilient_heads as rh
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LanguageModelError, ModelError
 from resilient_heads.heads.pretrained import push_to_hub
-from resilient_heads.text.generate import generate_descriptions
-from resilient_heads.text.hub import HubSettings, check_reachable
-from resilient_heads.text.openai_chat import OpenAIChat
-from resilient_heads.text.publish import publish, write_folder
+from resilient_heads.text.descriptions.generate import generate_descriptions
+from resilient_heads.text.descriptions.openai_chat import OpenAIChat
+from resilient_heads.text.hub.client import HubSettings, check_reachable
+from resilient_heads.text.prebuilt.publish import publish, write_folder
 
 
 def answer(prompt: str) -> str:
@@ -83,7 +83,7 @@ def test_a_folder_of_somebody_else_is_not_published_into(tmp_path: Path, name: s
 
 
 def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resilient_heads.text.hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("resilient_heads.text.hub.client.constants.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     hub = HubSettings(endpoint="http://127.0.0.1:9", token="none")
     folder = write_folder({"two": rh.ClassEmbeddings(torch.eye(2), ("a", "b"))}, tmp_path / "out")

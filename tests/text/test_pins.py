@@ -12,7 +12,7 @@ from torch import nn
 
 import resilient_heads as rh
 from resilient_heads.errors import EmbeddingError
-from resilient_heads.heads.wrap import wrap_model
+from resilient_heads.heads.swap.wrap import wrap_model
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders import named, openclip_source, sentence
 from resilient_heads.text.encoders.batching import usable_device
@@ -21,7 +21,7 @@ from resilient_heads.text.encoders.named import encoder_of, named_encoder
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
 from resilient_heads.text.encoders.pins import MINILM_SHA256, PINS, Pin
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
-from resilient_heads.text.hub import HubSettings
+from resilient_heads.text.hub.client import HubSettings
 
 SAID = rh.ClassDescriptions.match(["cat", "dog"], {"cat": ["It purrs."], "dog": ["It barks."]})
 

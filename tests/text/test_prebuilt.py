@@ -13,12 +13,12 @@ import torch
 from hub_server import HubServer
 
 from resilient_heads.errors import EmbeddingError, HubError
-from resilient_heads.text.bundled import bundled_names, load_bundled
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
-from resilient_heads.text.hub import HubSettings
-from resilient_heads.text.manifest import HubEntry, Manifest
-from resilient_heads.text.prebuilt import load_embeddings
-from resilient_heads.text.publish import publish, verify_folder, write_folder
+from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.prebuilt.bundled import bundled_names, load_bundled
+from resilient_heads.text.prebuilt.load import load_embeddings
+from resilient_heads.text.prebuilt.manifest import HubEntry, Manifest
+from resilient_heads.text.prebuilt.publish import publish, verify_folder, write_folder
 
 CLIP = "ViT-B-16/openai"
 
@@ -60,7 +60,7 @@ def _no_descriptions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*arguments: object) -> None:
         raise EmbeddingError(f"nothing to build from: {arguments[-1]}")
 
-    monkeypatch.setattr("resilient_heads.text.prebuilt._built_here", refuse)
+    monkeypatch.setattr("resilient_heads.text.prebuilt.load._built_here", refuse)
 
 
 def test_download_then_cache(server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,15 +9,15 @@ from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 
 from resilient_heads.errors import EmbeddingError
-from resilient_heads.text.bundled import load_bundled, load_descriptions
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
 from resilient_heads.text.encoders.pins import PINS
+from resilient_heads.text.encoders.pooling import embed_classes
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
-from resilient_heads.text.hub import HubSettings
-from resilient_heads.text.manifest import Manifest
-from resilient_heads.text.pooling import embed_classes
-from resilient_heads.text.prebuilt import _build_path, load_embeddings
+from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.prebuilt.bundled import load_bundled, load_descriptions
+from resilient_heads.text.prebuilt.load import _build_path, load_embeddings
+from resilient_heads.text.prebuilt.manifest import Manifest
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ class Taken:
         self.log = log
 
     def __call__(self) -> str:
-        said = [own.message for own in self.log.records if own.name == "resilient_heads.text.prebuilt"]
+        said = [own.message for own in self.log.records if own.name == "resilient_heads.text.prebuilt.load"]
         self.log.clear()
         (found,) = {how for how in ("built here with", "built here before") for own in said if how in own}
         return found
@@ -150,7 +150,7 @@ def test_a_manifest_that_trusts_other_bytes_is_heeded() -> None:
 
 
 def test_failures_of_the_hub_are_told_where_nothing_can_be_built(settings: HubSettings) -> None:
-    from resilient_heads.text.manifest import HubEntry
+    from resilient_heads.text.prebuilt.manifest import HubEntry
 
     entry = HubEntry(
         name="pets", encoder="ViT-B-16/openai", repo="o/n", revision="0" * 40, file="p.safetensors", sha256="0" * 64

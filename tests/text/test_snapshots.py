@@ -9,8 +9,8 @@ import pytest
 from hub_server import HubServer
 
 from resilient_heads.errors import HubError
-from resilient_heads.text.hub import HubSettings, check_reachable
-from resilient_heads.text.snapshots import fetch_snapshot, newest_commit
+from resilient_heads.text.hub.client import HubSettings, check_reachable
+from resilient_heads.text.hub.snapshots import fetch_snapshot, newest_commit
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "other.safetensors": b"more weights", "README.md": b"x"}
 

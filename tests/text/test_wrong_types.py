@@ -8,12 +8,12 @@ import torch
 
 import resilient_heads as rh
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, ModelError
-from resilient_heads.text.descriptions import match_report
+from resilient_heads.text.descriptions.class_descriptions import match_report
 from resilient_heads.text.embeddings import Provenance
-from resilient_heads.text.hub import HubSettings
-from resilient_heads.text.publish import publish, write_folder
+from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.prebuilt.publish import publish, write_folder
 
-TABLE = rh.PrecomputedEncoder({"It barks.": torch.tensor([1.0, 0.0])}, id="table")
+TABLE = rh.encoders.PrecomputedEncoder({"It barks.": torch.tensor([1.0, 0.0])}, id="table")
 
 
 class Lists:
@@ -38,7 +38,11 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         EmbeddingError,
         "gave a list",
     ),
-    "lists in a table": (lambda _: rh.PrecomputedEncoder({"a": [1, 2]}, id="t"), EmbeddingError, "found a list"),
+    "lists in a table": (
+        lambda _: rh.encoders.PrecomputedEncoder({"a": [1, 2]}, id="t"),
+        EmbeddingError,
+        "found a list",
+    ),
     "a list of names": (lambda _: rh.load_embeddings(["a"]), EmbeddingError, r"No embeddings are named \['a'\]; avail"),
     "no encoder's name": (
         lambda _: rh.load_embeddings("cifar10", encoder=None),
@@ -46,7 +50,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "named by a string, such as 'clip-vit-b-16', found None",
     ),
     "no model": (
-        lambda _: rh.OpenClipEncoder(None),
+        lambda _: rh.encoders.OpenClipEncoder(None),
         EmbeddingError,
         "open_clip model is named by a string, .* found None",
     ),
@@ -68,8 +72,8 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
             (lambda _: rh.ClassDescriptions.load(["a"]), DescriptionError, ["a"]),
             (lambda _: rh.ClassEmbeddings.load("a\0b"), EmbeddingError, "a\0b"),
             (lambda _: rh.ClassDescriptions.load("half \ud800"), DescriptionError, "half \ud800"),
-            (lambda _: rh.TransformersEncoder(3), EmbeddingError, 3),
-            (lambda _: rh.SentenceTransformerEncoder(b"x"), EmbeddingError, b"x"),
+            (lambda _: rh.encoders.TransformersEncoder(3), EmbeddingError, 3),
+            (lambda _: rh.encoders.SentenceTransformerEncoder(b"x"), EmbeddingError, b"x"),
             (lambda _: rh.from_pretrained({}), ModelError, {}),
             (lambda _: publish(0.5, "owner/name"), EmbeddingError, 0.5),
             (lambda _: rh.generate_descriptions(["a"], str, answers=()), DescriptionError, ()),
@@ -100,7 +104,11 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         EmbeddingError,
         "encoder must have id, revision",
     ),
-    "a table that is a list": (lambda _: rh.PrecomputedEncoder(["a"], id="t"), EmbeddingError, "maps sentences to"),
+    "a table that is a list": (
+        lambda _: rh.encoders.PrecomputedEncoder(["a"], id="t"),
+        EmbeddingError,
+        "maps sentences to",
+    ),
     "text for a file's content": (lambda _: rh.ClassDescriptions.from_bytes("{}"), DescriptionError, "given as bytes"),
     "provenance that is text": (
         lambda _: rh.ClassDescriptions(("a",), (("b",),), "me"),

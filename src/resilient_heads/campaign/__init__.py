@@ -1,1 +1,1 @@
-"""Many faults: golden runs, trials, outcomes, results, comparison."""
+"""Many faults: plan them, run them, judge them, sum them up."""

@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resilient_heads.campaign.config import PROTOCOLS
+from resilient_heads.campaign.result.config import PROTOCOLS
 from resilient_heads.commands.model_and_data import add_options, load_images, load_model
 from resilient_heads.errors import DataError
 
 if TYPE_CHECKING:
-    from resilient_heads.campaign.design import Stratified
-    from resilient_heads.campaign.stopping import Until
+    from resilient_heads.campaign.design.designs import StratifiedDesign
+    from resilient_heads.campaign.figures.stopping import StoppingRule
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -49,8 +49,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run one process's share of the campaign and print the layers, or what is left to do."""
-    from resilient_heads.campaign.runner import run_campaign  # torch takes seconds: --help must not wait for it
-    from resilient_heads.campaign.shards import Shard
+    from resilient_heads.campaign.result.shards import Shard
+    from resilient_heads.campaign.run.runner import run_campaign  # torch takes seconds: --help must not wait for it
     from resilient_heads.report.tables import layer_table
 
     shard = Shard.from_environment()
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         model,
         data,
         protocol=arguments.protocol,
-        injections_per_layer=arguments.injections,
+        trials_per_site=arguments.injections,
         design=design,
         until=until,
         seed=arguments.seed,
@@ -88,9 +88,9 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _until(text: str | None) -> "Until | None":
+def _until(text: str | None) -> "StoppingRule | None":
     """Return the stopping rule that ``sdc:0.001`` or ``sdc:10%`` names."""
-    from resilient_heads.campaign.stopping import Until
+    from resilient_heads.campaign.figures.stopping import StoppingRule
 
     if text is None:
         return None
@@ -100,13 +100,13 @@ def _until(text: str | None) -> "Until | None":
         half = float(width.removesuffix("%")) / (100 if relative else 1)
     except ValueError:
         raise DataError(f"--until takes METRIC:HALF, such as sdc:0.001 or sdc:10%; found {text!r}.") from None
-    return Until(metric=metric, half_width=half, relative=relative)
+    return StoppingRule(metric=metric, half_width=half, relative=relative)
 
 
-def _design(arguments: argparse.Namespace) -> "Stratified | None":
+def _design(arguments: argparse.Namespace) -> "StratifiedDesign | None":
     """Return the design that a pilot gives, if there is one."""
-    from resilient_heads.campaign.pilot import neyman
-    from resilient_heads.campaign.results import CampaignResult
+    from resilient_heads.campaign.analysis.pilot import neyman_design
+    from resilient_heads.campaign.result.results import CampaignResult
 
     if (arguments.pilot is None) != (arguments.trials is None):
         raise DataError("--pilot and --trials go together: the pilot says where, --trials how many.")
@@ -114,4 +114,4 @@ def _design(arguments: argparse.Namespace) -> "Stratified | None":
         return None
     if not arguments.pilot.exists():
         raise DataError(f"There is no pilot at {arguments.pilot}.")
-    return neyman(CampaignResult.load(arguments.pilot), trials=arguments.trials)
+    return neyman_design(CampaignResult.load(arguments.pilot), trials=arguments.trials)

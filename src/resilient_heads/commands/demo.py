@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from resilient_heads.campaign.config import PROTOCOLS
+from resilient_heads.campaign.result.config import PROTOCOLS
 from resilient_heads.errors import DataError
 
 

@@ -28,10 +28,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Embed and write, then say what was written."""
-    from resilient_heads.text.descriptions import ClassDescriptions  # torch takes seconds: --help must not wait for it
+    from resilient_heads.text.descriptions.class_descriptions import (
+        ClassDescriptions,  # torch takes seconds: --help must not wait for it
+    )
+    from resilient_heads.text.descriptions.questions import TEMPLATE
     from resilient_heads.text.encoders.named import named_encoder
-    from resilient_heads.text.pooling import embed_classes
-    from resilient_heads.text.questions import TEMPLATE
+    from resilient_heads.text.encoders.pooling import embed_classes
 
     names = _names(arguments.classes) if arguments.classes is not None else None
     if arguments.descriptions is not None:

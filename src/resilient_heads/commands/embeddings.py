@@ -37,7 +37,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run_list(arguments: argparse.Namespace) -> None:
     """Print what the wheel bundles and what its manifest pins on the Hub."""
-    from resilient_heads.text.manifest import Manifest
+    from resilient_heads.text.prebuilt.manifest import Manifest
 
     manifest = Manifest.of_wheel()
     for name in sorted(manifest.bundled):
@@ -50,8 +50,8 @@ def run_list(arguments: argparse.Namespace) -> None:
 
 def run_show(arguments: argparse.Namespace) -> None:
     """Print names, sizes and provenance."""
-    from resilient_heads.text.bundled import bundled_names, load_bundled
     from resilient_heads.text.embeddings import ClassEmbeddings
+    from resilient_heads.text.prebuilt.bundled import bundled_names, load_bundled
 
     bundled = arguments.source in bundled_names() and not Path(arguments.source).exists()
     if not bundled and not Path(arguments.source).exists():
@@ -68,9 +68,9 @@ def run_show(arguments: argparse.Namespace) -> None:
 
 def run_verify(arguments: argparse.Namespace) -> None:
     """Check digests; the first that is wrong ends the command with exit code 1."""
-    from resilient_heads.text.bundled import bundled_names, load_bundled
     from resilient_heads.text.embeddings import ClassEmbeddings
-    from resilient_heads.text.publish import verify_folder
+    from resilient_heads.text.prebuilt.bundled import bundled_names, load_bundled
+    from resilient_heads.text.prebuilt.publish import verify_folder
 
     if arguments.source is None:
         if arguments.sha256 is not None:
@@ -96,7 +96,7 @@ def run_publish(arguments: argparse.Namespace) -> None:
     import torch
 
     from resilient_heads.text.embeddings import ClassEmbeddings
-    from resilient_heads.text.publish import publish, write_folder
+    from resilient_heads.text.prebuilt.publish import publish, write_folder
 
     embeddings = {path.stem: ClassEmbeddings.load(path) for path in arguments.files}
     if len(embeddings) < len(arguments.files):

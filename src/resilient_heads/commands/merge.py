@@ -14,7 +14,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Merge and say where the result is."""
-    from resilient_heads.campaign.merge import merge_campaign  # torch takes seconds: --help must not wait for it
+    from resilient_heads.campaign.run.merge import merge_campaign  # torch takes seconds: --help must not wait for it
 
     result = merge_campaign(arguments.folder, *arguments.others)
     print(

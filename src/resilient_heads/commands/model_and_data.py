@@ -64,7 +64,7 @@ def load_images(path: Path, preprocessing: "Preprocessing", arguments: argparse.
 
 def _wrap(model: "nn.Module", embeddings: str) -> None:
     """Give a model a head from embeddings in a file or of a name."""
-    from resilient_heads.heads.wrap import wrap_model
+    from resilient_heads.heads.swap.wrap import wrap_model
     from resilient_heads.text.embeddings import ClassEmbeddings
 
     wrap_model(model, embeddings=ClassEmbeddings.load(embeddings) if Path(embeddings).is_file() else embeddings)

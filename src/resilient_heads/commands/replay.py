@@ -18,7 +18,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Repeat the trial and print what it did."""
-    from resilient_heads.campaign.replay import replay  # torch takes seconds: --help must not wait for it
+    from resilient_heads.campaign.run.replay import replay  # torch takes seconds: --help must not wait for it
 
     model, preprocessing = load_model(arguments)
     data = load_images(arguments.data, preprocessing, arguments)

@@ -13,7 +13,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what was run, and the table of layers."""
-    from resilient_heads.campaign.results import CampaignResult  # torch takes seconds: --help must not wait for it
+    from resilient_heads.campaign.result.results import (
+        CampaignResult,  # torch takes seconds: --help must not wait for it
+    )
     from resilient_heads.report.tables import layer_table
 
     result = CampaignResult.load(arguments.source)

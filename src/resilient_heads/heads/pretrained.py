@@ -16,12 +16,12 @@ from torch import nn
 
 from resilient_heads.errors import EmbeddingError, HubError, ModelError, ResilientHeadsError
 from resilient_heads.files import as_path, file_sha256, write_atomic
-from resilient_heads.heads.locate import find_heads
+from resilient_heads.heads.find.locate import find_heads
 from resilient_heads.heads.protection.options import Protection
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub import HubSettings, check_reachable, check_repo, explaining, settings_from
-from resilient_heads.text.snapshots import fetch_snapshot
+from resilient_heads.text.hub.client import HubSettings, check_reachable, check_repo, explaining, settings_from
+from resilient_heads.text.hub.snapshots import fetch_snapshot
 
 _CONFIG, _WEIGHTS, _TEXT, _CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
 _FORMAT = "resilient_heads.head/1"
@@ -347,6 +347,6 @@ def _table(summary: Any) -> str:
         "|---|---|---|",
     ]
     for name, scope in summary.scopes.items():
-        sdc, due = scope.exposed.sdc, scope.exposed.due
+        sdc, due = scope.bit_weighted.sdc, scope.bit_weighted.due
         lines.append(f"| {name} | {sdc.value:.4%} ({sdc.low:.4%} to {sdc.high:.4%}) | {due.value:.4%} |")
     return "\n".join(lines)

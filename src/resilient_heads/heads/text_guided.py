@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from resilient_heads.errors import EmbeddingError, ModelError
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
-from resilient_heads.heads.holders import like, require_plain_tensor
-from resilient_heads.heads.protection.guard import SMALLEST_NORM, Plan, Product
-from resilient_heads.heads.protection.heads import Protectable, protected
+from resilient_heads.heads.protection.guard import SMALLEST_NORM, HeadGraph, Product
+from resilient_heads.heads.protection.layers import Protectable, protected
 from resilient_heads.heads.protection.options import Protection
-from resilient_heads.text.descriptions import ClassDescriptions, Descriptions
+from resilient_heads.heads.wrappers import like, require_plain_tensor
+from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions, Descriptions
+from resilient_heads.text.descriptions.questions import TEMPLATE
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
+from resilient_heads.text.encoders.pooling import embed_classes
 from resilient_heads.text.encoders.protocol import TextEncoder
-from resilient_heads.text.pooling import embed_classes
-from resilient_heads.text.questions import TEMPLATE
 
 Initialisation = Literal["descriptions", "template", "random"]
 _DEFAULT_DIM = 512  # of the default encoder, whose weights a random start need not fetch
@@ -200,10 +200,10 @@ class TextGuidedHead(Protectable):
         """Whether the head works on feature maps."""
         return isinstance(self.projection, nn.Conv2d)
 
-    def plan(self) -> Plan:
+    def plan(self) -> HeadGraph:
         """Return what the head computes."""
         products = (Product("latent", self.latent), Product("projection", self.projection))
-        return Plan(products, self.logit_scale)
+        return HeadGraph(products, self.logit_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
@@ -306,9 +306,9 @@ class FusedCosineHead(Protectable):
         """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
         return ("layer", "") if self.guard is None else self.guarded_sites()
 
-    def plan(self) -> Plan:
+    def plan(self) -> HeadGraph:
         """Return what the head computes."""
-        return Plan((Product("layer", self.layer),), self.logit_scale, self.num_classes)
+        return HeadGraph((Product("layer", self.layer),), self.logit_scale, self.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, ``(..., C)``."""

@@ -1,1 +1,1 @@
-"""One fault: formats, bits, sites, and the hooks that flip them. Knows nothing of text."""
+"""One fault: what it is, where it goes, how it is written and verified."""

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
-from resilient_heads.inputs.told import told
+from resilient_heads.inputs.error_context import explained
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -27,7 +27,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
-    with told(ModelError, f"{path} cannot be read as weights"):
+    with explained(ModelError, f"{path} cannot be read as weights"):
         content = (
             load_file(path)
             if path.suffix == ".safetensors"
@@ -39,7 +39,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
     if missing or unexpected:
         parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has {_some(unexpected)} too many"] * bool(unexpected)
         raise ModelError(f"{path} does not fit {type(model).__name__}: it {' and '.join(parts)}.")
-    with told(ModelError, f"{path} does not fit {type(model).__name__}"):
+    with explained(ModelError, f"{path} does not fit {type(model).__name__}"):
         wrong = [name for name, tensor in state.items() if _shape(tensor) != _shape(expected[name])]
         if wrong:
             raise ModelError(

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from resilient_heads.errors import DataError
 from resilient_heads.extras import require
+from resilient_heads.inputs.error_context import explained
 from resilient_heads.inputs.preprocessing import Preprocessing
-from resilient_heads.inputs.told import told
 
 
 def read_images(path: Path, preprocessing: Preprocessing, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
@@ -46,12 +46,12 @@ def _read_folder(path: Path, preprocessing: Preprocessing, limit: int | None) ->
             "The model does not say how it wants pictures; pass --resize, --crop, --mean and --std, as far as it "
             "needs them."
         )
-    with told(DataError, f"{path} is no folder with a subfolder of images for each class"):
+    with explained(DataError, f"{path} is no folder with a subfolder of images for each class"):
         found = datasets.ImageFolder(path, transform=preprocessing.picture)
     chosen = _spread(len(found), limit)
     images, labels = [], []
     for index in chosen:
-        with told(DataError, f"{found.samples[index][0]} cannot be used"):
+        with explained(DataError, f"{found.samples[index][0]} cannot be used"):
             image, label = found[index]
         images.append(image)
         labels.append(label)
@@ -63,7 +63,7 @@ def _read_folder(path: Path, preprocessing: Preprocessing, limit: int | None) ->
 def _read_arrays(path: Path, preprocessing: Preprocessing, limit: int | None) -> tuple[Tensor, Tensor]:
     """Read an .npz file, without running what it may hold."""
     expected = f"{path} is no .npz file with arrays 'images' and 'labels'"
-    with told(DataError, expected), np.load(path, allow_pickle=False) as content:
+    with explained(DataError, expected), np.load(path, allow_pickle=False) as content:
         images, labels = content["images"], content["labels"]
     if images.ndim != 4 or labels.shape != images.shape[:1] or images.dtype not in (np.float32, np.uint8):
         raise DataError(

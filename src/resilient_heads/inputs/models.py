@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
 from resilient_heads.extras import require
+from resilient_heads.inputs.error_context import explained
 from resilient_heads.inputs.preprocessing import Preprocessing
-from resilient_heads.inputs.told import told
 
 EXPECTED = "torchvision:NAME, timm:NAME, hf:FOLDER, or file.py:factory"
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
@@ -68,7 +68,7 @@ def named_model(name: str, *, pretrained: bool, classes: int | None = None) -> N
 def _torchvision(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
     """Make one of torchvision's; its pickled weights are read with ``weights_only``."""
     models = require("torchvision.models", extra="vision", purpose="models of torchvision")
-    with told(ModelError, f"torchvision has no classifier {name!r} that can be made"):
+    with explained(ModelError, f"torchvision has no classifier {name!r} that can be made"):
         kinds = list(models.get_model_weights(name))
         options: dict[str, object] = {} if classes is None else {"num_classes": classes}
         if name in _TRANSFORMS_INPUT:
@@ -78,7 +78,7 @@ def _torchvision(name: str, *, pretrained: bool, classes: int | None) -> NamedMo
         if not kinds:
             raise ModelError(f"torchvision has no weights of {name}; pass --checkpoint.")
         weights = models.get_model_weights(name).DEFAULT
-        with told(ModelError, f"The weights of torchvision's {name} cannot be had; pass --checkpoint"):
+        with explained(ModelError, f"The weights of torchvision's {name} cannot be had; pass --checkpoint"):
             model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     if not kinds:
         return NamedModel(model=model, preprocessing=Preprocessing())
@@ -92,7 +92,9 @@ def _timm(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
     timm = require("timm", extra="timm", purpose="models of timm")
     data = require("timm.data", extra="timm", purpose="models of timm")
     options = {} if classes is None else {"num_classes": classes}
-    with told(ModelError, f"timm cannot make {name!r}{' with its weights; pass --checkpoint' if pretrained else ''}"):
+    with explained(
+        ModelError, f"timm cannot make {name!r}{' with its weights; pass --checkpoint' if pretrained else ''}"
+    ):
         model = timm.create_model(name, pretrained=pretrained, **options)
         config = data.resolve_model_data_config(model)
         picture = data.create_transform(**config, is_training=False)
@@ -106,7 +108,7 @@ def _transformers(name: str) -> NamedModel:
     """Load a classifier of transformers and, where it has one, its image processor."""
     transformers = require("transformers", extra="hf", purpose="models of transformers")
     local = os.path.isdir(name)
-    with told(ModelError, f"transformers cannot load an image classifier from {name!r}"):
+    with explained(ModelError, f"transformers cannot load an image classifier from {name!r}"):
         model = transformers.AutoModelForImageClassification.from_pretrained(name, local_files_only=local)
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, local_files_only=local)
@@ -131,12 +133,12 @@ def _made_by(path: Path, factory: str) -> nn.Module:
     module = importlib.util.module_from_spec(specification)
     sys.path.insert(0, str(path.resolve().parent))  # for what stands beside it
     try:
-        with told(ModelError, f"{path} cannot be run"):
+        with explained(ModelError, f"{path} cannot be run"):
             specification.loader.exec_module(module)
         make = getattr(module, factory, None)
         if not callable(make):
             raise ModelError(f"{path} has no function {factory!r}.")
-        with told(ModelError, f"{factory}() in {path} failed"):
+        with explained(ModelError, f"{factory}() in {path} failed"):
             model = make()
     finally:
         sys.path.remove(str(path.resolve().parent))

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resilient_heads.campaign.results import CampaignResult
-from resilient_heads.campaign.trials import RATES
+from resilient_heads.campaign.result.results import CampaignResult
+from resilient_heads.campaign.trials.columns import RATES
 from resilient_heads.errors import ResultError
 from resilient_heads.extras import require
 

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 
-from resilient_heads.campaign.compare import Comparison, Improvement
-from resilient_heads.campaign.results import CampaignResult
-from resilient_heads.campaign.summary import SCOPES
+from resilient_heads.campaign.analysis.compare import Comparison, Improvement
+from resilient_heads.campaign.figures.summary import SCOPES
+from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.errors import ResultError
-from resilient_heads.metrics.intervals import Estimate
+from resilient_heads.statistics.intervals import Estimate
 
 _METRICS = {"delta_loss": "delta loss", "sdc": "SDC", "due": "DUE"}
-_WEIGHTINGS = {"per_layer": "layer", "exposed": "bit"}
+_WEIGHTINGS = {"layer_averaged": "layer", "bit_weighted": "bit"}
 _SCOPES = {
     "last": "last layer(s)",
     "last_all": "last layer(s), all tensors",
@@ -50,7 +50,7 @@ def comparison_table(
         names: Column titles.
         parameters: Of the two models.
         flops: Of one image through the two models.
-        scopes: Which of :data:`~resilient_heads.campaign.summary.SCOPES` to show.
+        scopes: Which of :data:`~resilient_heads.campaign.figures.summary.SCOPES` to show.
 
     Raises:
         ResultError: No comparison, or an unknown scope.
@@ -80,7 +80,7 @@ def comparison_table(
     for comparison in comparisons:
         rows.extend(_protocol_rows(comparison, scopes))
     level = f"{first.baseline.level:.0%} intervals"
-    header = ["protocol", "layers", "mean by", "figure", *names, "change"]
+    header = ["protocol", "layers", "mean by", "figure", *names, "perturbation"]
     return markdown_table(header, rows, left=4) + f"\n{level}.\n"
 
 
@@ -100,9 +100,9 @@ def layer_table(result: CampaignResult) -> str:
         for layer in result.by_layer()
     ]
     header = ["site", "kind", "neurons", "range", "masked", "SDC", "DUE", "delta loss"]
-    skipped = [f"- not struck: {name}: {reason}." for name, reason in result.skipped.items()]
-    skipped += [f"- not struck: {struck.site.name}: left out by layers=." for struck in result.unstruck]
-    return "\n".join([markdown_table(header, rows), *skipped]) + ("\n" if skipped else "")
+    uninjectable = [f"- not struck: {name}: {reason}." for name, reason in result.uninjectable.items()]
+    uninjectable += [f"- not struck: {struck.site.name}: left out by layers=." for struck in result.excluded]
+    return "\n".join([markdown_table(header, rows), *uninjectable]) + ("\n" if uninjectable else "")
 
 
 def notes() -> str:

@@ -1,1 +1,1 @@
-"""What a class means: descriptions, text encoders, class embeddings. Knows nothing of faults."""
+"""What a class means, as vectors."""

@@ -16,7 +16,11 @@ from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.files import as_path, write_atomic
-from resilient_heads.text.descriptions import is_writable_text, normalized_name, warn_about_duplicates
+from resilient_heads.text.descriptions.class_descriptions import (
+    is_writable_text,
+    normalized_name,
+    warn_about_duplicates,
+)
 
 _FORMAT = "resilient_heads.class_embeddings/1"
 _TENSOR = "vectors"

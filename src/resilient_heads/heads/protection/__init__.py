@@ -1,1 +1,1 @@
-"""Heads that hold their computation against bounds, sums, or itself."""
+"""Range restriction, ABFT checksum and median vote for heads."""

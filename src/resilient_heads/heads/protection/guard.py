@@ -44,7 +44,7 @@ class Product:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class HeadGraph:
     """What a head computes.
 
     Attributes:
@@ -85,7 +85,7 @@ class Computation(nn.Module):
         checks: Hold every sum against what it has to be.
     """
 
-    def __init__(self, plan: Plan, copy: Copy, *, bounds: bool, checks: bool) -> None:
+    def __init__(self, plan: HeadGraph, copy: Copy, *, bounds: bool, checks: bool) -> None:
         super().__init__()
         self.copy = copy
         negated = copy is not Copy.FIRST
@@ -120,7 +120,7 @@ class Computation(nn.Module):
         for name in names:
             self.add_module(name, nn.Identity())
 
-    def run(self, plan: Plan, x: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
+    def run(self, plan: HeadGraph, x: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
         """Return the logits and, with checks, by how much each exceeds its tolerance, side by side along ``dim``."""
         if self.copy is Copy.NEGATED_INPUT:
             x = self._tap("input", -x)
@@ -134,7 +134,7 @@ class Computation(nn.Module):
         return logits, self._tap("excess", torch.cat(excess, dim=dim)) if excess else None
 
     def _product(
-        self, plan: Plan, product: Product, x: Tensor, dim: int, excess: list[Tensor]
+        self, plan: HeadGraph, product: Product, x: Tensor, dim: int, excess: list[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return a product, the norm of its input and its limit; of the last two, one that nothing needs is no such."""
         name = product.name
@@ -159,7 +159,7 @@ class Computation(nn.Module):
             excess.append(self._tap(f"{name}_check", expected, algebra.total(y, dim), tolerance))
         return y, reach, limit
 
-    def _cosine(self, plan: Plan, log_scale: Tensor, x: Tensor, dim: int, excess: list[Tensor]) -> Tensor:
+    def _cosine(self, plan: HeadGraph, log_scale: Tensor, x: Tensor, dim: int, excess: list[Tensor]) -> Tensor:
         """Return the logits of a cosine head."""
         first, fused = plan.products[0], plan.scores is not None
         y, reach, limit = self._product(plan, first, x, dim, excess)
@@ -229,7 +229,7 @@ class Guard(nn.Module):
         protection: What is done against faults.
     """
 
-    def __init__(self, plan: Plan, protection: Protection) -> None:
+    def __init__(self, plan: HeadGraph, protection: Protection) -> None:
         super().__init__()
         self.protection = protection
         bounds, again = protection.bounds, protection.checksum or protection.median
@@ -239,7 +239,7 @@ class Guard(nn.Module):
         self.choice = Choice() if protection.checksum else None
         self.vote = Vote() if protection.median else None
 
-    def run(self, plan: Plan, x: Tensor, dim: int) -> Tensor:
+    def run(self, plan: HeadGraph, x: Tensor, dim: int) -> Tensor:
         """Return the logits."""
         logits, excess = self.first.run(plan, x, dim)
         if self.second is not None:

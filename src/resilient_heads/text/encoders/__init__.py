@@ -1,1 +1,1 @@
-"""Text encoders: sentences in, vectors out. One module an implementation; ``named`` knows the short names."""
+"""Text encoders, and the embedding of classes with them."""

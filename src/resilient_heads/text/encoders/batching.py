@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, LongTextWarning
-from resilient_heads.text.descriptions import is_writable_text
+from resilient_heads.text.descriptions.class_descriptions import is_writable_text
 
 LongText = Literal["warn", "chunk", "error"]
 

@@ -18,8 +18,8 @@ from resilient_heads.text.encoders.batching import (
     usable_device,
     usable_dtype,
 )
-from resilient_heads.text.hub import HubSettings
-from resilient_heads.text.snapshots import fetch_snapshot
+from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.snapshots import fetch_snapshot
 
 logger = logging.getLogger(__name__)
 

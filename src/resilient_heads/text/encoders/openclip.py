@@ -18,7 +18,7 @@ from resilient_heads.text.encoders.batching import (
     usable_dtype,
 )
 from resilient_heads.text.encoders.openclip_source import find_source
-from resilient_heads.text.hub import HubSettings, settings_from
+from resilient_heads.text.hub.client import HubSettings, settings_from
 
 logger = logging.getLogger(__name__)
 

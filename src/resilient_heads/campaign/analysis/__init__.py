@@ -1,0 +1,1 @@
+"""What several campaigns say together: compare two models, plan the next campaign from a pilot."""

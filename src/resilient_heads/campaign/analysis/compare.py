@@ -1,0 +1,268 @@
+"""Two campaigns on the same images: how much better is one model than the other?"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, layer_weights
+from resilient_heads.campaign.figures.summary import sample, scope_rows
+from resilient_heads.campaign.result.results import CampaignResult, Summary
+from resilient_heads.errors import ResultError
+from resilient_heads.statistics.intervals import (
+    DEFAULT_LEVEL,
+    Estimate,
+    Floats,
+    difference_of_rates,
+    mean_interval,
+    ratio_of_rates,
+)
+from resilient_heads.statistics.paired import paired_difference, paired_ratio
+from resilient_heads.statistics.planning import holm
+from resilient_heads.statistics.sample import influence
+from resilient_heads.statistics.weighted import rate_intervals
+
+METRICS = ("delta_loss", "sdc", "due")
+_RATES = ("sdc", "due")
+_LEAST_P, _MOST_P = 1e-12, 1 - 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Improvement:
+    """One figure of two models.
+
+    Attributes:
+        scope: The sites; see :data:`~resilient_heads.campaign.figures.summary.SCOPES`.
+        weighting: ``"layer_averaged"`` (plain mean of the layers) or ``"bit_weighted"`` (weighted by bits).
+        metric: ``"delta_loss"``, ``"sdc"`` or ``"due"``.
+        baseline: Figure of the baseline.
+        candidate: Figure of the candidate.
+        ratio: Baseline divided by candidate: above 1 the candidate is better.
+        difference: Baseline minus candidate: above 0 the candidate is better.
+    """
+
+    scope: str
+    weighting: str
+    metric: str
+    baseline: Estimate
+    candidate: Estimate
+    ratio: Estimate
+    difference: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDifference:
+    """One rate of one site in two campaigns.
+
+    Attributes:
+        layer: Name of the site.
+        metric: ``"sdc"`` or ``"due"``.
+        baseline: Rate of the baseline.
+        candidate: Rate of the candidate.
+        difference: Baseline minus candidate, by itself.
+        p_value: Smallest tail probability at which the difference's interval leaves out 0.
+        adjusted: The same, given that so many sites were looked at (Holm).
+        differs: Whether ``adjusted`` is at most 1 minus the comparison's level.
+    """
+
+    layer: str
+    metric: str
+    baseline: Estimate
+    candidate: Estimate
+    difference: Estimate
+    p_value: float
+    adjusted: float
+    differs: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A candidate against a baseline, under one protocol.
+
+    Attributes:
+        baseline: Summary of the baseline.
+        candidate: Summary of the candidate.
+        accuracy_gain: Candidate's accuracy minus baseline's, in shares of 1; paired by image.
+        top2diff_gain: Likewise for the mean Top2Diff.
+        improvements: Every figure of every scope that both campaigns cover.
+        layers: SDC and DUE rates of every site that both struck, in the baseline's order.
+    """
+
+    baseline: Summary
+    candidate: Summary
+    accuracy_gain: Estimate
+    top2diff_gain: Estimate
+    improvements: tuple[Improvement, ...]
+    layers: tuple[LayerDifference, ...]
+
+    def differing(self, metric: str = "sdc") -> tuple[LayerDifference, ...]:
+        """Return the layers whose rates differ: with the confidence level, not one of them is named wrongly.
+
+        Raises:
+            ResultError: Layers are not compared by that.
+        """
+        if metric not in _RATES:
+            raise ResultError(f"Layers are compared by {' and '.join(_RATES)}, found {metric!r}.")
+        return tuple(found for found in self.layers if found.metric == metric and found.differs)
+
+    def improvement(self, scope: str, metric: str, *, weighting: str = "layer_averaged") -> Improvement:
+        """Return one of :attr:`improvements`.
+
+        Raises:
+            ResultError: There is none of that kind.
+        """
+        for found in self.improvements:
+            if (found.scope, found.metric, found.weighting) == (scope, metric, weighting):
+                return found
+        kinds = sorted({(i.scope, i.metric, i.weighting) for i in self.improvements})
+        raise ResultError(f"No improvement is known for {(scope, metric, weighting)}; expected one of {kinds}.")
+
+
+def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float = DEFAULT_LEVEL) -> Comparison:
+    """Compare two campaigns that saw the same images under the same protocol.
+
+    Ratios and differences of delta losses are paired: images are resampled, the same ones for both models, so what
+    makes an image fragile in both cancels. Those of rates follow from the intervals of the two rates, which stays
+    honest when a model showed no event at all, and is wider than need be where both fail on the same images. The two
+    campaigns may have different designs and different numbers of trials.
+
+    Sites of the same name are also compared each by itself, by rates; Holm's correction says which of them differ.
+
+    Raises:
+        ResultError: Different images, protocols or calibration images, or no scope that both campaigns struck whole.
+    """
+    if baseline.config.data_sha256 != candidate.config.data_sha256:
+        raise ResultError("The two campaigns saw different images; run both on the same data, in the same order.")
+    if baseline.config.protocol != candidate.config.protocol:
+        raise ResultError(
+            f"The two campaigns follow different protocols ({baseline.config.protocol.name} and "
+            f"{candidate.config.protocol.name}); compare campaigns of one protocol."
+        )
+    if baseline.config.calibration_sha256 != candidate.config.calibration_sha256:
+        raise ResultError(
+            "The two campaigns took their ranges from different images; calibrate both on the same data, in the same "
+            "order."
+        )
+    first, second = baseline.summary(level=level), candidate.summary(level=level)
+    improvements = [
+        _improvement(baseline, candidate, first, second, scope, weighting, metric)
+        for scope in first.scopes
+        if scope in second.scopes
+        for weighting in WEIGHTINGS
+        for metric in METRICS
+    ]
+    if not improvements:
+        raise ResultError(
+            "The two campaigns share no scope that both struck whole; strike all tensors of the classifier, or all "
+            "layers, in both."
+        )
+    return Comparison(
+        baseline=first,
+        candidate=second,
+        accuracy_gain=_gain(baseline.golden.correct, candidate.golden.correct, level),
+        top2diff_gain=_gain(baseline.golden.top2diff, candidate.golden.top2diff, level),
+        improvements=tuple(improvements),
+        layers=tuple(found for metric in _RATES for found in _layers(baseline, candidate, metric, level)),
+    )
+
+
+def _layers(baseline: CampaignResult, candidate: CampaignResult, metric: str, level: float) -> list[LayerDifference]:
+    """Compare one rate of each site that both campaigns struck."""
+    first, second = (
+        {struck.site.name: (row, struck) for row, struck in enumerate(result.sites)} for result in (baseline, candidate)
+    )
+    names = [name for name in first if name in second]
+    rates = []
+    for name in names:
+        own = []
+        for result, (row, struck) in ((baseline, first[name]), (candidate, second[name])):
+            trials = result.trials.rows([row])
+            weighted = sample([struck], trials, result.config.design, np.ones(1))
+            own.append(rate_intervals(trials.hits(metric), weighted))
+        rates.append(own)
+    p_values = [_p_value(*own) for own in rates]
+    return [
+        LayerDifference(
+            layer=name,
+            metric=metric,
+            baseline=own[0](level),
+            candidate=own[1](level),
+            difference=difference_of_rates(own[0](level), own[1](level)),
+            p_value=p_value,
+            adjusted=adjusted,
+            differs=adjusted <= 1 - level,
+        )
+        for name, own, p_value, adjusted in zip(names, rates, p_values, holm(p_values), strict=True)
+    ]
+
+
+def _p_value(first: Callable[[float], Estimate], second: Callable[[float], Estimate]) -> float:
+    """Return the smallest tail probability at which the interval of a difference leaves out 0; 1e-12 at least."""
+    if math.isnan(first(DEFAULT_LEVEL).value - second(DEFAULT_LEVEL).value):
+        return 1.0
+
+    def apart(tail: float) -> bool:
+        return 0.0 not in difference_of_rates(first(1 - tail), second(1 - tail))
+
+    low, high = math.log(_LEAST_P), 0.0
+    if apart(_LEAST_P):
+        return _LEAST_P
+    if not apart(_MOST_P):
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if apart(min(math.exp(middle), _MOST_P)) else (middle, high)
+    return math.exp(high)
+
+
+def _improvement(
+    baseline: CampaignResult,
+    candidate: CampaignResult,
+    first: Summary,
+    second: Summary,
+    scope: str,
+    weighting: Weighting,
+    metric: str,
+) -> Improvement:
+    """Compare one figure."""
+    before, after = (getattr(summary.scopes[scope], weighting)[metric] for summary in (first, second))
+    struck = np.union1d(baseline.trials.image, candidate.trials.image)
+    errors = [_image_errors(result, scope, weighting, metric, struck) for result in (baseline, candidate)]
+    ratio = paired_ratio(before.value, after.value, *errors, level=first.level)
+    difference = paired_difference(before.value, after.value, *errors, level=first.level)
+    if metric != "delta_loss":
+        ratio = ratio_of_rates(before, after)
+        difference = difference_of_rates(before, after)
+    return Improvement(
+        scope=scope,
+        weighting=weighting,
+        metric=metric,
+        baseline=before,
+        candidate=after,
+        ratio=ratio,
+        difference=difference,
+    )
+
+
+def _image_errors(
+    result: CampaignResult, scope: str, weighting: Weighting, metric: str, struck: NDArray[np.int64]
+) -> Floats:
+    """Return each image's part of the error of a figure, ``(I,)``; NaN where a loss is infinite."""
+    rows = scope_rows(result.sites, scope)
+    sites, trials = [result.sites[row] for row in rows], result.trials.rows(rows)
+    values = trials.delta_loss if metric == "delta_loss" else trials.hits(metric).astype(np.float64)
+    if np.isinf(values).any():
+        return np.full(len(struck), np.nan)
+    weighted = sample(sites, trials, result.config.design, layer_weights(sites, weighting))
+    errors: Floats = np.zeros(len(struck))
+    position = np.searchsorted(struck, trials.image)
+    np.add.at(errors, position, influence(weighted, values).parts)
+    return errors
+
+
+def _gain(baseline: NDArray[np.generic], candidate: NDArray[np.generic], level: float) -> Estimate:
+    """Return the mean paired difference over images."""
+    difference = candidate.astype(np.float64) - baseline.astype(np.float64)
+    return mean_interval(difference, level=level)

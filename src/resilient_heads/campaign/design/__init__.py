@@ -1,0 +1,1 @@
+"""Which faults a campaign injects, and how many at each site."""

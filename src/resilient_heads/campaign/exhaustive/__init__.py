@@ -1,0 +1,1 @@
+"""Every single flip of a head, executed or in closed form."""

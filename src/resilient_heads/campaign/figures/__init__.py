@@ -1,0 +1,1 @@
+"""From trials to rates with intervals, and when a rate is known well enough to stop."""

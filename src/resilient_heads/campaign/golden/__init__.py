@@ -1,0 +1,1 @@
+"""The fault-free side of a campaign: data, golden run, ranges, environment."""

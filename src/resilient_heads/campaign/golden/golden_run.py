@@ -1,0 +1,142 @@
+"""Golden runs: the fault-free model on all images, and how large its values become."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from resilient_heads.campaign.golden.data import Data, LabelledImages, collect_images
+from resilient_heads.errors import DataError, InjectionError, ResilientHeadsError
+from resilient_heads.evaluation import device_of
+from resilient_heads.injection.sites.find import Site, watch_sites
+from resilient_heads.statistics.functional import cross_entropy, top2diff
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GoldenRun:
+    """What the fault-free model makes of each image.
+
+    Attributes:
+        labels: ``(I,)`` int64.
+        predicted: ``(I,)`` int64, top-1 class.
+        loss: ``(I,)`` float64, cross-entropy in nats.
+        top2diff: ``(I,)`` float64, difference of the two largest softmax probabilities.
+        eligible: ``(I,)`` bool, whether faults strike the image.
+    """
+
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    top2diff: NDArray[np.float64]
+    eligible: NDArray[np.bool_]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """``(I,)``, whether top-1 is the label."""
+        return np.equal(self.predicted, self.labels)
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Run the model and return its logits, ``(N, C)``.
+
+    Raises:
+        DataError: The model cannot run on these images, or gives something else.
+    """
+    try:
+        # Some models write into their images, or return the same memory each time.
+        output = model(images.clone(memory_format=torch.preserve_format))
+    except ResilientHeadsError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise DataError(
+            f"{type(model).__name__} cannot run on images of shape {tuple(images.shape)}, {images.dtype}, "
+            f"{images.device}: {_first_line(error)}"
+        ) from error
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DataError(f"The model must give logits of shape (images, classes), found {found}.")
+    return logits.clone()
+
+
+def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_top2diff: float) -> GoldenRun:
+    """Run the fault-free model on every image; call it within :func:`~resilient_heads.evaluation.evaluating`.
+
+    Raises:
+        InjectionError: No image is classified correctly, so there is nothing to strike.
+        DataError: Labels that are no classes of the model.
+    """
+    device = device_of(model)
+    logits = []
+    for images in torch.split(data.images, batch_size):
+        logits.append(logits_of(model, images.to(device)).cpu())
+        if len(logits) == 1:
+            data.check_labels(logits[0].shape[1])
+    scores = torch.cat(logits)
+    if scores.shape[1] < 2:
+        raise DataError("The model has a single class; a prediction that cannot change cannot be corrupted.")
+    loss, margin, predicted = cross_entropy(scores, data.labels), top2diff(scores), scores.argmax(dim=1)
+    eligible = (predicted == data.labels) & (margin > min_top2diff) & scores.isfinite().all(dim=1)
+    if not bool(eligible.any()):
+        raise InjectionError(
+            f"The fault-free model classifies none of the {len(data)} images correctly by a Top2Diff above "
+            f"{min_top2diff}, so no fault can corrupt a prediction; check weights, labels and preprocessing."
+        )
+    return GoldenRun(
+        labels=data.labels.numpy(),
+        predicted=predicted.numpy(),
+        loss=loss.numpy(),
+        top2diff=margin.numpy(),
+        eligible=eligible.numpy(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """What the range detector needs to know.
+
+    Attributes:
+        limits: Name of the site to the largest absolute value of its output.
+        sha256: Digest of the images that gave them.
+    """
+
+    limits: dict[str, float]
+    sha256: str
+
+
+def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ranges:
+    """Find the largest absolute value that each site's output takes over the calibration images.
+
+    Args:
+        model: In evaluation mode, without gradients.
+        data: Batches of images, with or without labels.
+        sites: Where to look.
+
+    Raises:
+        DataError: The model cannot run on the images.
+        InjectionError: A value is not finite: its magnitude is no range.
+    """
+    device = device_of(model)
+    digest = hashlib.sha256()
+    largest = {site.name: torch.zeros((), device=device, dtype=torch.float64) for site in sites}
+
+    def note(name: str, output: Tensor) -> None:
+        largest[name] = torch.maximum(largest[name], output.detach().abs().amax().double())
+
+    for images in collect_images(data, what="calibration"):
+        digest.update(images.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        with watch_sites(model, sites, note):
+            logits_of(model, images.to(device))
+    limits = {name: float(value) for name, value in largest.items()}
+    for name, value in limits.items():
+        if not np.isfinite(value):
+            raise InjectionError(f"The fault-free output of {name!r} holds NaN or Inf on the calibration images.")
+    return Ranges(limits, digest.hexdigest())
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

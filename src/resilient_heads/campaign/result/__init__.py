@@ -1,0 +1,1 @@
+"""What a campaign was told, what it found, and the files that keep both."""

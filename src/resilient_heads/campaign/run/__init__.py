@@ -1,0 +1,1 @@
+"""Run trials: batches, engines, shards, resuming, replay."""

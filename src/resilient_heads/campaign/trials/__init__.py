@@ -1,0 +1,1 @@
+"""What one trial yields, and trials as columns and files."""

@@ -1,0 +1,1 @@
+"""Put heads into models and take them out again."""

@@ -1,0 +1,1 @@
+"""Run a part of a forward pass again; knows neither faults nor sites."""

@@ -1,0 +1,1 @@
+"""What a forward pass did: operations, memory, and where each image lies."""

@@ -1,0 +1,1 @@
+"""Follow a fault on a small window of a feature map."""

@@ -1,0 +1,1 @@
+"""Write faults, verify them, undo them."""

@@ -1,1 +1,0 @@
-"""Number formats that torch has no dtype for: encode to integer words, decode to float64."""

@@ -1,0 +1,1 @@
+"""Random draws indexed by trial number."""

@@ -1,0 +1,1 @@
+"""Which tensors of a model faults can reach, and how."""

@@ -1,0 +1,355 @@
+"""Fault sites: the tensors of a model that a flip can strike, found by running it."""
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from resilient_heads.errors import FaultError
+from resilient_heads.evaluation import evaluating
+from resilient_heads.incremental.recording.rows import Rows, changed, rows_from_shapes, settle_order
+from resilient_heads.injection.formats.dtypes import format_of
+from resilient_heads.injection.sites.hooks import Source, WatchProducts, open_attention, watch_outputs, weight_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One tensor of a model, computed once in a forward pass.
+
+    Attributes:
+        name: Dotted name of the module; ``"name@2"`` for the second run of a module that runs several times.
+        kind: Class of the module.
+        shape: What one image has of the tensor.
+        dtype: Of the tensor.
+        group: Name of the module that declared it among its ``fault_sites``, or None.
+        is_layer: Whether it comes from a Conv2d or a Linear, which is what published campaigns inject into, or from an
+            attention's projections.
+        source: ``"output"`` of the module, or ``"weight"``: the product with its weight, where a model uses the weight
+            and never runs the module.
+        dim: The tensor's dimension along which images lie.
+        fold: Entries of that dimension for each image, as for windows that are folded into the batch.
+        interleaved: Whether entry f of image i is number ``f * batch + i`` there, not ``i * fold + f``.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    group: str | None
+    is_layer: bool
+    source: Source = "output"
+    dim: int = 0
+    fold: int = 1
+    interleaved: bool = False
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module."""
+        return self.name.partition("@")[0]
+
+    @property
+    def call(self) -> int:
+        """Which run of the module, from 0."""
+        return int(self.name.partition("@")[2] or 1) - 1
+
+    @property
+    def rows(self) -> Rows:
+        """Where images lie in the tensor."""
+        return Rows(self.dim, self.fold, self.interleaved)
+
+    @property
+    def neurons(self) -> int:
+        """Values of one image that a fault can strike."""
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def word_bits(self) -> int:
+        """Width of each value in bits."""
+        return format_of(self.dtype).word_bits
+
+    def index(self, images: Tensor, neurons: Tensor, batch: int) -> tuple[Tensor, ...]:
+        """Return where in the tensor some neurons of some images are.
+
+        Args:
+            images: Positions in the batch, any shape.
+            neurons: Flat indices into what an image has of the tensor, same shape.
+            batch: Number of images.
+
+        Raises:
+            FaultError: A neuron that does not exist.
+        """
+        if neurons.numel() and not (int(neurons.min()) >= 0 and int(neurons.max()) < self.neurons):
+            wrong = int(neurons.min()) if int(neurons.min()) < 0 else int(neurons.max())
+            raise FaultError(f"{self.name!r} has {self.neurons} neurons; found the index {wrong}.")
+        own = list(torch.unravel_index(neurons, self.shape))
+        if self.fold > 1:
+            entry = own.pop(self.dim)
+            images = entry * batch + images if self.interleaved else images * self.fold + entry
+        own.insert(self.dim, images)
+        return tuple(own)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteMap:
+    """The sites that a forward pass reached, and those that it did not.
+
+    Attributes:
+        reached: Sites in the order of execution.
+        skipped: Name of a module that would be a site, and why no fault can be put there.
+    """
+
+    reached: tuple[Site, ...]
+    uninjectable: dict[str, str]
+
+    def named(self, name: str) -> Site:
+        """Return one site.
+
+        Raises:
+            FaultError: There is none of that name; the message lists the valid ones.
+        """
+        for site in self.reached:
+            if site.name == name:
+                return site
+        if name in self.uninjectable:
+            raise FaultError(f"No fault can be put into {name!r}: {self.uninjectable[name]}.")
+        names = ", ".join(site.name for site in self.reached)
+        raise FaultError(f"No fault site is named {name!r}; the model's sites are: {names}.")
+
+    def matching(self, patterns: Sequence[str]) -> tuple[Site, ...]:
+        """Return the sites whose names match one of some patterns, such as ``"layer4.*"``, in the order of execution.
+
+        Raises:
+            FaultError: A pattern matches nothing; the message lists the valid names.
+        """
+        chosen = set()
+        for pattern in patterns:
+            found = {site.name for site in self.reached if fnmatch.fnmatchcase(site.name, pattern)}
+            chosen |= found or {self.named(pattern).name}
+        return tuple(site for site in self.reached if site.name in chosen)
+
+    @property
+    def last(self) -> tuple[Site, ...]:
+        """The sites of the classifier: the group of the site that ran last, or that site alone."""
+        final = self.reached[-1]
+        if final.group is None:
+            return (final,)
+        return tuple(site for site in self.reached if site.group == final.group)
+
+
+def find_sites(model: nn.Module, sample: Tensor, *, modules: Sequence[str | type[nn.Module]] = ()) -> SiteMap:
+    """List the tensors that faults can strike.
+
+    These are the outputs of Conv2d and Linear modules, the tensors that a module declares as its ``fault_sites``
+    (names of its submodules, ``""`` for itself), the products with the weight of a Linear or of a MultiheadAttention
+    that a model takes without running a module for it, and the outputs of other modules on request. The model runs in
+    evaluation mode and is left as it was.
+
+    Args:
+        model: Any module that takes one tensor.
+        sample: One or more inputs ``(N, ...)`` on the model's device; the model is run on two and three of them.
+        modules: Further modules whose outputs shall be sites: names, patterns of names, or classes.
+
+    Raises:
+        FaultError: No site was reached, no input was given, the model has parameters without a size, or ``modules``
+            names what it does not have.
+    """
+    if not len(sample):
+        raise FaultError("The sample holds no input; pass at least one.")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise FaultError(
+            f"{type(model).__name__} has lazy parameters without a size; run it once, or give its head in_features."
+        )
+    found = dict(_candidates(model, modules))
+    candidates = {name: module for name, (module, _) in found.items()}
+    runs = [_run(model, candidates, sample[torch.arange(rows) % len(sample)]) for rows in (2, 3)]
+    reached: list[tuple[int, Site]] = []
+    uninjectable: dict[str, str] = {}
+    for name, module in candidates.items():
+        own = [[seen for seen in run if seen.name == name] for run in runs]
+        reason = _why_none([len(seen) for seen in own])
+        if reason is not None:
+            uninjectable[name] = reason
+        for call, (two, three) in enumerate(zip(*own, strict=False)) if reason is None else ():
+            label = name if call == 0 else f"{name}@{call + 1}"
+            place = _place(two.tensor, three.tensor)
+            if isinstance(place, str):
+                uninjectable[label] = place
+                continue
+            site = Site(
+                name=label,
+                kind=type(module).__name__,
+                shape=place[1],
+                dtype=two.tensor.dtype,
+                group=found[name][1],
+                is_layer=weight_of(module) is not None,
+                source=two.source,
+                dim=place[0].dim,
+                fold=place[0].fold,
+            )
+            reached.append((runs[0].index(two), site))
+    sites = _settle(
+        model, candidates, sample, [site for _, site in sorted(reached, key=lambda pair: pair[0])], uninjectable
+    )
+    if not sites:
+        raise FaultError(
+            f"{type(model).__name__} has no fault site: "
+            + ("; ".join(f"{name}: {why}" for name, why in uninjectable.items()) or "it has no Conv2d and no Linear.")
+        )
+    return SiteMap(tuple(sites), uninjectable)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Seen:
+    """A tensor that came by.
+
+    Attributes:
+        name: Its module.
+        source: How it came about.
+        tensor: A stand-in without memory, or what the module gave that is no tensor.
+    """
+
+    name: str
+    source: Source
+    tensor: Any
+
+
+def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> list[_Seen]:
+    """Run the model and return what came by; products with weights count where a module never ran."""
+    outputs, products = list[_Seen](), list[_Seen]()
+
+    def note(name: str, source: Source, value: Any) -> None:
+        seen = _Seen(name, source, value.to("meta") if isinstance(value, Tensor) else value)
+        (outputs if source == "output" else products).append(seen)
+
+    with evaluating(model), open_attention():
+        with watch_outputs(modules, note):
+            model(images)
+        ran = {seen.name for seen in outputs}
+        unrun = {
+            name: module
+            for name, module in modules.items()
+            if name not in ran or isinstance(module, nn.MultiheadAttention)
+        }
+        if not unrun:
+            return outputs
+        mixed = list[_Seen]()
+        with (
+            watch_outputs(modules, lambda *seen: mixed.append(_Seen(*seen))),
+            WatchProducts(unrun, lambda *seen: mixed.append(_Seen(*seen))),
+        ):
+            model(images)
+    # A module that runs has its output as its site; what it multiplies inside is no second one.
+    return [seen for seen in mixed if seen.source == "output" or seen.name in unrun]
+
+
+def _settle(
+    model: nn.Module, modules: dict[str, nn.Module], sample: Tensor, sites: list[Site], uninjectable: dict[str, str]
+) -> list[Site]:
+    """Find the order of images that are folded with something else, by changing one of three."""
+    folded = {site.name: site for site in sites if site.fold > 1}
+    if not folded:
+        return sites
+    images = sample[torch.arange(3) % len(sample)].clone()
+    contents = []
+    for batch in (images, changed(images, 0), changed(images, 1)):
+        seen: dict[str, Tensor] = {}
+        with evaluating(model), watch_sites(model, list(folded.values()), seen.__setitem__):
+            model(batch.clone(memory_format=torch.preserve_format))
+        contents.append(seen)
+    settled = []
+    for site in sites:
+        rows: Rows | None = site.rows
+        if site.name in folded:
+            rows = settle_order(site.rows, [seen[site.name] for seen in contents], (0, 1))
+        if rows is None:
+            uninjectable[site.name] = "which part of its output belongs to which image is not clear"
+        else:
+            settled.append(dataclasses.replace(site, interleaved=rows.interleaved))
+    return settled
+
+
+def _candidates(
+    model: nn.Module, modules: Sequence[str | type[nn.Module]]
+) -> Iterator[tuple[str, tuple[nn.Module, str | None]]]:
+    """Yield the modules whose outputs would be sites, with the group that declared them."""
+    every = dict(model.named_modules())
+    declared: dict[str, str] = {}
+    for name, module in every.items():
+        for child in getattr(module, "fault_sites", ()):
+            if child and child not in dict(module.named_modules()):
+                raise FaultError(f"{type(module).__name__}.fault_sites names {child!r}, which it does not have.")
+            declared[".".join(part for part in (name, child) if part)] = name
+    wanted: set[str] = set()
+    for choice in modules:
+        found = {
+            name
+            for name, module in every.items()
+            if name and (fnmatch.fnmatchcase(name, choice) if isinstance(choice, str) else isinstance(module, choice))
+        }
+        if not found:
+            raise FaultError(f"{type(model).__name__} has no module {choice!r}; its modules are: {', '.join(every)}.")
+        wanted |= found
+    for name, module in every.items():
+        if name and (name in declared or name in wanted or weight_of(module) is not None):
+            yield name, (module, declared.get(name))
+
+
+@contextmanager
+def watch_sites(model: nn.Module, sites: Sequence[Site], note: Callable[[str, Tensor], Any]) -> Iterator[None]:
+    """Call ``note`` with the name and the tensor of some sites as the model computes them in one pass inside the block.
+
+    What ``note`` returns, if it is a tensor, takes the tensor's place.
+    """
+    calls: dict[str, int] = {}
+    every = dict(model.named_modules(remove_duplicate=False))
+    wanted = {(site.module, site.source, site.call): site.name for site in sites}
+
+    def pick(name: str, source: Source, value: Any) -> Tensor | None:
+        call = calls.get(name, 0)
+        calls[name] = call + 1
+        label = wanted.get((name, source, call))
+        other = None if label is None else note(label, value)
+        return other if isinstance(other, Tensor) else None
+
+    outputs = {site.module: every[site.module] for site in sites if site.source == "output"}
+    products = {site.module: every[site.module] for site in sites if site.source == "weight"}
+    with watch_outputs(outputs, pick), open_attention():
+        if products:
+            with WatchProducts(products, pick):
+                yield
+        else:
+            yield
+
+
+def _why_none(calls: list[int]) -> str | None:
+    """Say why a module has no site at all, or return None."""
+    if not any(calls):
+        return "it never ran, and nothing multiplies with its weight"
+    if len(set(calls)) > 1:
+        return "how often it runs depends on the size of the batch"
+    return None
+
+
+def _place(two: Any, three: Any) -> tuple[Rows, tuple[int, ...]] | str:
+    """Return where images lie in a tensor, given it for two and for three images, or why that is unknown."""
+    if not isinstance(two, Tensor) or not isinstance(three, Tensor):
+        return f"its output is a {type(two).__name__}, not a tensor"
+    if not two.dtype.is_floating_point:
+        return f"its output is {two.dtype}"
+    try:
+        rows = rows_from_shapes(tuple(three.shape), tuple(two.shape), 3, 2)
+    except ValueError:
+        rows = None
+    if rows is None or two.ndim < 2:
+        return "its output has no batch dimension"
+    shape = list(two.shape)
+    shape[rows.dim : rows.dim + 1] = [rows.fold] if rows.fold > 1 else []
+    if not torch.Size(shape).numel():
+        return "its output is empty"
+    return rows, tuple(shape)

@@ -1,1 +1,0 @@
-"""Numbers from numbers: losses, margins, intervals. Knows nothing of models or campaigns."""

@@ -1,0 +1,1 @@
+"""Files from the Hugging Face Hub, pinned and verified."""

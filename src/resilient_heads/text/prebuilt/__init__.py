@@ -1,0 +1,1 @@
+"""Prebuilt class embeddings: find, build, verify, publish."""
