@@ -27,6 +27,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_writes_results_table_and_plot(output: Path) -> None:
     names = {path.name for path in output.iterdir()}
     campaigns = {f"{model}-{protocol}.parquet" for model in demo.NAMES for protocol in ("goldeneye", "raw")}
@@ -34,6 +35,7 @@ def test_it_writes_results_table_and_plot(output: Path) -> None:
     assert (output / "layers.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_the_table_says_what_the_results_say(output: Path) -> None:
     table = (output / "table.md").read_text()
     for protocol in ("goldeneye", "raw"):

@@ -71,6 +71,7 @@ def test_choices_are_each_fault_of_the_class_alike(dtype: torch.dtype, limit: fl
         assert struck == members or not members
 
 
+@pytest.mark.slow
 def test_a_sample_of_candidates_is_unbiased() -> None:
     """Over all starts, share times outcome of the chosen one gives what enumeration gives."""
     changes = PerturbationStrata(CampaignSite(site(torch.float32, channels=111), None, False), "clamp", 1.0)

@@ -125,6 +125,7 @@ def coverage(
     return held / repetitions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_intervals_by_simulation(name: str) -> None:
     assert coverage(WORLDS[name], repeated(1200), weighted_rate) >= 0.98

@@ -223,6 +223,7 @@ def run_exhaustive(model: nn.Module, data: Data, sites: tuple[CampaignSite, ...]
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [("magnitude",), ("perturbation",)])
 def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Module, Data], by: tuple[str, ...]) -> None:
     model, data = tiny

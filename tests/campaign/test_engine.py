@@ -27,6 +27,8 @@ from resilient_heads.incremental.recording.slices import Slice
 from resilient_heads.incremental.windows.follow import Followed, Follower
 from resilient_heads.incremental.windows.receptive_field import WindowPlan
 
+pytestmark = pytest.mark.engine
+
 
 def _convnext() -> nn.Module:
     block = models.convnext.CNBlockConfig
@@ -108,14 +110,19 @@ def equal(model: nn.Module, images: Tensor, *, trials: int = 12, batch_size: int
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+QUICK = ("resnet", "vit", "text-guided")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+)
 def test_the_engine_equals_the_plain_loop(name: str, caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     equal(ARCHITECTURES[name](), torch.randn(10, 3, 32, 32))
     assert not [record for record in caplog.records if "full pass" in record.message]
 
 
-@pytest.mark.parametrize(("name", "pixels"), [("resnet", 96), ("mobilenet", 64)])
+@pytest.mark.parametrize(("name", "pixels"), [pytest.param("resnet", 96, marks=pytest.mark.slow), ("mobilenet", 64)])
 def test_faults_followed_on_windows(name: str, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     convolutions = []
     follow = Follower.follow
@@ -132,6 +139,7 @@ def test_faults_followed_on_windows(name: str, pixels: int, monkeypatch: pytest.
     assert max(convolutions) >= 2, convolutions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_whatever_the_number_of_threads(threads: int) -> None:
     before = torch.get_num_threads()
@@ -143,6 +151,7 @@ def test_whatever_the_number_of_threads(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_other_formats(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -161,6 +170,7 @@ def test_autocast() -> None:
         equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_several_golden_passes_when_memory_is_short(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model, images = ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32)
@@ -170,6 +180,7 @@ def test_several_golden_passes_when_memory_is_short(caplog: pytest.LogCaptureFix
     assert "more than memory_limit, 0.00 MB" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_not_full_and_a_batch_of_one() -> None:
     torch.manual_seed(0)
     for batch_size in (1, 2, 5, 12, 50):
@@ -448,6 +459,7 @@ class Net(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     parts=st.lists(

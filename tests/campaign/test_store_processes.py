@@ -56,6 +56,7 @@ def require_only_whole_files(folder: Path, whole: Path) -> None:
     assert there == {name: content for name, content in files(whole).items() if name in there}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(
     processes: ForkServerContext, whole: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(
     assert files(folder) == files(whole)
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_it_ends_in_the_same_bytes(
     processes: ForkServerContext, whole: Path, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def test_killed_while_it_writes_it_ends_in_the_same_bytes(
     assert files(folder) == files(whole)
 
 
+@pytest.mark.slow
 def test_rank_and_world_size_as_a_launcher_sets_them(whole: Path, tmp_path: Path) -> None:
     """Three interpreters at once, as torchrun starts them, then the merge."""
     folder = tmp_path / "campaign"
@@ -119,6 +122,7 @@ def test_rank_and_world_size_as_a_launcher_sets_them(whole: Path, tmp_path: Path
     assert files(folder) == files(whole)
 
 
+@pytest.mark.slow
 def test_two_ranks_one_of_them_killed(
     processes: ForkServerContext, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

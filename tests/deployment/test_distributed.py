@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="this PyTorch has no gloo"
 )

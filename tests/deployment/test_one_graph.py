@@ -38,6 +38,7 @@ def test_compiles_whole_for_training_and_inference(model: nn.Sequential) -> None
         torch.testing.assert_close(own, other)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="inductor needs a C compiler")
 def test_inductor_gives_the_same_logits(make: Callable[[str], nn.Sequential]) -> None:
     model, images = make("cosine"), torch.randn(3, 3, 8, 8)

@@ -208,6 +208,7 @@ def test_the_scripts_run(name: str, script: Load, tmp_path: Path, capsys: pytest
     assert "accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_export_script_runs(script: Load, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script("export_onnx").main(["--fuse", "--output", str(tmp_path / "m.onnx")])

@@ -409,6 +409,7 @@ def products(model: nn.Module, x: Tensor, wanted: tuple[str, ...] = MATRIX_PRODU
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compilers_keep_the_copies(kind: str) -> None:
     model = build(kind)
@@ -528,6 +529,7 @@ def test_a_campaign_strikes_the_guards_tensors() -> None:
             assert layer.figures.masked.value == 1.0
 
 
+@pytest.mark.slow
 def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))

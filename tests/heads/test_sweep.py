@@ -8,6 +8,7 @@ import sweep
 from torch import nn
 
 
+@pytest.mark.slow
 def test_a_row_tells_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from resilient_heads.incremental.recording.rows import Rows, rows_from_shapes, s
 from resilient_heads.incremental.recording.slices import slice_after
 from resilient_heads.incremental.recording.tape import ControlFlowError
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(autouse=True)
 def _no_grad() -> object:

@@ -16,6 +16,8 @@ from resilient_heads.incremental.windows.follow import Follower
 from resilient_heads.incremental.windows.receptive_field import Local, Reach, WindowPlan, plan_windows
 from resilient_heads.incremental.windows.windows import Window, cover, put_, struck_pixels
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(autouse=True)
 def _no_grad() -> object:

@@ -44,7 +44,9 @@ def test_a_bit_outside_of_the_word_is_refused(dtype: torch.dtype) -> None:
     form.check(0)
     form.check(form.word_bits - 1)
     for bit in (-1, form.word_bits, 1000):
-        with pytest.raises(FaultError, match=rf"Bit {bit} does not exist .*expected 0 .* to {form.word_bits - 1} \(sign\)"):
+        with pytest.raises(
+            FaultError, match=rf"Bit {bit} does not exist .*expected 0 .* to {form.word_bits - 1} \(sign\)"
+        ):
             form.check(bit)
         with pytest.raises(FaultError):
             form.role(bit)

@@ -99,6 +99,7 @@ def test_torchscript_is_refused() -> None:
 # --- frozen graphs --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_compiler
 @torch.no_grad()
 def test_weights_of_a_frozen_graph(quiet_compiler: None) -> None:

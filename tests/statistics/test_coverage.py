@@ -97,6 +97,7 @@ def run_campaigns(name: str, repetitions: int, interval: Callable[[NDArray[np.bo
     return held / repetitions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAMPAIGNS)
 def test_weighted_rate_by_simulation(name: str) -> None:
     assert run_campaigns(name, repeated(1500), table_rate) >= LEAST
@@ -110,6 +111,7 @@ def test_the_simulation_catches_an_interval_that_takes_layers_for_independent(na
     assert run_campaigns(name, repeated(3600), careless) < 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [50, 150, 300])
 def test_weighted_rate_of_images_struck_several_times_by_simulation(images: int) -> None:
     high, low, fragile = np.full(8, 0.6), np.full(8, 0.01), 0.15
@@ -134,6 +136,7 @@ MEANS: dict[str, tuple[float, Callable[[np.random.Generator, int], Floats]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEANS)
 def test_mean_interval_by_simulation(name: str) -> None:
     truth, draw = MEANS[name]
@@ -153,6 +156,7 @@ RATIOS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trials", "rate", "others", "other_rate"), RATIOS)
 def test_ratio_of_rates_by_simulation(trials: int, rate: float, others: int, other_rate: float) -> None:
     rng = np.random.default_rng(31)

@@ -64,6 +64,7 @@ def test_a_stratum_of_hits_alone_widens_the_interval_downwards() -> None:
     assert found.high > 0.21
 
 
+@pytest.mark.slow
 def test_layers_are_seldom_named_wrongly_by_simulation() -> None:
     """Of twelve layers two differ: those are found, and any other is named in one campaign of ten at most."""
     rng, wrong, right, careless = np.random.default_rng(83), 0, 0, 0

@@ -63,6 +63,7 @@ def rate_coverage(name: str, repetitions: int, interval: Callable[[NDArray[np.bo
     return held / repetitions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DESIGNS)
 def test_stratified_rates_by_simulation(name: str) -> None:
     assert rate_coverage(name, repeated(1200), weighted_rate) >= LEAST
@@ -78,6 +79,7 @@ def test_the_simulation_catches_an_interval_that_counts_trials_alone(name: str) 
     assert rate_coverage(name, repeated(3000), careless) < 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("events", [0.1, 0.5, 1, 2, 4])
 def test_rare_events_on_images_struck_several_times_by_simulation(events: float) -> None:
     rng, repetitions = np.random.default_rng(47), repeated(1500)
@@ -115,6 +117,7 @@ def loss_sample(counts: list[int], shares: Floats, images: int, rng: np.random.G
     return drawn, rng.gamma(4.0, 0.25, images)[drawn.image]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [100, 400])
 @pytest.mark.parametrize("name", LOSSES)
 def test_mean_losses_by_simulation(name: str, images: int) -> None:
@@ -127,6 +130,7 @@ def test_mean_losses_by_simulation(name: str, images: int) -> None:
     assert held / repetitions >= LEAST
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", ["ratio", "difference"])
 def test_paired_figures_by_simulation(figure: str) -> None:
     rng, repetitions = np.random.default_rng(59), repeated(1200)
@@ -176,6 +180,7 @@ def sequential_coverage(rate: float, half_width: float, step: int, repetitions: 
     return held / repetitions, float(np.mean(spent))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "half_width"), [(0.05, 0.02), (0.01, 0.008), (0.002, 0.004)])
 def test_stopping_at_a_half_width_by_simulation(rate: float, half_width: float) -> None:
     coverage, spent = sequential_coverage(rate, half_width, 64, repeated(500))

@@ -170,6 +170,7 @@ def _load_in_process(manifest: Manifest, settings: HubSettings, queue: "multipro
     queue.put(hashlib.sha256(found.vectors.numpy().tobytes()).hexdigest())
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_cache(
     server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def test_vectors_are_stored_as_they_are_unless_asked_otherwise(tmp_path: Path, c
         write_folder({"tiny": tiny}, tmp_path / "tiny", dtype=torch.float16)
 
 
+@pytest.mark.slow
 def test_a_card_has_no_gap_and_its_code_runs(
     server: HubServer, settings: HubSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
