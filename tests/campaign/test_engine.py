@@ -19,7 +19,7 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer,
 
 import resilient_heads as rh
 from resilient_heads.campaign.run.execution import Engine
-from resilient_heads.campaign.run.reruns import GoldenPass, IncrementalEngine
+from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import DataError, InjectionError
 from resilient_heads.incremental.player import Player
@@ -385,7 +385,7 @@ def test_no_two_golden_passes_are_held_at_once(monkeypatch: pytest.MonkeyPatch) 
     torch.manual_seed(0)
     kept: list[weakref.ref[Tensor]] = []
     alive = []
-    golden = IncrementalEngine.golden
+    golden = IncrementalEngine.golden_pass
 
     def watched(*args: Any) -> GoldenPass:
         alive.append(sum(ref() is not None for ref in kept))
@@ -393,7 +393,7 @@ def test_no_two_golden_passes_are_held_at_once(monkeypatch: pytest.MonkeyPatch) 
         kept.extend(weakref.ref(tensor) for tensor in found.content.values())
         return found
 
-    monkeypatch.setattr(IncrementalEngine, "golden", watched)
+    monkeypatch.setattr(IncrementalEngine, "golden_pass", watched)
     gc.disable()
     try:
         equal(ARCHITECTURES["resnet"](), torch.randn(10, 3, 32, 32), trials=32)

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from resilient_heads.incremental.equivalence.batch_sizes import smaller_batches
 from resilient_heads.incremental.player import Player
+from resilient_heads.incremental.recording.batch_layout import BatchLayout, layout_from_shapes, resolve_order
 from resilient_heads.incremental.recording.batches import Batch, whole_batch
 from resilient_heads.incremental.recording.recorder import Recorder, copy_memory, record
-from resilient_heads.incremental.recording.rows import Rows, rows_from_shapes, settle_order, words
 from resilient_heads.incremental.recording.slices import slice_after
 from resilient_heads.incremental.recording.tape import ControlFlowError
+from resilient_heads.incremental.recording.words import words
 
 pytestmark = pytest.mark.engine
 
@@ -129,7 +130,7 @@ def test_decisions_on_values_are_refused(kind: str) -> None:
 @pytest.mark.parametrize("dim", [0, 1, 2])
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_rows_are_picked_and_found(dim: int, interleaved: bool) -> None:
-    rows = Rows(dim, 3, interleaved)
+    rows = BatchLayout(dim, 3, interleaved)
     shape = [2, 2, 2]
     shape[dim] = 12
     source = torch.randn(shape)
@@ -143,16 +144,16 @@ def test_rows_are_picked_and_found(dim: int, interleaved: bool) -> None:
     rows.of_image(after, 1).fill_(1)
     other = torch.zeros(shape)
     rows.of_image(other, 0).fill_(1)
-    assert settle_order(Rows(dim, 3), [before, after, other], (1, 0)) == rows
+    assert resolve_order(BatchLayout(dim, 3), [before, after, other], (1, 0)) == rows
 
 
 def test_rows_from_shapes() -> None:
-    assert rows_from_shapes((8, 5), (3, 5), 8, 3) == Rows(0, 1)
-    assert rows_from_shapes((5, 16), (5, 6), 8, 3) == Rows(1, 2)
-    assert rows_from_shapes((5,), (5,), 8, 3) is None
+    assert layout_from_shapes((8, 5), (3, 5), 8, 3) == BatchLayout(0, 1)
+    assert layout_from_shapes((5, 16), (5, 6), 8, 3) == BatchLayout(1, 2)
+    assert layout_from_shapes((5,), (5,), 8, 3) is None
     for many, few in (((8, 8), (3, 3)), ((9,), (3,)), ((8,), (3, 1))):
         with pytest.raises(ValueError, match="do not belong"):
-            rows_from_shapes(many, few, 8, 3)
+            layout_from_shapes(many, few, 8, 3)
 
 
 def test_words_tell_zeros_apart_and_nans_alike() -> None:

@@ -10,9 +10,9 @@ from torch import Tensor
 from resilient_heads.incremental.recording.batches import Batch
 from resilient_heads.incremental.recording.execute import run_step
 from resilient_heads.incremental.recording.recorder import copy_memory
-from resilient_heads.incremental.recording.rows import words
 from resilient_heads.incremental.recording.slices import Cut, Slice
 from resilient_heads.incremental.recording.tape import Moment, View
+from resilient_heads.incremental.recording.words import words
 from resilient_heads.incremental.windows.crops import as_tensor, paste_
 from resilient_heads.incremental.windows.follow import Followed, Follower
 from resilient_heads.incremental.windows.receptive_field import WindowPlan
@@ -30,7 +30,7 @@ class Yield:
     """What looking at a cut has given so far.
 
     Attributes:
-        seen: Rows that came there.
+        seen: BatchLayout that came there.
         golden: Those of them that had become golden.
         runs: How often it was looked at.
     """
@@ -202,8 +202,8 @@ class Player:
         for buffer, version in cut.live:
             where = self._whole.rows[buffer]
             assert where is not None
-            now, dim = where.apart(words(state.batch.tape.roots[buffer].on(state.roots[buffer])))
-            before, _ = where.apart(words(self._whole.tape.roots[buffer].on(golden[buffer, version])))
+            now, dim = where.split_images(words(state.batch.tape.roots[buffer].on(state.roots[buffer])))
+            before, _ = where.split_images(words(self._whole.tape.roots[buffer].on(golden[buffer, version])))
             pairs.append((now.movedim(dim, 0), before.movedim(dim, 0)))
         differ = [
             row
@@ -264,7 +264,7 @@ class Player:
         """Run one operation at the size of the whole batch, each row at its own place."""
         step = self._whole.tape.steps[number]
         roots = {}
-        # Rows that are not followed repeat one that is, so that nothing odd is computed for them.
+        # BatchLayout that are not followed repeat one that is, so that nothing odd is computed for them.
         sources = torch.zeros(self._whole.size, dtype=torch.int64, device=state.images.device)
         sources[state.images] = torch.arange(len(state.images), device=state.images.device)
         for buffer in step.reads & state.roots.keys():

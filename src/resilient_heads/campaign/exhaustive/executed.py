@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from resilient_heads.campaign.exhaustive.closed_form import UNDECIDED, logits_outcomes, score_outcomes
 from resilient_heads.campaign.golden.golden_run import logits_of
-from resilient_heads.campaign.run.reruns import GoldenPass, IncrementalEngine
+from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
 from resilient_heads.campaign.trials.outcomes import Outcome, classify
 from resilient_heads.errors import InjectionError
 from resilient_heads.incremental.recording.tape import ControlFlowError
+from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.injection.formats.bits import flip_bits, words
 from resilient_heads.injection.sites.find import Site, watch_sites
 
@@ -53,7 +54,7 @@ class Exhaustion:
         sites = [site for site in self._sites if site not in self._logits]
         batches = sum(site.neurons * site.word_bits // self._group for site in sites)
         reruns = IncrementalEngine(self._model, sites, self._batch(0)[0], batches=batches)
-        reruns.check()
+        reruns.check_sites()
         for name, reason in reruns.blocked.items():
             logger.warning("Each batch of faults at %r takes a full pass of the model: %s.", name, reason)
         return reruns
@@ -73,8 +74,8 @@ class Exhaustion:
                     _count(counts[site.name], outcomes, None)
             for start in range(0, len(self._images) if self._executed else 0, self._copies):
                 inputs, count = self._batch(start)
-                for names in self._reruns.groups([site.name for site in self._executed]):
-                    golden = self._reruns.golden(inputs, names)
+                for names in self._reruns.group_sites([site.name for site in self._executed]):
+                    golden = self._reruns.golden_pass(inputs, names)
                     for site in self._executed:
                         if site.name in names:
                             self._strike(site, inputs, golden, count, counts[site.name], bar.update)
@@ -99,7 +100,7 @@ class Exhaustion:
             part = left[first : first + size]
             image, neuron, bit = torch.cat([part, part[-1:].expand(size - len(part), 3)]).unbind(1)
             batch = images[image]
-            golden = self._reruns.golden(batch, [site.name])
+            golden = self._reruns.golden_pass(batch, [site.name])
             where = site.index(torch.arange(size, device=batch.device), neuron, size)
             faulty = self._execute(site, batch, golden, where, bit, check=first == 0)
             outcome = classify(golden.logits, faulty)[: len(part)].clamp_min(Outcome.TOLERABLE)
@@ -133,7 +134,7 @@ class Exhaustion:
         check: bool,
     ) -> Tensor:
         """Flip one bit in each row and return the logits; with ``check``, a rerun is held against a full pass."""
-        found = self._reruns.tensor(site.name, golden)
+        found = self._reruns.copy_site_tensor(site.name, golden)
         again: Tensor | None = None
         if found is not None:
             _flip(found[0], where, bits)
@@ -144,7 +145,7 @@ class Exhaustion:
         if again is not None and not check:
             return again
         full = self._full(site, inputs, where, bits)
-        if again is not None and not _same_bits(again, full):
+        if again is not None and not same_bits(again, full):
             self._block(site, "a rerun of a whole batch differs from a full pass")
         return full
 
@@ -186,9 +187,3 @@ def _flip(tensor: Tensor, where: tuple[Tensor, ...], bits: Tensor) -> None:
     tensor[where] = flipped
     if not torch.equal(words(tensor[where]), words(flipped)) or torch.equal(words(flipped), words(before)):
         raise InjectionError("A flip did not take effect.")
-
-
-def _same_bits(rerun: Tensor, full: Tensor) -> bool:
-    """Whether two results have the same bits, whatever kind of NaN they hold."""
-    nan = full.isnan()
-    return torch.equal(rerun.isnan(), nan) and torch.equal(words(rerun)[~nan], words(full)[~nan])

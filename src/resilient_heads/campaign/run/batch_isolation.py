@@ -26,7 +26,7 @@ def disturbed_pass(model: nn.Module, site: Site, images: Tensor, image: int, *, 
 
     def disturb(_name: str, tensor: Tensor) -> Tensor:
         changed = tensor.clone(memory_format=torch.preserve_format)
-        own = site.rows.of_image(changed, image)
+        own = site.layout.of_image(changed, image)
         own.copy_(torch.where(own < 0, -1.0, 1.0) * torch.finfo(own.dtype).max / 4 if extreme else 1 - 2 * own)
         seen.append(changed.clone(memory_format=torch.preserve_format))
         return changed

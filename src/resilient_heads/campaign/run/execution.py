@@ -14,13 +14,13 @@ from resilient_heads.campaign.golden.data import LabelledImages
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.result.config import Protocol
 from resilient_heads.campaign.run.batch_isolation import disturbed_pass, require_separate
-from resilient_heads.campaign.run.reruns import GoldenPass, IncrementalEngine
+from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
 from resilient_heads.campaign.trials.columns import COLUMNS, Trials
 from resilient_heads.campaign.trials.outcomes import judge
 from resilient_heads.errors import InjectionError
 from resilient_heads.evaluation import device_of
-from resilient_heads.incremental.recording.rows import words
 from resilient_heads.incremental.recording.tape import ControlFlowError
+from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.injection.apply.hits import Hit, first, hit_
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.sites.find import Site, watch_sites
@@ -84,7 +84,7 @@ class Execution:
         if engine == "incremental":
             batches = max(plan.counts) // self._batch_size
             self._reruns = IncrementalEngine(model, sites, self._first, memory_limit=memory_limit, batches=batches)
-            self._reruns.check()
+            self._reruns.check_sites()
         else:
             few = self._first[:2]
             golden = logits_of(model, few)
@@ -102,7 +102,7 @@ class Execution:
 
     def _grouped(self, names: list[str]) -> list[list[str]]:
         """Share sites out among golden passes."""
-        return [names] if self._reruns is None else self._reruns.groups(names)
+        return [names] if self._reruns is None else self._reruns.group_sites(names)
 
     @property
     def full_passes(self) -> dict[str, str]:
@@ -174,11 +174,11 @@ class Execution:
         """Run a batch fault-free."""
         if self._reruns is None:
             return GoldenPass(logits_of(self._model, inputs), {})
-        return self._reruns.golden(inputs, names)
+        return self._reruns.golden_pass(inputs, names)
 
     def _rerun(self, site: Site, golden: GoldenPass, hit: Callable[[Tensor], Hit]) -> tuple[Hit, Tensor] | None:
         """Strike a golden tensor and run what comes after it; None where that cannot be done."""
-        found = None if self._reruns is None else self._reruns.tensor(site.name, golden)
+        found = None if self._reruns is None else self._reruns.copy_site_tensor(site.name, golden)
         if self._reruns is None or found is None:
             return None
         struck = hit(found[0])
@@ -235,7 +235,7 @@ class Execution:
         if found is not None and row in self._witnesses:
             self._witnesses.discard(row)
             full = self._full(site, inputs, hit)
-            if not _same_bits(found[1], full[1]):
+            if not same_bits(found[1], full[1]):
                 self._distrust()
         struck, faulty = self._full(site, inputs, hit) if found is None else found
         judgement = judge(golden.logits, faulty, targets)
@@ -263,12 +263,6 @@ class Execution:
 def _tell(where: str, reason: str) -> None:
     """Say that reruns are given up."""
     logger.warning("Each batch of trials at %s takes a full pass of the model: %s.", where, reason)
-
-
-def _same_bits(rerun: Tensor, full: Tensor) -> bool:
-    """Whether two results have the same bits, whatever kind of NaN they hold."""
-    nan = full.isnan()
-    return torch.equal(rerun.isnan(), nan) and torch.equal(words(rerun)[~nan], words(full)[~nan])
 
 
 def _require_same(golden: Tensor, again: Tensor, what: str) -> None:

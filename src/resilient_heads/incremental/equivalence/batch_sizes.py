@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from resilient_heads.incremental.recording.batch_layout import BatchLayout
 from resilient_heads.incremental.recording.batches import Batch
 from resilient_heads.incremental.recording.execute import as_list, run_step
 from resilient_heads.incremental.recording.operators import fits, noise_like, rounds, trial_tells
 from resilient_heads.incremental.recording.recorder import Run, copy_memory, record
-from resilient_heads.incremental.recording.rows import Rows, words
 from resilient_heads.incremental.recording.tape import Step, View, flat_tensors
+from resilient_heads.incremental.recording.words import words
 
 
 def smaller_batches(run: Run, whole: Batch, inputs: Tensor, sizes: Sequence[int]) -> dict[int, Batch]:
@@ -156,7 +157,7 @@ class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return False
         return True
 
-    def _pick(self, buffer: int, where: Rows, tensor: Tensor, small: Batch, images: Tensor) -> Tensor:
+    def _pick(self, buffer: int, where: BatchLayout, tensor: Tensor, small: Batch, images: Tensor) -> Tensor:
         """Return the rows of some images on memory of their own."""
         root = self._whole.tape.roots[buffer].on(tensor)
         return where.pick(root, images, small.shaped(buffer, tensor.device))

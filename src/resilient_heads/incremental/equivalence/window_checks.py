@@ -12,8 +12,8 @@ from resilient_heads.incremental.recording.batches import Batch
 from resilient_heads.incremental.recording.execute import as_list
 from resilient_heads.incremental.recording.operators import EXACT, enough, fits, noise_like, rounds
 from resilient_heads.incremental.recording.recorder import Run, copy_memory
-from resilient_heads.incremental.recording.rows import words
 from resilient_heads.incremental.recording.tape import View, flat_tensors, replace_views
+from resilient_heads.incremental.recording.words import words
 from resilient_heads.incremental.windows.crops import Numbers, as_tensor, crop, inside
 from resilient_heads.incremental.windows.receptive_field import Local
 from resilient_heads.incremental.windows.windows import input_window, run_local

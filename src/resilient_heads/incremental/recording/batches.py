@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from resilient_heads.incremental.recording.batch_layout import (
+    BatchLayout,
+    layout_from_shapes,
+    resolve_order,
+    with_changed_image,
+)
 from resilient_heads.incremental.recording.execute import as_list
 from resilient_heads.incremental.recording.recorder import Run, record
-from resilient_heads.incremental.recording.rows import Rows, changed, rows_from_shapes, settle_order
 from resilient_heads.incremental.recording.tape import Tape
 
 _CHANGED = (0, 1)
@@ -31,7 +36,7 @@ class Batch:
 
     size: int
     tape: Tape
-    rows: dict[int, Rows | None]
+    rows: dict[int, BatchLayout | None]
     inexact: frozenset[int] = frozenset()
 
     def shaped(self, buffer: int, device: torch.device) -> Tensor:
@@ -54,20 +59,20 @@ def whole_batch(run: Run, tape: Tape, inputs: Tensor) -> Batch:
     if [step.func for step in small.steps] != [step.func for step in tape.steps]:
         return Batch(len(inputs), tape, {})
     contents = [_Contents(small) for _ in (None, *_CHANGED)]
-    for content, images in zip(contents, (few, *(changed(few, image) for image in _CHANGED)), strict=True):
+    for content, images in zip(contents, (few, *(with_changed_image(few, image) for image in _CHANGED)), strict=True):
         content.made[small.images] = images
         with content:
             run(None, images)
-    rows: dict[int, Rows | None] = {}
+    rows: dict[int, BatchLayout | None] = {}
     for buffer, (many, own) in enumerate(zip(tape.roots, small.roots, strict=True)):
         try:
-            found = rows_from_shapes(many.size, own.size, len(inputs), len(few))
+            found = layout_from_shapes(many.size, own.size, len(inputs), len(few))
         except ValueError:
             continue
         if found is None:
             rows[buffer] = None
         elif buffer in tape.whole & small.whole and all(buffer in content.made for content in contents):
-            settled = settle_order(found, [content.made[buffer] for content in contents], _CHANGED)
+            settled = resolve_order(found, [content.made[buffer] for content in contents], _CHANGED)
             if settled is not None:
                 rows[buffer] = settled
     return Batch(len(inputs), tape, rows)

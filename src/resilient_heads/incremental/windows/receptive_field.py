@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
+from resilient_heads.incremental.recording.batch_layout import BatchLayout
 from resilient_heads.incremental.recording.batches import Batch
 from resilient_heads.incremental.recording.operators import trial_tells
-from resilient_heads.incremental.recording.rows import Rows
 from resilient_heads.incremental.recording.slices import Slice
 from resilient_heads.incremental.recording.tape import Moment, Step, View, flat_views
 from resilient_heads.incremental.windows.crops import Numbers, Size
 
 _WORTH = 0.25
 """Share of a tensor's pixels up to which a window of it is cheaper than all of it."""
-_IMAGES_FIRST = Rows(0, 1)
+_IMAGES_FIRST = BatchLayout(0, 1)
 # fmt: off
 _POINTWISE = frozenset({
     "relu", "relu_", "clamp", "clamp_", "clamp_min", "clamp_max", "hardtanh", "hardtanh_", "hardswish", "hardswish_",

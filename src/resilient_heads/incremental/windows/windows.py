@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from resilient_heads.incremental.recording.execute import as_list
-from resilient_heads.incremental.recording.rows import words
 from resilient_heads.incremental.recording.tape import Step, View, replace_views
+from resilient_heads.incremental.recording.words import words
 from resilient_heads.incremental.windows.crops import Numbers, Size, as_tensor, crop, inside, paste_
 from resilient_heads.incremental.windows.receptive_field import Local, Reach, unpadded
 

@@ -65,7 +65,7 @@ def hit_(
     index = site.index(rows, neurons.clamp(min=0), trials)
     context = None
     if model.needs_context:
-        parts, dim = site.rows.apart(tensor)
+        parts, dim = site.layout.split_images(tensor)
         context = model.context(parts.movedim(dim, 0).reshape(trials, -1), draws)
     before = stored_words(tensor)[index].view(tensor.dtype)
     after = model.corrupt(before, draws, context=context)

@@ -13,7 +13,12 @@ from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import FaultError
 from resilient_heads.evaluation import evaluating
-from resilient_heads.incremental.recording.rows import Rows, changed, rows_from_shapes, settle_order
+from resilient_heads.incremental.recording.batch_layout import (
+    BatchLayout,
+    layout_from_shapes,
+    resolve_order,
+    with_changed_image,
+)
 from resilient_heads.injection.formats.dtypes import format_of
 from resilient_heads.injection.sites.hooks import Source, WatchProducts, open_attention, watch_outputs, weight_of
 
@@ -59,9 +64,9 @@ class Site:
         return int(self.name.partition("@")[2] or 1) - 1
 
     @property
-    def rows(self) -> Rows:
+    def layout(self) -> BatchLayout:
         """Where images lie in the tensor."""
-        return Rows(self.dim, self.fold, self.interleaved)
+        return BatchLayout(self.dim, self.fold, self.interleaved)
 
     @property
     def neurons(self) -> int:
@@ -257,20 +262,20 @@ def _settle(
         return sites
     images = sample[torch.arange(3) % len(sample)].clone()
     contents = []
-    for batch in (images, changed(images, 0), changed(images, 1)):
+    for batch in (images, with_changed_image(images, 0), with_changed_image(images, 1)):
         seen: dict[str, Tensor] = {}
         with evaluating(model), watch_sites(model, list(folded.values()), seen.__setitem__):
             model(batch.clone(memory_format=torch.preserve_format))
         contents.append(seen)
     settled = []
     for site in sites:
-        rows: Rows | None = site.rows
+        layout: BatchLayout | None = site.layout
         if site.name in folded:
-            rows = settle_order(site.rows, [seen[site.name] for seen in contents], (0, 1))
-        if rows is None:
+            layout = resolve_order(site.layout, [seen[site.name] for seen in contents], (0, 1))
+        if layout is None:
             uninjectable[site.name] = "which part of its output belongs to which image is not clear"
         else:
-            settled.append(dataclasses.replace(site, interleaved=rows.interleaved))
+            settled.append(dataclasses.replace(site, interleaved=layout.interleaved))
     return settled
 
 
@@ -336,14 +341,14 @@ def _why_none(calls: list[int]) -> str | None:
     return None
 
 
-def _place(two: Any, three: Any) -> tuple[Rows, tuple[int, ...]] | str:
+def _place(two: Any, three: Any) -> tuple[BatchLayout, tuple[int, ...]] | str:
     """Return where images lie in a tensor, given it for two and for three images, or why that is unknown."""
     if not isinstance(two, Tensor) or not isinstance(three, Tensor):
         return f"its output is a {type(two).__name__}, not a tensor"
     if not two.dtype.is_floating_point:
         return f"its output is {two.dtype}"
     try:
-        rows = rows_from_shapes(tuple(three.shape), tuple(two.shape), 3, 2)
+        rows = layout_from_shapes(tuple(three.shape), tuple(two.shape), 3, 2)
     except ValueError:
         rows = None
     if rows is None or two.ndim < 2:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resilient_heads.incremental.recording.words import words
+
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class BatchLayout:
     """The part of each image in a tensor.
 
     Attributes:
@@ -21,7 +23,7 @@ class Rows:
     fold: int = 1
     interleaved: bool = False
 
-    def apart(self, tensor: Tensor) -> tuple[Tensor, int]:
+    def split_images(self, tensor: Tensor) -> tuple[Tensor, int]:
         """Return a view of the tensor in which images have a dimension of their own, and which it is."""
         if self.fold == 1:
             return tensor, self.dim
@@ -31,13 +33,13 @@ class Rows:
 
     def of_image(self, tensor: Tensor, image: int) -> Tensor:
         """Return the part of one image, as a view."""
-        parts, dim = self.apart(tensor)
+        parts, dim = self.split_images(tensor)
         return parts.select(dim, image)
 
     def pick(self, source: Tensor, images: Tensor, into: Tensor) -> Tensor:
         """Copy the parts of some images, in their order, into a tensor for that many images."""
-        parts, dim = self.apart(source)
-        places, _ = self.apart(into)
+        parts, dim = self.split_images(source)
+        places, _ = self.split_images(into)
         if places.is_contiguous() and parts.is_contiguous():
             torch.index_select(parts, dim, images, out=places)
         else:
@@ -45,7 +47,7 @@ class Rows:
         return into
 
 
-def rows_from_shapes(many: tuple[int, ...], few: tuple[int, ...], batch: int, smaller: int) -> Rows | None:
+def layout_from_shapes(many: tuple[int, ...], few: tuple[int, ...], batch: int, smaller: int) -> BatchLayout | None:
     """Return how a tensor grows from ``smaller`` to ``batch`` images; its order is left open where several are folded.
 
     None means that its shape does not depend on the batch.
@@ -61,11 +63,11 @@ def rows_from_shapes(many: tuple[int, ...], few: tuple[int, ...], batch: int, sm
             dim = growing[0]
             fold, rest = divmod(few[dim], smaller)
             if not rest and many[dim] == fold * batch:
-                return Rows(dim, fold)
+                return BatchLayout(dim, fold)
     raise ValueError(f"shapes {many} and {few} do not belong to {batch} and {smaller} images")
 
 
-def settle_order(rows: Rows, contents: Sequence[Tensor], images: Sequence[int]) -> Rows | None:
+def resolve_order(rows: BatchLayout, contents: Sequence[Tensor], images: Sequence[int]) -> BatchLayout | None:
     """Return the order of images in a tensor, by what changing one of them changed; None if it is unclear.
 
     Args:
@@ -73,7 +75,7 @@ def settle_order(rows: Rows, contents: Sequence[Tensor], images: Sequence[int]) 
         contents: The tensor for some images, and again with one image changed, for each of ``images``.
         images: Which image was changed.
     """
-    fitting = [rows, Rows(rows.dim, rows.fold, interleaved=True)] if rows.fold > 1 else [rows]
+    fitting = [rows, BatchLayout(rows.dim, rows.fold, interleaved=True)] if rows.fold > 1 else [rows]
     others = [dim for dim in range(contents[0].ndim) if dim != rows.dim]
     for content, image in zip(contents[1:], images, strict=True):
         differs = words(contents[0]) != words(content)
@@ -84,24 +86,15 @@ def settle_order(rows: Rows, contents: Sequence[Tensor], images: Sequence[int]) 
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _places(rows: Rows, along: Tensor, image: int) -> Tensor:
+def _places(rows: BatchLayout, along: Tensor, image: int) -> Tensor:
     """Return which entries of a dimension belong to an image."""
     own = torch.zeros_like(along)
-    Rows(0, rows.fold, rows.interleaved).of_image(own, image).fill_(True)
+    BatchLayout(0, rows.fold, rows.interleaved).of_image(own, image).fill_(True)
     return own
 
 
-def changed(images: Tensor, image: int) -> Tensor:
+def with_changed_image(images: Tensor, image: int) -> Tensor:
     """Return some images, one of them another one."""
     others = images.clone(memory_format=torch.preserve_format)
     others[image] = images[image].flip(-1) * -1.5 + images[image - 1] * 0.25
     return others
-
-
-def words(tensor: Tensor) -> Tensor:
-    """Return a tensor's bits as integers, so that NaN equals NaN and 0 differs from -0."""
-    if tensor.dtype.is_complex:
-        return words(torch.view_as_real(tensor))
-    if not tensor.dtype.is_floating_point:
-        return tensor
-    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])

@@ -15,9 +15,9 @@ from resilient_heads.incremental.equivalence.window_checks import settle, try_wi
 from resilient_heads.incremental.player import Player
 from resilient_heads.incremental.recording.batches import Batch, whole_batch
 from resilient_heads.incremental.recording.recorder import Recorder, copy_memory, record
-from resilient_heads.incremental.recording.rows import words
 from resilient_heads.incremental.recording.slices import Slice, slice_after
 from resilient_heads.incremental.recording.tape import ControlFlowError, Moment, Tape
+from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.incremental.windows.follow import Follower
 from resilient_heads.incremental.windows.receptive_field import plan_windows
 from resilient_heads.injection.sites.find import Site, watch_sites
@@ -99,7 +99,7 @@ class IncrementalEngine:
         self._slices.pop(name, None)
         self.blocked[name] = reason
 
-    def groups(self, names: Sequence[str]) -> list[list[str]]:
+    def group_sites(self, names: Sequence[str]) -> list[list[str]]:
         """Share sites out among golden passes, each of which keeps no more than the memory limit."""
         groups: list[list[str]] = [[]]
         kept: set[Moment] = set()
@@ -112,7 +112,7 @@ class IncrementalEngine:
             kept |= own
         return groups
 
-    def golden(self, images: Tensor, group: Sequence[str]) -> GoldenPass:
+    def golden_pass(self, images: Tensor, group: Sequence[str]) -> GoldenPass:
         """Run a batch fault-free, and keep what reruns of some sites need."""
         keep = frozenset().union(*(self._needs(name) for name in group if name in self._slices))
         recorder, logits = record(self._run, images, keep)
@@ -122,7 +122,7 @@ class IncrementalEngine:
             self._told = True
         return GoldenPass(logits, recorder.kept if same else {})
 
-    def tensor(self, name: str, golden: GoldenPass) -> tuple[Tensor, Tensor] | None:
+    def copy_site_tensor(self, name: str, golden: GoldenPass) -> tuple[Tensor, Tensor] | None:
         """Return a fault-free site's tensor on memory of its own, and that memory; None if it must be run in full."""
         view = self._slices[name].source.view if name in self._slices else None
         if view is None or view.moment not in golden.content:
@@ -143,7 +143,7 @@ class IncrementalEngine:
         Args:
             name: Of the site.
             golden: Of the batch.
-            struck: What :meth:`tensor` gave.
+            struck: What :meth:`copy_site_tensor` gave.
             where: Index of the one element of each image that was struck, in their order; None where there are several.
         """
         played = self._player.play(self._slices[name], golden.content, struck, where)
@@ -151,7 +151,7 @@ class IncrementalEngine:
         logits[played.images] = played.logits
         return logits
 
-    def check(self) -> None:
+    def check_sites(self) -> None:
         """Disturb one of two images at every site, and compare reruns with full passes; block sites that differ.
 
         Each image is disturbed once, one of them to the extreme.
@@ -258,10 +258,7 @@ def _again(
 
 def _equal(again: Tensor | None, full: Tensor) -> bool:
     """Whether two results have the same bits, whatever kind of NaN they hold."""
-    if again is None:
-        return False
-    nan = full.isnan()
-    return torch.equal(again.isnan(), nan) and torch.equal(words(again)[~nan], words(full)[~nan])
+    return again is not None and same_bits(again, full)
 
 
 def _readable(size: int) -> str:
