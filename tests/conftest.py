@@ -5,9 +5,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.shared_data import FOLDER
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores; children of a test inherit the setting
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need real data where there is none."""
+    if item.get_closest_marker("shared_data") and not FOLDER.is_dir():
+        pytest.skip(f"no real data at {FOLDER}; name its folder in RESILIENT_HEADS_DATA")
 
 
 @pytest.fixture(autouse=True)

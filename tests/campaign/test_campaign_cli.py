@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_campaign import Net, arguments, campaign, labelled, net
 
 import resilient_heads as rh
+from helpers.small_campaign import Net, arguments, campaign, labelled, net
 from resilient_heads.cli import _warnings_in_a_line, main
 from resilient_heads.errors import DamagedChunkWarning, DataError, ModelError
 from resilient_heads.inputs.checkpoints import load_checkpoint

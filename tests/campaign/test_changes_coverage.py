@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from survey import repeated
 
 import resilient_heads as rh
+from helpers.survey import repeated
 from resilient_heads.campaign.design.allocation import allocate, layer_weights
 from resilient_heads.campaign.design.perturbation_strata import CLASSES
 from resilient_heads.campaign.design.plan import _visits

@@ -1,11 +1,11 @@
 """A campaign on a pretrained network and real images, against what is known of both."""
 
 import pytest
-from shared_data import cifar10, needs_shared_data, pretrained_resnet20
 
 import resilient_heads as rh
+from helpers.shared_data import cifar10, pretrained_resnet20
 
-pytestmark = [pytest.mark.shared_data, needs_shared_data]
+pytestmark = pytest.mark.shared_data
 
 
 def test_resnet20_on_cifar10() -> None:

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grid import grid
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from helpers.grid import grid
 from resilient_heads.campaign.trials.columns import RATES
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import ResultError

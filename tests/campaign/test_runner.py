@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from grid import grid
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import resilient_heads as rh
+from helpers.grid import grid
 from resilient_heads.campaign.golden.environment import fingerprint
 from resilient_heads.campaign.golden.golden_run import profile_ranges
 from resilient_heads.campaign.trials.outcomes import Outcome

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_campaign import campaign, files, labelled, net
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from helpers.small_campaign import campaign, files, labelled, net
 from resilient_heads import files as atomic
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.run.execution import Execution

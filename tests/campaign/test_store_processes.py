@@ -12,9 +12,9 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
-from small_campaign import arguments, campaign, files, in_a_process
 
 import resilient_heads as rh
+from helpers.small_campaign import arguments, campaign, files, in_a_process
 from resilient_heads import cli
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start quickly")
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes
 def processes() -> ForkServerContext:
     """Processes that need not import torch anew."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_campaign", "resilient_heads.campaign.run.runner", "pyarrow.parquet"])
+    context.set_forkserver_preload(["helpers.small_campaign", "resilient_heads.campaign.run.runner", "pyarrow.parquet"])
     return context
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_campaign import campaign, labelled, net
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from helpers.small_campaign import campaign, labelled, net
 from resilient_heads.campaign.run import execution
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import DataError, InjectionError, ResultError

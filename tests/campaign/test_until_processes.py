@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from small_campaign import arguments, campaign
 
 import resilient_heads as rh
+from helpers.small_campaign import arguments, campaign
 from resilient_heads import cli
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.result.store import CampaignFolder

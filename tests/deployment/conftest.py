@@ -1,7 +1,4 @@
-import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -9,9 +6,9 @@ import torch
 from torch import nn
 
 import resilient_heads as rh
+from helpers.scripts import load_script
 from resilient_heads.text.embeddings import ClassEmbeddings
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 HEADS = ("cosine", "linear", "fused cosine", "fused convolution")  # a fused linear head is a stock layer
 
 
@@ -52,16 +49,7 @@ def model(request: pytest.FixtureRequest) -> nn.Sequential:
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+def example() -> Callable[[str], ModuleType]:
     """Return how to load a script of examples/ as a module."""
 
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look there
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return lambda name: load_script(f"examples/{name}.py")

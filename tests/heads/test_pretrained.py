@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from helpers.hub_server import HubServer
 from resilient_heads.errors import HubError, ModelError, ResultError
 from resilient_heads.heads.pretrained import from_pretrained, push_to_hub, save_pretrained
 from resilient_heads.heads.swap.wrap import fuse, wrap_model
@@ -17,9 +17,6 @@ from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.hub.client import HubSettings
 from resilient_heads.text.prebuilt.publish import publish
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "text"))
-from hub_server import HubServer
 
 TEXT = ClassEmbeddings(torch.randn(4, 6), ("cat", "dog", "bird", "fish"), Provenance(encoder="e", encoder_revision="r"))
 

@@ -4,8 +4,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import sweep
 from torch import nn
+
+import sweep
 
 
 @pytest.mark.slow

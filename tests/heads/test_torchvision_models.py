@@ -2,7 +2,6 @@ from typing import Any
 
 import pytest
 import torch
-from sweep import OnMeta
 from torch import nn
 from torchvision import models
 
@@ -10,6 +9,7 @@ from resilient_heads.heads.find.locate import find_classifier, find_heads
 from resilient_heads.heads.swap.wrap import fuse, is_wrapped, unwrap_model, wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
+from sweep import OnMeta
 
 NAMES = models.list_models(module=models)
 EMBEDDINGS = ClassEmbeddings(

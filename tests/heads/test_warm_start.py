@@ -5,10 +5,10 @@ import logging
 import numpy as np
 import pytest
 import torch
-from shared_data import FOLDER, cifar10, needs_shared_data, pretrained_resnet20
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from helpers.shared_data import FOLDER, cifar10, pretrained_resnet20
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.swap.warm_start import warm_start
 from resilient_heads.heads.text_guided import TextGuidedHead
@@ -124,7 +124,6 @@ def test_a_trained_model_keeps_its_decisions(normalize: bool, caplog: pytest.Log
     assert torch.equal(rh.fuse(model)(x).argmax(1), before)
 
 
-@needs_shared_data
 @pytest.mark.shared_data
 @pytest.mark.parametrize("normalize", [False, True])
 def test_the_pretrained_resnet20_keeps_its_decisions(normalize: bool) -> None:
@@ -161,7 +160,6 @@ def gap512(dimensions: int) -> tuple[float, float, float]:
     return kept.agreement, same[0], same[1]
 
 
-@needs_shared_data
 @pytest.mark.shared_data
 def test_real_features_show_what_too_few_dimensions_cost() -> None:
     agreement, before, after = gap512(200)

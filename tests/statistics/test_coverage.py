@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from survey import repeated, table_rate
 
+from helpers.survey import repeated, table_rate
 from resilient_heads.statistics.intervals import (
     Estimate,
     mean_interval,

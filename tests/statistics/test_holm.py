@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from survey import repeated, survey
 
+from helpers.survey import repeated, survey
 from resilient_heads.campaign.analysis.compare import _p_value
 from resilient_heads.errors import ResultError
 from resilient_heads.statistics.intervals import difference_of_rates

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from survey import survey, table_rate
 
+from helpers.survey import survey, table_rate
 from resilient_heads.errors import ResultError
 from resilient_heads.statistics.intervals import (
     MIN_IMAGES,

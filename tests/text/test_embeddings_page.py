@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from torch import nn
 
+from helpers.hub_server import HubServer
 from resilient_heads.cli import main
 from resilient_heads.text.descriptions import openai_chat
 from resilient_heads.text.embeddings import ClassEmbeddings

@@ -6,10 +6,10 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from helpers.hub_server import HubServer
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LongTextWarning, MissingExtraError
 from resilient_heads.text.encoders.batching import Batching, encode_in_batches
 from resilient_heads.text.encoders.huggingface import TransformersEncoder

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from torch import nn
 
 import resilient_heads as rh
+from helpers.hub_server import HubServer
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.heads.swap.wrap import wrap_model
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance

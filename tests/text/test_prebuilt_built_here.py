@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 
+from helpers.hub_server import HubServer
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.openclip import OpenClipEncoder

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import HubServer
 
+from helpers.hub_server import HubServer
 from resilient_heads.cli import main
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance

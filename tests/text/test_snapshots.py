@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
 
+from helpers.hub_server import HubServer
 from resilient_heads.errors import HubError
 from resilient_heads.text.hub.client import HubSettings, check_reachable
 from resilient_heads.text.hub.snapshots import fetch_snapshot, newest_commit

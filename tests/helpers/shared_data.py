@@ -5,22 +5,18 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from resnet20 import ResNet20
-from torch import Tensor
+from torch import Tensor, nn
 
-FOLDER = Path(os.environ.get("RESILIENT_HEADS_DATA", Path(__file__).parents[2] / "shared" / "data"))
+from helpers.scripts import load_script
 
-needs_shared_data = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason=f"no real data at {FOLDER}; name its folder in RESILIENT_HEADS_DATA"
-)
+FOLDER = Path(os.environ.get("RESILIENT_HEADS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
-def pretrained_resnet20() -> ResNet20:
+def pretrained_resnet20() -> nn.Module:
     path = FOLDER / "weights" / "resnet20-12fca82f.th"
     state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
-    model = ResNet20()
+    model = load_script("benchmarks/resnet20.py").ResNet20()
     model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in state.items()})
     return model.eval()
 
