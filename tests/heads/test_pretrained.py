@@ -15,7 +15,7 @@ from resilient_heads.heads.swap.wrap import fuse, wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.publish import publish
 
 TEXT = ClassEmbeddings(torch.randn(4, 6), ("cat", "dog", "bird", "fish"), Provenance(encoder="e", encoder_revision="r"))

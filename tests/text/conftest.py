@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from helpers.hub_server import HubServer
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 
 TINY = {
     "embed_dim": 32,

@@ -7,7 +7,7 @@ import torch
 from helpers.hub_server import HubServer
 from resilient_heads.cli import main
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 
 
 def test_embed(tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

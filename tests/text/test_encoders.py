@@ -20,7 +20,7 @@ from resilient_heads.text.encoders.pins import PINS
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.encoders.protocol import TextEncoder
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.bundled import load_bundled, load_descriptions
 
 SENTENCES = ["a photo of a cat", "a dog", "An airplane has a long tube-shaped fuselage and two broad wings.", "a dog"]

@@ -12,7 +12,7 @@ from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, L
 from resilient_heads.heads.pretrained import push_to_hub
 from resilient_heads.text.descriptions.generate import generate_descriptions
 from resilient_heads.text.descriptions.openai_chat import OpenAIChat
-from resilient_heads.text.hub.client import HubSettings, check_reachable
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.publish import publish, write_folder
 
 
@@ -83,7 +83,7 @@ def test_a_folder_of_somebody_else_is_not_published_into(tmp_path: Path, name: s
 
 
 def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("resilient_heads.text.hub.client.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     hub = HubSettings(endpoint="http://127.0.0.1:9", token="none")
     folder = write_folder({"two": rh.ClassEmbeddings(torch.eye(2), ("a", "b"))}, tmp_path / "out")
@@ -91,8 +91,3 @@ def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytes
         publish(folder, "o/n", hub=hub)
     with pytest.raises(HubError, match="could not be reached"):
         push_to_hub(rh.TextGuidedHead(6, (3, 4)), "o/n", tmp_path / "head", hub=hub)
-
-
-def test_an_address_with_an_impossible_port_is_told() -> None:
-    with pytest.raises(HubError, match="is no address"):
-        check_reachable("http://127.0.0.1:99999")

@@ -21,7 +21,7 @@ from resilient_heads.text.encoders.named import encoder_of, named_encoder
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
 from resilient_heads.text.encoders.pins import MINILM_SHA256, PINS, Pin
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 
 SAID = rh.ClassDescriptions.match(["cat", "dog"], {"cat": ["It purrs."], "dog": ["It barks."]})
 

@@ -14,7 +14,7 @@ import torch
 from helpers.hub_server import HubServer
 from resilient_heads.errors import EmbeddingError, HubError
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.bundled import bundled_names, load_bundled
 from resilient_heads.text.prebuilt.load import load_embeddings
 from resilient_heads.text.prebuilt.manifest import HubEntry, Manifest
@@ -114,7 +114,7 @@ def test_cold_cache_without_network_answers_at_once(settings: HubSettings, serve
         began = time.monotonic()
         with pytest.raises(EmbeddingError, match="could not be reached"):
             load(manifest, nowhere)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -124,8 +124,8 @@ def test_cold_cache_without_network_answers_at_once(settings: HubSettings, serve
         (403, "access is refused"),
         (404, "no such file|no such repository"),
         (503, "answered 503"),
-        ("corrupt", "not what was pinned"),
-        ("truncate", "could not be had|not what was pinned"),
+        ("corrupt", "damaged during the download"),
+        ("truncate", "could not be downloaded|damaged during the download"),
     ],
 )
 def test_faults_are_told_and_nothing_wrong_is_used(

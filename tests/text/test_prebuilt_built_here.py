@@ -14,7 +14,7 @@ from resilient_heads.text.encoders.openclip import OpenClipEncoder
 from resilient_heads.text.encoders.pins import PINS
 from resilient_heads.text.encoders.pooling import embed_classes
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.bundled import load_bundled, load_descriptions
 from resilient_heads.text.prebuilt.load import _build_path, load_embeddings
 from resilient_heads.text.prebuilt.manifest import Manifest

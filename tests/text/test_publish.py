@@ -15,7 +15,7 @@ from helpers.hub_server import HubServer
 from resilient_heads.cli import main
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.publish import publish, verify_folder, write_folder
 
 Shown = pytest.CaptureFixture[str]

@@ -10,7 +10,7 @@ import resilient_heads as rh
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, ModelError
 from resilient_heads.text.descriptions.class_descriptions import match_report
 from resilient_heads.text.embeddings import Provenance
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.publish import publish, write_folder
 
 TABLE = rh.encoders.PrecomputedEncoder({"It barks.": torch.tensor([1.0, 0.0])}, id="table")
@@ -88,7 +88,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         HubError,
         r"hub must be HubSettings\(endpoint=",
     ),
-    "a secret of the wrong type": (lambda _: HubSettings(token=b"secret"), HubError, "token .* found a bytes"),
+    "a secret of the wrong type": (lambda _: HubSettings(token=b"secret"), HubError, "token .* of type bytes"),
     "a manifest that is a path": (
         lambda _: rh.load_embeddings("digits", manifest="m.json"),
         EmbeddingError,

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from resilient_heads.errors import EmbeddingError, HubError, ModelError, ResilientHeadsError
+from resilient_heads.errors import EmbeddingError, ModelError, ResilientHeadsError
 from resilient_heads.files import as_path, file_sha256, write_atomic
 from resilient_heads.heads.find.locate import find_heads
 from resilient_heads.heads.protection.options import Protection
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub.client import HubSettings, check_reachable, check_repo, explaining, settings_from
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.hub.snapshots import fetch_snapshot
+from resilient_heads.text.hub.upload import check_upload, upload_folder
 
 _CONFIG, _WEIGHTS, _TEXT, _CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
 _FORMAT = "resilient_heads.head/1"
@@ -125,8 +125,9 @@ def from_pretrained(
         if revision is not None:
             raise ModelError(f"{folder} is a folder and has no revisions; leave revision={revision!r} out.")
     else:
+        settings = HubSettings.from_options(hub, offline=offline)
         folder = fetch_snapshot(
-            os.fspath(source), (_CONFIG, _TEXT), any_of=(_WEIGHTS,), revision=revision, offline=offline, settings=hub
+            os.fspath(source), (_CONFIG, _TEXT), any_of=(_WEIGHTS,), revision=revision, settings=settings
         )
     config = _Config.read(folder / _CONFIG)
     for name, expected_digest in config.sha256.items():
@@ -197,21 +198,20 @@ def push_to_hub(
         ModelError: As :func:`save_pretrained`.
         HubError: The Hub refuses or cannot be reached.
     """
-    settings = settings_from(hub)
-    check_repo(repo)
-    if settings.is_offline:
-        raise HubError("Publishing needs the network, and offline mode forbids it.")
+    settings = HubSettings.from_options(hub)
+    check_upload(repo, settings)
     folder = save_pretrained(model, folder, campaign=campaign, licence=licence)
     write_atomic(folder / _CARD, _card(_head_of(model), campaign, licence, repo=repo).encode())
     files = [name for name in (_CONFIG, _WEIGHTS, _TEXT, _CARD) if (folder / name).is_file()]
-    api = HfApi(endpoint=settings.address, token=settings.token)
-    check_reachable(settings.address)
-    with explaining(f"Publishing to {repo}", settings):
-        api.create_repo(repo, repo_type="model", private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=files, commit_message="Publish a text-guided head"
-        )
-    return str(commit.oid)
+    return upload_folder(
+        folder,
+        repo,
+        files=files,
+        message="Publish a text-guided head",
+        repo_type="model",
+        private=private,
+        settings=settings,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from resilient_heads.text.encoders.batching import (
     usable_device,
     usable_dtype,
 )
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.hub.snapshots import fetch_snapshot
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,8 @@ class TransformersEncoder:
         if local and revision is not None:
             raise EmbeddingError(f"{source} is a folder, which its weights pin; leave revision={revision!r} out.")
         if not local:
-            folder = fetch_snapshot(
-                str(source), _FILES, any_of=(_WEIGHTS,), revision=revision, offline=offline, settings=hub
-            )
+            settings = HubSettings.from_options(hub, offline=offline)
+            folder = fetch_snapshot(str(source), _FILES, any_of=(_WEIGHTS,), revision=revision, settings=settings)
         weights = folder / _WEIGHTS
         if not weights.is_file():
             raise EmbeddingError(f"{source} has no {_WEIGHTS}; pickled weights are not read.")

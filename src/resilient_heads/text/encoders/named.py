@@ -10,7 +10,7 @@ from resilient_heads.text.encoders.openclip_source import planned_source
 from resilient_heads.text.encoders.pins import MINILM_SHA256
 from resilient_heads.text.encoders.protocol import TextEncoder
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 
 MINILM = "all-MiniLM-L6-v2"
 SHORT_NAMES = {"minilm-l6": MINILM, "clip-vit-b-16": "ViT-B-16/openai", "clip-vit-b-32": "ViT-B-32/openai"}

@@ -18,7 +18,7 @@ from resilient_heads.text.encoders.batching import (
     usable_dtype,
 )
 from resilient_heads.text.encoders.openclip_source import find_source
-from resilient_heads.text.hub.client import HubSettings, settings_from
+from resilient_heads.text.hub.settings import HubSettings
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class OpenClipEncoder:
     ) -> None:
         self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
         self._device, dtype = usable_device(device), usable_dtype(dtype)
-        source = find_source(model, revision=revision, hub=settings_from(hub, offline))
+        source = find_source(model, revision=revision, hub=HubSettings.from_options(hub, offline=offline))
         import open_clip  # costs seconds and hundreds of megabytes, so only now
 
         self.id, self.revision, self.weights_sha256 = source.id, source.revision, source.weights_sha256

@@ -10,7 +10,7 @@ from typing import Any
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.files import file_sha256
 from resilient_heads.text.encoders.pins import PINS, weights_digest
-from resilient_heads.text.hub.client import HubSettings
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.hub.snapshots import fetch_snapshot, newest_commit
 
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")

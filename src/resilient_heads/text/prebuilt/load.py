@@ -12,7 +12,8 @@ from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, M
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.named import MINILM, encoder_id, named_encoder, planned_identity
 from resilient_heads.text.encoders.pooling import POOLING, embed_classes
-from resilient_heads.text.hub.client import HubSettings, cached_file, fetch_file, settings_from
+from resilient_heads.text.hub.files import HubFile, cached_file, fetch_file
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.bundled import load_bundled, load_descriptions, unknown
 from resilient_heads.text.prebuilt.manifest import HubEntry, Manifest
 
@@ -60,7 +61,7 @@ def load_embeddings(
             raise EmbeddingError(f"{what} must be a commit, branch or tag, or None; found {given!r:.60}.")
     trusted = manifest or Manifest.of_wheel()
     known = encoder_id(encoder)
-    settings = settings_from(hub, offline)
+    settings = HubSettings.from_options(hub, offline=offline)
     entry = trusted.find(name, known)
     if entry is None and name not in trusted.bundled:
         raise EmbeddingError(unknown(name))
@@ -81,13 +82,13 @@ def load_embeddings(
 
 def _published(entry: HubEntry, settings: HubSettings, failures: list[str]) -> ClassEmbeddings | None:
     """Return published embeddings from the cache or the Hub; a reason is added to ``failures`` if there are none."""
-    pinned = {"revision": entry.revision, "sha256": entry.sha256}
-    content = cached_file(entry.repo, entry.file, **pinned, repo_type="dataset", settings=settings)
+    wanted = HubFile(repo=entry.repo, file=entry.file, revision=entry.revision, sha256=entry.sha256)
+    content = cached_file(wanted, settings)
     if content is not None:
         logger.info("%s: took the cached file of %s@%s.", entry.name, entry.repo, entry.revision[:12])
         return ClassEmbeddings.from_bytes(content, name=entry.file)
     try:
-        content = fetch_file(entry.repo, entry.file, **pinned, repo_type="dataset", settings=settings)
+        content = fetch_file(wanted, settings)
     except HubError as error:
         logger.warning("%s: not from the Hub: %s", entry.name, error)
         failures.append(f"Hub: {error}")
@@ -100,16 +101,12 @@ def _at_revision(entry: HubEntry | None, revision: str, settings: HubSettings, *
     """Return published embeddings at a revision that the manifest does not pin."""
     if entry is None:
         raise EmbeddingError(f"No published embeddings of {what} are known, so there is no revision to choose.")
-    listing = fetch_file(
-        entry.repo, "manifest.json", revision=revision, sha256=None, repo_type="dataset", settings=settings
-    )
+    listing = fetch_file(HubFile(repo=entry.repo, file="manifest.json", revision=revision), settings)
     try:
         expected = str(json.loads(listing)["files"][entry.file]["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise HubError(f"The manifest of {entry.repo} at {revision} says nothing of {entry.file}.") from error
-    content = fetch_file(
-        entry.repo, entry.file, revision=revision, sha256=expected, repo_type="dataset", settings=settings
-    )
+    content = fetch_file(HubFile(repo=entry.repo, file=entry.file, revision=revision, sha256=expected), settings)
     logger.info("%s: took %s@%s, which this release does not pin.", entry.name, entry.repo, revision)
     return ClassEmbeddings.from_bytes(content, name=entry.file)
 

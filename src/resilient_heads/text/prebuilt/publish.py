@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
 
-from resilient_heads.errors import EmbeddingError, HubError
+from resilient_heads.errors import EmbeddingError
 from resilient_heads.files import as_path, file_sha256, write_atomic
 from resilient_heads.text.embeddings import ClassEmbeddings
-from resilient_heads.text.hub.client import HubSettings, check_reachable, check_repo, explaining, settings_from
+from resilient_heads.text.hub.settings import HubSettings
+from resilient_heads.text.hub.upload import check_upload, upload_folder
 from resilient_heads.text.prebuilt.card import CARD, dataset_card
 from resilient_heads.text.prebuilt.manifest import HubEntry
 
@@ -152,30 +152,26 @@ def publish(
         HubError: The Hub refuses or cannot be reached.
     """
     folder = as_path(folder, "folder", error=EmbeddingError)
-    check_repo(repo)
+    settings = HubSettings.from_options(hub)
+    check_upload(repo, settings)
     verify_folder(folder)
-    settings = settings_from(hub)
-    if settings.is_offline:
-        raise HubError("Publishing needs the network, and offline mode forbids it.")
-    api = HfApi(endpoint=settings.address, token=settings.token)
     files = _files(folder)
-    check_reachable(settings.address)
     _sign_card(folder, repo)
-    with explaining(f"Publishing to {repo}", settings):
-        api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo,
-            repo_type="dataset",
-            folder_path=folder,
-            allow_patterns=[*files, _MANIFEST, CARD],
-            commit_message="Publish class embeddings",
-        )
+    commit = upload_folder(
+        folder,
+        repo,
+        files=[*files, _MANIFEST, CARD],
+        message="Publish class embeddings",
+        repo_type="dataset",
+        private=private,
+        settings=settings,
+    )
     return tuple(
         HubEntry(
             name=record["name"],
             encoder=record["encoder"],
             repo=repo,
-            revision=str(commit.oid),
+            revision=commit,
             file=file,
             sha256=record["sha256"],
         )

@@ -1,0 +1,69 @@
+"""How to reach the Hugging Face Hub. This module does not import the Hub client, which is slow to load."""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from resilient_heads.errors import HubError
+
+PUBLIC_ADDRESS = "https://huggingface.co"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSettings:
+    """How to reach the Hugging Face Hub. The defaults are those of the Hub client.
+
+    Attributes:
+        offline: Use only cached files. The environment variable ``HF_HUB_OFFLINE=1`` has the same effect.
+        endpoint: Address of the Hub; None uses ``HF_ENDPOINT``, or else the public Hub.
+        cache_dir: Folder of the client's cache; None uses ``HF_HUB_CACHE``, or else the client's default.
+        token: Access token; None uses ``HF_TOKEN``, or else the token that ``hf auth login`` stored.
+
+    Raises:
+        HubError: A value has the wrong type.
+
+    Example:
+        >>> from resilient_heads.text.hub.settings import HubSettings
+        >>> HubSettings(endpoint="https://hub.example.org/").address
+        'https://hub.example.org'
+    """
+
+    offline: bool = False
+    endpoint: str | None = None
+    cache_dir: str | Path | None = None
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("endpoint", "token"):
+            if not isinstance(getattr(self, name), str | None):
+                kind = type(getattr(self, name)).__name__  # never the value: it may be a secret
+                raise HubError(f"{name} of HubSettings must be a string or None, found a value of type {kind}.")
+        if not isinstance(self.cache_dir, str | Path | None):
+            raise HubError(f"cache_dir of HubSettings must be a path or None, found {self.cache_dir!r:.60}.")
+
+    @classmethod
+    def from_options(cls, hub: Self | None, *, offline: bool = False) -> Self:
+        """Combine the ``hub=`` and ``offline=`` arguments of a function.
+
+        Raises:
+            HubError: ``hub`` is neither None nor a HubSettings.
+        """
+        if hub is not None and not isinstance(hub, cls):
+            raise HubError(f'hub must be HubSettings(endpoint="https://..."), found {hub!r:.60}.')
+        settings = hub or cls()
+        return dataclasses.replace(settings, offline=True) if offline else settings
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether network access is forbidden, by these settings or by the environment."""
+        from huggingface_hub import constants
+
+        variable = os.environ.get("HF_HUB_OFFLINE", "").strip().upper()  # the client reads it only when it is imported
+        return self.offline or variable in {"1", "ON", "YES", "TRUE"} or bool(constants.HF_HUB_OFFLINE)
+
+    @property
+    def address(self) -> str:
+        """Address of the Hub, without a slash at the end."""
+        return (self.endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC_ADDRESS).rstrip("/")

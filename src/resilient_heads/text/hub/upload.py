@@ -1,0 +1,59 @@
+"""Upload a folder to the Hub as one commit."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from resilient_heads.errors import HubError
+from resilient_heads.text.hub.client import TIMEOUT, RepoType, translate_errors
+from resilient_heads.text.hub.settings import HubSettings
+
+
+def check_upload(repo: str, settings: HubSettings) -> None:
+    """Raise HubError within seconds if an upload to ``repo`` cannot start.
+
+    The client's own uploading requests have no time limit for connecting.
+    """
+    if not isinstance(repo, str) or not re.fullmatch(r"[^/\s]+/[^/\s]+", repo):
+        raise HubError(f'repo must be "owner/name", found {repo!r:.80}.')
+    if settings.is_offline:
+        raise HubError("Publishing needs the network, and offline mode forbids it.")
+    from huggingface_hub import get_session
+
+    with translate_errors(f"Publishing to {repo} failed", settings):
+        get_session().head(settings.address, timeout=TIMEOUT)
+
+
+def upload_folder(
+    folder: Path,
+    repo: str,
+    *,
+    files: Sequence[str],
+    message: str,
+    repo_type: RepoType,
+    private: bool,
+    settings: HubSettings,
+) -> str:
+    """Upload files of a folder, create the repository if needed, and return the commit.
+
+    Args:
+        folder: Where the files are.
+        repo: ``"owner/name"``.
+        files: Names of the files.
+        message: Title of the commit.
+        repo_type: Kind of repository.
+        private: Make a new repository private.
+        settings: How to reach the Hub.
+
+    Raises:
+        HubError: The Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=settings.address, token=settings.token)
+    with translate_errors(f"Publishing to {repo} failed", settings):
+        api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo, repo_type=repo_type, folder_path=folder, allow_patterns=list(files), commit_message=message
+        )
+    return str(commit.oid)
