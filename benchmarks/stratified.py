@@ -126,11 +126,11 @@ def compare_designs(
     uniform = network_sdc(even, options.weighting)
     target = row("uniform", len(even.trials), uniform, "|")
     pilot, pilot_time = run(3 * seed + 1, injections=options.pilot)
-    if not pilot.trials.hits("sdc").any():
+    if not pilot.trials.events("sdc").any():
         print(f"  (the pilot of {len(pilot.trials):,} trials saw no SDC under {protocol}; pass a larger --pilot)")
         return
     left = round(len(even.trials) * options.share) - len(pilot.trials)
-    design = rh.neyman_design(pilot, trials=left, weighting=options.weighting, image_groups=options.image_groups)
+    design = rh.neyman_design(pilot, total_trials=left, weighting=options.weighting, image_groups=options.image_groups)
     result, result_time = run(3 * seed + 2, design=design)
     found = network_sdc(result, options.weighting)
     # Both were run; what is left between the two half-widths is bridged by the square root law.

@@ -43,7 +43,7 @@ def record() -> CampaignRecord:
     return CampaignRecord(
         config=CampaignConfig(
             protocol=RAW,
-            design=rh.UniformDesign(trials=PER_SITE),
+            design=rh.UniformDesign(trials_per_site=PER_SITE),
             fault=rh.FaultModel(),
             until=None,
             seed=0,
@@ -91,7 +91,7 @@ def trials(start: int, stop: int) -> Trials:
         "predicted": np.tile(generator.integers(0, 1000, each), SITES),
         "rank": np.where(outcome == 2, generator.integers(1, 10, rows), 0),
         "confidence_change": change,
-        "share": np.ones(len(change)),
+        "weight": np.ones(len(change)),
     }
     with np.errstate(invalid="ignore", over="ignore"):
         return Trials(**{name: columns[name].astype(kind) for name, kind in COLUMNS.items()})

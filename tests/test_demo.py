@@ -40,7 +40,7 @@ def test_the_table_says_what_the_results_say(output: Path) -> None:
     table = (output / "table.md").read_text()
     for protocol in ("goldeneye", "raw"):
         result = rh.CampaignResult.load(output / f"text-guided-{protocol}.parquet")
-        assert result.config.design == rh.UniformDesign(trials=12)
+        assert result.config.design == rh.UniformDesign(trials_per_site=12)
         sdc = result.scope("network").layer_averaged.sdc
         row = next(
             line

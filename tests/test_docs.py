@@ -32,7 +32,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
         return campaign(model, data, **{**options, "trials_per_site": 3, "progress": False})
 
     def cheap(pilot: rh.CampaignResult, *, trials: int) -> rh.StratifiedDesign:
-        return neyman_design(pilot, trials=trials // 40)
+        return neyman_design(pilot, total_trials=trials // 40)
 
     def train(wrapped: torch.nn.Module) -> None:
         """Overfit, so that some image is classified correctly."""

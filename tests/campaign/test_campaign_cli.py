@@ -118,7 +118,7 @@ def test_goldeneye_measures_its_ranges(tmp_path: Path) -> None:
     assert main([*words, "--protocol", "goldeneye", "--calibration", str(tmp_path / "images.npz")]) == 0
     result = rh.CampaignResult.load(folder)
     expected = campaign(None, protocol="goldeneye", calibration=labelled()[0])
-    assert [struck.limit for struck in result.sites] == [struck.limit for struck in expected.sites]
+    assert [struck.range_limit for struck in result.sites] == [struck.range_limit for struck in expected.sites]
     assert result.config == expected.config
 
 

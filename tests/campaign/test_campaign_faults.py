@@ -124,7 +124,7 @@ def test_strata_of_bits_know_single_flips_only(data: tuple[nn.Module, tuple[Tens
             model,
             images,
             protocol="raw",
-            design=rh.StratifiedDesign(trials=1000),
+            design=rh.StratifiedDesign(total_trials=1000),
             fault=FAULTS["zero"],
             progress=False,
         )

@@ -41,7 +41,7 @@ def classes_one_by_one(changes: PerturbationStrata, value: Tensor) -> list[int]:
     """Flip each bit of one value by itself."""
     found = []
     for bit in range(changes.struck.site.word_bits):
-        after = apply_range(flip_bits(value, bit), changes.struck.limit, changes.detector)
+        after = apply_range(flip_bits(value, bit), changes.struck.range_limit, changes.detector)
         own = change_classes(value.double().numpy(), after.double().numpy().reshape(1), changes.scale)
         found.append(0 if bit < changes.quiet else int(own[0]))
     return found
@@ -54,7 +54,7 @@ def test_choices_are_each_fault_of_the_class_alike(dtype: torch.dtype, limit: fl
     torch.manual_seed(2)
     tensor = torch.randn(1, 4, 3, 3).to(dtype)
     truth = np.array([classes_one_by_one(changes, value) for value in tensor.flatten().unsqueeze(1)])
-    shares = changes.shares(tensor.flatten())
+    shares = changes.fractions(tensor.flatten())
     np.testing.assert_allclose(shares.sum(axis=1), 1)
     np.testing.assert_allclose(shares.mean(axis=0), np.bincount(truth.ravel(), minlength=CLASSES) / truth.size)
     for wanted in range(CLASSES):
@@ -66,7 +66,7 @@ def test_choices_are_each_fault_of_the_class_alike(dtype: torch.dtype, limit: fl
             np.zeros(draws, dtype=np.int64),
             (np.arange(draws) + 0.5) / draws,
         )
-        np.testing.assert_allclose(found.share, len(members) / truth.size)
+        np.testing.assert_allclose(found.fraction, len(members) / truth.size)
         struck = set(zip(found.neurons.tolist(), found.bits.tolist(), strict=True))
         assert struck == members or not members
 
@@ -84,19 +84,19 @@ def test_a_sample_of_candidates_is_unbiased() -> None:
     picks = np.random.default_rng(2).random(len(starts))
     for wanted in (0, 6, 12):
         found = changes.choose(tensor.expand(len(starts), -1, -1, -1), np.full(len(starts), wanted), starts, picks)
-        assert len(np.unique(found.share)) > 3  # 256 of 999 neurons are looked at
+        assert len(np.unique(found.fraction)) > 3  # 256 of 999 neurons are looked at
         own = truth == wanted
-        np.testing.assert_allclose(found.share.mean(), own.mean(), rtol=1e-9)
-        values = found.share * harm[found.neurons, found.bits]
+        np.testing.assert_allclose(found.fraction.mean(), own.mean(), rtol=1e-9)
+        values = found.fraction * harm[found.neurons, found.bits]
         error = values.std() / math.sqrt(len(values))
         assert abs(values.mean() - (harm * own).mean()) < 4 * error
-        assert (truth[found.neurons, found.bits][found.share > 0] == wanted).all()
+        assert (truth[found.neurons, found.bits][found.fraction > 0] == wanted).all()
 
 
 def test_a_class_that_an_image_lacks_counts_nothing() -> None:
     changes = PerturbationStrata(CampaignSite(SMALL, 1.0, False), "clamp", 1.0)
     found = changes.choose(torch.zeros(2, 4, 3, 3), np.array([6, 13]), np.array([3, 35]), np.array([0.1, 0.9]))
-    assert found.share.tolist() == [0.0, 0.0]
+    assert found.fraction.tolist() == [0.0, 0.0]
     assert found.neurons.tolist() == [3, 35]
 
 
@@ -112,7 +112,7 @@ def test_choices_do_not_depend_on_the_rest_of_the_batch() -> None:
     )
     np.testing.assert_array_equal(some.neurons, whole.neurons[order])
     np.testing.assert_array_equal(some.bits, whole.bits[order])
-    np.testing.assert_array_equal(some.share, whole.share[order])
+    np.testing.assert_array_equal(some.fraction, whole.fraction[order])
 
 
 def test_images_near_a_decision_are_drawn_more_often(
@@ -124,9 +124,9 @@ def test_images_near_a_decision_are_drawn_more_often(
         top2diff=np.array([0.9, 0.5, 0.3, 0.1, 0.01, 0.01] + [0.9] * 34),
         eligible=np.array([True] * 5 + [False] + [True] * 34),
     )
-    even = plan_trials(rh.UniformDesign(trials=5), pilot.sites, seed=1)
+    even = plan_trials(rh.UniformDesign(trials_per_site=5), pilot.sites, seed=1)
     assert even.image_weights(golden).tolist() == [1] * 5 + [0] + [1] * 34
-    design = rh.neyman_design(pilot, trials=1500, by=("perturbation",))
+    design = rh.neyman_design(pilot, total_trials=1500, by=("perturbation",))
     assert not design.fragile_images  # no range detector
     assert plan_trials(design, pilot.sites, seed=3).image_weights(golden).tolist() == [1] * 5 + [0] + [1] * 34
     plan = plan_trials(replace(design, fragile_images=True), pilot.sites, seed=2)
@@ -138,9 +138,9 @@ def test_images_near_a_decision_are_drawn_more_often(
     np.testing.assert_array_equal(drawn[77:99], plan.images(0, numbers[77:99], image_weights))
     found = np.bincount(drawn, minlength=40)
     assert (np.abs(found - 48_000 * image_weights / 50) < 5 * np.sqrt(found + 1)).all()
-    np.testing.assert_allclose(plan.count_for(drawn, image_weights)[drawn == 4][0], 50 / 39 / 8)
-    assert plan.count_for(drawn, image_weights).mean() == pytest.approx(1, abs=0.02)
-    assert (even.count_for(drawn, image_weights) == 1).all()
+    np.testing.assert_allclose(plan.sampling_weights(drawn, image_weights)[drawn == 4][0], 50 / 39 / 8)
+    assert plan.sampling_weights(drawn, image_weights).mean() == pytest.approx(1, abs=0.02)
+    assert (even.sampling_weights(drawn, image_weights) == 1).all()
 
 
 def test_shares_are_drawn_towards_all_layers() -> None:
@@ -180,7 +180,7 @@ def test_campaigns_by_change_repeat_themselves(
     trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult], tmp_path: Path
 ) -> None:
     model, data, pilot = trained
-    design = replace(rh.neyman_design(pilot, trials=1500, by=("perturbation",)), fragile_images=True)
+    design = replace(rh.neyman_design(pilot, total_trials=1500, by=("perturbation",)), fragile_images=True)
 
     def run(**options: object) -> rh.CampaignResult:
         settings: dict = {"batch_size": 16, "chunk_size": 64, **options}
@@ -192,7 +192,7 @@ def test_campaigns_by_change_repeat_themselves(
     assert image_weights[whole.golden.eligible].min() < image_weights.max()
     for row, struck in enumerate(whole.sites):  # of each image's share of faults, which is a count
         own = whole.trials.where(whole.trials.site == row)
-        found = own.share / plan.count_for(own.image, image_weights) * min(256, struck.site.neurons) * 32
+        found = own.weight / plan.sampling_weights(own.image, image_weights) * min(256, struck.site.neurons) * 32
         np.testing.assert_allclose(found, np.round(found), atol=1e-6)
         assert 0 < found.max() < min(256, struck.site.neurons) * 32
     same(whole, run(engine="full"))
@@ -216,7 +216,7 @@ def test_campaigns_by_change_repeat_themselves(
 
 def test_the_four_outcomes_add_up(trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult]) -> None:
     model, data, pilot = trained
-    design = rh.neyman_design(pilot, trials=1500, by=("perturbation",))
+    design = rh.neyman_design(pilot, total_trials=1500, by=("perturbation",))
     result = rh.run_campaign(model, data, protocol="raw", design=design, seed=3, progress=False)
     for figures in (result.scope("network").bit_weighted, result.by_layer()[0].figures):
         assert figures.masked.value + figures.tolerable.value + figures.sdc.value + figures.due.value == pytest.approx(
@@ -232,11 +232,11 @@ def test_neyman_takes_changes_where_they_pay(
     trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult],
 ) -> None:
     _, _, pilot = trained
-    assert rh.neyman_design(pilot, trials=4000).by == ("perturbation",)
-    assert rh.neyman_design(pilot, trials=70).by == ("magnitude",)  # too few for two in each class of each layer
-    assert rh.neyman_design(pilot, trials=4000, by=("role",)).by == ("role",)
+    assert rh.neyman_design(pilot, total_trials=4000).by == ("perturbation",)
+    assert rh.neyman_design(pilot, total_trials=70).by == ("magnitude",)  # too few for two in each class of each layer
+    assert rh.neyman_design(pilot, total_trials=4000, by=("role",)).by == ("role",)
     with pytest.raises(DataError, match="too few for 42 strata"):
-        rh.neyman_design(pilot, trials=70, by=("perturbation",))
+        rh.neyman_design(pilot, total_trials=70, by=("perturbation",))
 
 
 def test_designs_by_change_that_mean_nothing(
@@ -244,14 +244,14 @@ def test_designs_by_change_that_mean_nothing(
 ) -> None:
     model, data, pilot = trained
     with pytest.raises(DataError, match="take their sizes and units from a pilot"):
-        rh.StratifiedDesign(trials=100, by=("perturbation",))
+        rh.StratifiedDesign(total_trials=100, by=("perturbation",))
     with pytest.raises(DataError, match="by must be"):
-        rh.StratifiedDesign(trials=100, by=("perturbation", "bit"))
-    design = rh.neyman_design(pilot, trials=1500, by=("perturbation",))
+        rh.StratifiedDesign(total_trials=100, by=("perturbation", "bit"))
+    design = rh.neyman_design(pilot, total_trials=1500, by=("perturbation",))
     with pytest.raises(DataError, match="alone"):
-        rh.StratifiedDesign(trials=100, fragile_images=True)
+        rh.StratifiedDesign(total_trials=100, fragile_images=True)
     with pytest.raises(DataError, match="is above 0"):
-        rh.StratifiedDesign(trials=100, by=("perturbation",), counts=design.counts, scales={"0": 0.0})
+        rh.StratifiedDesign(total_trials=100, by=("perturbation",), counts=design.counts, scales={"0": 0.0})
     with pytest.raises(DataError, match="same layers of the same model"):
         rh.run_campaign(
             nn.Sequential(model, nn.Identity()).eval(), data, protocol="raw", design=design, seed=2, progress=False
@@ -266,5 +266,5 @@ def test_designs_by_change_that_mean_nothing(
             fault=rh.FaultModel(effect=rh.faults.Flip(count=2)),
             progress=False,
         )
-    with pytest.raises(DataError, match="call strikes"):
+    with pytest.raises(DataError, match="call draw_with_weights"):
         plan_trials(design, pilot.sites, seed=2).draw(0, np.arange(3))

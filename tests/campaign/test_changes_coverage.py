@@ -13,7 +13,7 @@ from helpers.survey import repeated
 from resilient_heads.campaign.design.allocation import allocate, layer_weights
 from resilient_heads.campaign.design.perturbation_strata import CLASSES
 from resilient_heads.campaign.design.plan import _visits
-from resilient_heads.campaign.figures.summary import sample
+from resilient_heads.campaign.figures.summary import weigh_trials
 from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
 from resilient_heads.injection.sites.find import Site
 from resilient_heads.statistics.intervals import Estimate
@@ -85,7 +85,7 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
     names = [struck.site.name for struck in SITES]
     counts = allocate(world.trials, list(amounts / amounts.sum()), names)
     design = rh.StratifiedDesign(
-        trials=world.trials,
+        total_trials=world.trials,
         by=("perturbation",),
         counts=counts,
         scales=dict.fromkeys(names, 1.0),
@@ -105,13 +105,13 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
         columns = {column: np.zeros(own, dtype=kind) for column, kind in COLUMNS.items()}
         columns |= {"site": np.full(own, row, dtype=np.int32), "trial": np.arange(own), "image": image}
         columns |= {
-            "share": share[row, image, codes] * image_weights.mean() / image_weights[image],
+            "weight": share[row, image, codes] * image_weights.mean() / image_weights[image],
             "outcome": np.zeros(own, dtype=np.uint8),
         }
         columns["delta_loss"] = (rng.random(own) < rate[row, image, codes]).astype(np.float64)
         parts.append(Trials(**columns))  # type: ignore[arg-type]
     trials = Trials.gather(parts)
-    return truth, sample(SITES, trials, design, layer_weights(SITES, "layer_averaged")), trials.delta_loss > 0
+    return truth, weigh_trials(SITES, trials, design, layer_weights(SITES, "layer_averaged")), trials.delta_loss > 0
 
 
 def coverage(
@@ -132,7 +132,7 @@ def test_intervals_by_simulation(name: str) -> None:
 
 
 def test_the_simulation_catches_shares_that_are_forgotten() -> None:
-    def careless(hits: NDArray[np.bool_], drawn: Sample) -> Estimate:
+    def careless(events: NDArray[np.bool_], drawn: Sample) -> Estimate:
         each = np.bincount(drawn.stratum, weights=drawn.weight) / np.bincount(drawn.stratum)
         even = Sample(
             weight=np.full(len(drawn), each.mean() / each.sum()),
@@ -141,7 +141,7 @@ def test_the_simulation_catches_shares_that_are_forgotten() -> None:
             image=drawn.image,
             trial=drawn.trial,
         )
-        return weighted_rate(hits, even)
+        return weighted_rate(events, even)
 
     assert coverage(WORLDS["as measured"], repeated(120), careless) < 0.5
 

@@ -30,7 +30,7 @@ BYS = [(), ("bit",), ("magnitude",), ("role",), ("channel",), ("channel", "bit")
 
 
 def test_uniform_draws_what_it_always_drew() -> None:
-    plan, numbers = plan_trials(rh.UniformDesign(trials=50), SITES, seed=9), np.arange(50)
+    plan, numbers = plan_trials(rh.UniformDesign(trials_per_site=50), SITES, seed=9), np.arange(50)
     assert plan.counts == (50, 50)
     for row, struck in enumerate(SITES):
         site = struck.site
@@ -48,7 +48,7 @@ def test_strata_part_the_faults(site: Site, by: tuple[str, ...]) -> None:
         part.ravel() for part in np.meshgrid(np.arange(site.neurons), np.arange(site.word_bits), indexing="ij")
     )
     code = strata.of(neuron, bit)
-    np.testing.assert_allclose(np.bincount(code, minlength=len(strata)) / len(code), strata.shares)
+    np.testing.assert_allclose(np.bincount(code, minlength=len(strata)) / len(code), strata.fractions)
     placed = set()
     for stratum in range(len(strata)):
         size, width = strata.size(stratum)
@@ -112,7 +112,7 @@ def test_deviations_are_drawn_towards_what_other_layers_show() -> None:
 
 @pytest.mark.parametrize("by", BYS)
 def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) -> None:
-    design = rh.StratifiedDesign(trials=900, by=by)
+    design = rh.StratifiedDesign(total_trials=900, by=by)
     plan = plan_trials(design, SITES, seed=4)
     assert plan.total == 900
     for row, count in enumerate(plan.counts):
@@ -134,7 +134,7 @@ def test_a_stratified_plan_is_a_pure_function_of_numbers(by: tuple[str, ...]) ->
 
 def test_draws_are_uniform_within_a_stratum() -> None:
     counts = {"conv": (24_000, 24_000, 24_000), "fc": (2, 2, 2)}
-    plan = plan_trials(rh.StratifiedDesign(trials=72_006, by=("role",), counts=counts), SITES, seed=4)
+    plan = plan_trials(rh.StratifiedDesign(total_trials=72_006, by=("role",), counts=counts), SITES, seed=4)
     drawn = plan.draw(0, np.arange(72_000))
     for bits in (range(23), range(23, 31)):
         own = np.isin(drawn.bits, bits)
@@ -170,11 +170,11 @@ def test_designs_that_mean_nothing(choices: dict[str, object], match: str) -> No
 
 def test_plans_that_do_not_fit() -> None:
     with pytest.raises(DataError, match="too few for 48 strata"):
-        plan_trials(rh.StratifiedDesign(trials=95), SITES, seed=0)
+        plan_trials(rh.StratifiedDesign(total_trials=95), SITES, seed=0)
     with pytest.raises(DataError, match="has 32"):
-        plan_trials(rh.StratifiedDesign(trials=95, counts={"conv": (3, 3), "fc": (1,)}), SITES, seed=0)
+        plan_trials(rh.StratifiedDesign(total_trials=95, counts={"conv": (3, 3), "fc": (1,)}), SITES, seed=0)
     with pytest.raises(DataError, match="pass another seed"):
-        plan_trials(rh.StratifiedDesign(trials=950, pilot_seed=7), SITES, seed=7)
+        plan_trials(rh.StratifiedDesign(total_trials=950, pilot_seed=7), SITES, seed=7)
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def run_exhaustive(model: nn.Module, data: Data, sites: tuple[CampaignSite, ...]
             hit, lost = np.zeros(count), np.zeros(count)
             for image, label, clean in zip(images, labels, golden, strict=True):
                 batch = image[None].repeat(count, 1, 1, 1)
-                with inject_batch(model, site.name, neurons, bits, limit=struck.limit):
+                with inject_batch(model, site.name, neurons, bits, limit=struck.range_limit):
                     judged = judge(clean.repeat(count, 1), model(batch), label.repeat(count))
                 hit += judged.outcome.numpy() == Outcome.SDC
                 lost += judged.delta_loss.numpy()
@@ -231,7 +231,7 @@ def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Modu
     def run(seed: int, design: rh.UniformDesign | rh.StratifiedDesign) -> rh.CampaignResult:
         return rh.run_campaign(model, data, calibration=data, design=design, seed=seed, batch_size=512, progress=False)
 
-    first = run(1000, rh.UniformDesign(trials=150))
+    first = run(1000, rh.UniformDesign(trials_per_site=150))
     truth = run_exhaustive(model, data, first.sites)
     share = truth["sizes"] / truth["sizes"].sum()
     expected = {
@@ -243,8 +243,8 @@ def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Modu
     }
     found: dict[str, list[float]] = {name: [] for name in expected}
     for seed in range(24):
-        pilot = run(2000 + seed, rh.UniformDesign(trials=60))
-        design = rh.neyman_design(pilot, trials=400, metric="sdc", weighting="bit_weighted", by=by)
+        pilot = run(2000 + seed, rh.UniformDesign(trials_per_site=60))
+        design = rh.neyman_design(pilot, total_trials=400, metric="sdc", weighting="bit_weighted", by=by)
         assert design.fragile_images is (by == ("perturbation",))  # there is a range detector
         result = run(seed, design)
         network = result.scope("network")
@@ -258,41 +258,41 @@ def test_estimates_are_unbiased_against_the_exhaustive_truth(tiny: tuple[nn.Modu
         assert abs(np.mean(values) - expected[name]) < 3.7 * error, name  # five tests: one in a thousand by chance
         assert error < 0.2 * expected[name], name
     # What unweighted shares of the trials say is far off: the test would see a forgotten weight.
-    naive = float(result.trials.hits("sdc").mean())
+    naive = float(result.trials.events("sdc").mean())
     assert naive > 1.5 * expected["bit_weighted"]
 
 
 def test_neyman_leaves_no_stratum_out_and_goes_where_harm_is(tiny: tuple[nn.Module, Data]) -> None:
     model, data = tiny
     pilot = rh.run_campaign(model, data, calibration=data, trials_per_site=300, seed=5, progress=False)
-    design = rh.neyman_design(pilot, trials=3000, by=("bit",), floor=0.5)
+    design = rh.neyman_design(pilot, total_trials=3000, by=("bit",), floor=0.5)
     assert sum(sum(own) for own in design.counts.values()) == 3000
     weights = np.concatenate(stratum_weights(design, pilot.sites, "layer_averaged"))
     counts = np.concatenate(list(design.counts.values()))
     assert (counts >= np.maximum(2, np.floor(0.5 * weights * 3000) - 1)).all()
     last = np.array(design.counts[pilot.sites[-1].site.name])
     assert last[24:].mean() > 3 * last[:20].mean()
-    own = rh.neyman_design(pilot, trials=3000)  # the floor for which the interval is expected to be narrowest
+    own = rh.neyman_design(pilot, total_trials=3000)  # the floor for which the interval is expected to be narrowest
     assert sum(sum(one) for one in own.counts.values()) == 3000
     assert min(min(one) for one in own.counts.values()) >= 8
     assert all(len(one) == 5 for one in own.counts.values())
     even = np.concatenate(stratum_weights(own, pilot.sites, "layer_averaged")) * 3000
     shares = np.concatenate(list(own.counts.values())) / even
     assert shares.max() > 3 * shares.min()
-    assert rh.neyman_design(pilot, trials=3000, metric="delta_loss").counts != own.counts
+    assert rh.neyman_design(pilot, total_trials=3000, metric="delta_loss").counts != own.counts
     with pytest.raises(ResultError, match="floor lies"):
-        rh.neyman_design(pilot, trials=3000, floor=0.0)
+        rh.neyman_design(pilot, total_trials=3000, floor=0.0)
     with pytest.raises(ResultError, match="No metric is named"):
-        rh.neyman_design(pilot, trials=3000, metric="harm")
+        rh.neyman_design(pilot, total_trials=3000, metric="harm")
     with pytest.raises(ResultError, match="no variation"):
-        rh.neyman_design(pilot, trials=3000, metric="due")
+        rh.neyman_design(pilot, total_trials=3000, metric="due")
     with pytest.raises(DataError, match="pass another seed"):
         rh.run_campaign(model, data, calibration=data, design=design, seed=5, progress=False)
 
 
 def test_until_stops_at_a_prefix_of_the_whole(tiny: tuple[nn.Module, Data]) -> None:
     model, data = tiny
-    design = rh.StratifiedDesign(trials=6000, image_groups=3)
+    design = rh.StratifiedDesign(total_trials=6000, image_groups=3)
     until = rh.StoppingRule(half_width=0.04)
 
     def run(until: rh.StoppingRule | None) -> rh.CampaignResult:

@@ -88,7 +88,7 @@ def test_equals_a_plain_loop(net: nn.Sequential, data: tuple[Tensor, Tensor], po
     assert figures.due.value == pytest.approx(dues / 200)
     assert mismatches > 0
     if clamped:
-        assert result.sites[0].limit == limit
+        assert result.sites[0].range_limit == limit
         assert figures.delta_loss.value == pytest.approx(np.mean(losses))
 
 

@@ -40,7 +40,7 @@ def test_damaged_files_are_refused(result: rh.CampaignResult, tmp_path: Path) ->
         with pytest.raises(ResultError, match="truncated"):
             rh.CampaignResult.load(path)
     for old, new, message in (
-        (b"resilient_heads.campaign/5", b"resilient_heads.campaign/9", "format is 'resilient_heads.campaign/9'"),
+        (b"resilient_heads.campaign/6", b"resilient_heads.campaign/9", "format is 'resilient_heads.campaign/9'"),
         (b"resilient_heads.record", b"resilient_heads.racord", "not a campaign result"),
         (b"resilient_heads.golden", b"resilient_heads.galden", "golden run|not a whole Parquet"),
         (b"resilient_heads.sha256", b"resilient_heads.sha257", "their sha256 differs"),
@@ -161,10 +161,10 @@ def test_ranges_of_other_images_are_not_compared(
 def test_rates_that_overlap_are_counted_by_their_definition(result: rh.CampaignResult) -> None:
     trials = result.trials
     assert set(RATES) == {"masked", "tolerable", "sdc", "due", "sdc_5", "sdc_10", "sdc_20"}
-    assert not trials.hits("sdc_5").any()  # five classes: nothing can fall out of the top five
-    assert (trials.hits("sdc_20") <= trials.hits("sdc_10")).all()
+    assert not trials.events("sdc_5").any()  # five classes: nothing can fall out of the top five
+    assert (trials.events("sdc_20") <= trials.events("sdc_10")).all()
     np.testing.assert_array_equal(
-        trials.hits("sdc_10"), (np.abs(trials.confidence_change) > 0.1) & (trials.outcome != Outcome.DUE)
+        trials.events("sdc_10"), (np.abs(trials.confidence_change) > 0.1) & (trials.outcome != Outcome.DUE)
     )
 
 

@@ -156,7 +156,7 @@ def test_head_tensors_are_sites(labelled: Data, small_net: nn.Module) -> None:
     assert [name for name, struck in sites.items() if struck.in_classifier] == list(sites)[2:]
     assert result.scope("last").layers == ("fc.latent", "fc.projection")
     assert result.scope("last_all").layers == ("fc.latent", "fc.unit", "fc.projection", "fc")
-    assert result.scope("network").bits == (6 * 36 + 6 * 36 + 16 + 5) * 32
+    assert result.scope("network").total_bits == (6 * 36 + 6 * 36 + 16 + 5) * 32
 
 
 def test_a_fault_in_the_cosine_is_scaled_one_in_the_logits_is_not(labelled: Data, small_net: nn.Module) -> None:

@@ -89,7 +89,7 @@ def test_until_and_pilot_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
     assert cli.main([*arguments(tmp_path / "s"), "--pilot", str(tmp_path / "p"), "--trials", "150"]) == 0
     found = CampaignResult.load(tmp_path / "s")
     assert len(found.trials) == 150
-    assert found.config.design == rh.neyman_design(CampaignResult.load(tmp_path / "p"), trials=150)
+    assert found.config.design == rh.neyman_design(CampaignResult.load(tmp_path / "p"), total_trials=150)
     capsys.readouterr()
     for extra, match in [
         (["--until", "sdc"], "--until takes METRIC:HALF"),

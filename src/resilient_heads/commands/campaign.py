@@ -114,4 +114,4 @@ def _design(arguments: argparse.Namespace) -> "StratifiedDesign | None":
         return None
     if not arguments.pilot.exists():
         raise DataError(f"There is no pilot at {arguments.pilot}.")
-    return neyman_design(CampaignResult.load(arguments.pilot), trials=arguments.trials)
+    return neyman_design(CampaignResult.load(arguments.pilot), total_trials=arguments.trials)

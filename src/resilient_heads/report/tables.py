@@ -91,7 +91,7 @@ def layer_table(result: CampaignResult) -> str:
             layer.name,
             layer.kind,
             f"{layer.neurons:,}",
-            "-" if layer.limit is None else f"{layer.limit:.3g}",
+            "-" if layer.range_limit is None else f"{layer.range_limit:.3g}",
             _percent(layer.figures.masked),
             _percent(layer.figures.sdc),
             _percent(layer.figures.due),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, layer_weights
-from resilient_heads.campaign.figures.summary import sample, scope_rows
+from resilient_heads.campaign.figures.summary import scope_rows, weigh_trials
 from resilient_heads.campaign.result.results import CampaignResult, Summary
 from resilient_heads.errors import ResultError
 from resilient_heads.statistics.intervals import (
@@ -179,8 +179,8 @@ def _layers(baseline: CampaignResult, candidate: CampaignResult, metric: str, le
         own = []
         for result, (row, struck) in ((baseline, first[name]), (candidate, second[name])):
             trials = result.trials.rows([row])
-            weighted = sample([struck], trials, result.config.design, np.ones(1))
-            own.append(rate_intervals(trials.hits(metric), weighted))
+            weighted = weigh_trials([struck], trials, result.config.design, np.ones(1))
+            own.append(rate_intervals(trials.events(metric), weighted))
         rates.append(own)
     p_values = [_p_value(*own) for own in rates]
     return [
@@ -252,10 +252,10 @@ def _image_errors(
     """Return each image's part of the error of a figure, ``(I,)``; NaN where a loss is infinite."""
     rows = scope_rows(result.sites, scope)
     sites, trials = [result.sites[row] for row in rows], result.trials.rows(rows)
-    values = trials.delta_loss if metric == "delta_loss" else trials.hits(metric).astype(np.float64)
+    values = trials.delta_loss if metric == "delta_loss" else trials.events(metric).astype(np.float64)
     if np.isinf(values).any():
         return np.full(len(struck), np.nan)
-    weighted = sample(sites, trials, result.config.design, layer_weights(sites, weighting))
+    weighted = weigh_trials(sites, trials, result.config.design, layer_weights(sites, weighting))
     errors: Floats = np.zeros(len(struck))
     position = np.searchsorted(struck, trials.image)
     np.add.at(errors, position, influence(weighted, values).parts)

@@ -12,7 +12,7 @@ from resilient_heads.campaign.design.designs import StratifiedDesign
 from resilient_heads.campaign.design.perturbation_strata import CLASSES, PerturbationStrata
 from resilient_heads.campaign.design.plan import SINGLE_FLIP, strata_of_trials
 from resilient_heads.campaign.design.strata import By, Codes
-from resilient_heads.campaign.figures.summary import sample
+from resilient_heads.campaign.figures.summary import weigh_trials
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.trials.columns import RATES
 from resilient_heads.errors import ResultError
@@ -33,7 +33,7 @@ _FLOORS = np.linspace(0.1, 0.95, 35)
 def neyman_design(
     pilot: CampaignResult,
     *,
-    trials: int,
+    total_trials: int,
     metric: str = "sdc",
     weighting: Weighting = "layer_averaged",
     by: tuple[By, ...] | None = None,
@@ -50,7 +50,7 @@ def neyman_design(
 
     Args:
         pilot: A campaign with the same model, layers and protocol.
-        trials: At all sites together, without the pilot's.
+        total_trials: Trials at all sites together, without the pilot's.
         metric: The figure that shall be precise: ``"delta_loss"`` or a rate.
         weighting: Of the layers in that figure: ``"layer_averaged"`` or ``"bit_weighted"``.
         by: What makes the strata. None takes what flips do to the values that they meet, or magnitudes of bits where
@@ -74,12 +74,12 @@ def neyman_design(
         raise ResultError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {weighting!r}.")
     if floor is not None and not 0 < floor <= 1:
         raise ResultError(f"floor lies above 0 and at most at 1, found {floor}.")
-    values = pilot.trials.delta_loss if metric == "delta_loss" else pilot.trials.hits(metric).astype(np.float64)
+    values = pilot.trials.delta_loss if metric == "delta_loss" else pilot.trials.events(metric).astype(np.float64)
     usable = np.isfinite(values)
     if len(np.unique(values[usable])) < 2:
         raise ResultError(f"The pilot saw no variation of {metric!r}; run a larger one, or a proportional design.")
     shape = StratifiedDesign(
-        trials=trials,
+        total_trials=total_trials,
         by=("magnitude",) if by is None or by == ("perturbation",) else by,
         weighting=weighting,
         channel_groups=channel_groups,
@@ -91,12 +91,12 @@ def neyman_design(
         [by == ("perturbation",)] if by is not None or pilot.config.fault != SINGLE_FLIP else [False, True]
     )
     needs = [_needs(pilot, shape, values, usable, by_perturbation=kind) for kind in kinds]
-    fitting = [need for need in needs if need.smallest.sum() <= trials] or needs[:1]
+    fitting = [need for need in needs if need.smallest.sum() <= total_trials] or needs[:1]
     need, share = min(
         ((need, share) for need in fitting for share in ([floor] if floor is not None else _FLOORS.tolist())),
         key=lambda choice: choice[0].width(choice[1]) * (_DOUBT if choice[0].scales is None else 1.0),
     )
-    counts = allocate(trials, need.parts(share), [s.site.name for s in pilot.sites], least=need.smallest)
+    counts = allocate(total_trials, need.parts(share), [s.site.name for s in pilot.sites], least=need.smallest)
     if need.scales is None:
         return replace(shape, counts=counts)
     # Without a detector most SDCs come from values far beyond the range, which no margin withstands.
@@ -185,14 +185,14 @@ def _needs(
             ):
                 shares[row] = own
     weights = np.concatenate([weight * own for weight, own in zip(layers, shares, strict=True)])
-    least = max(2, min(_LEAST, shape.trials // (4 * len(weights))))
+    least = max(2, min(_LEAST, shape.total_trials // (4 * len(weights))))
     return _Needs(
-        trials=shape.trials,
+        trials=shape.total_trials,
         weights=weights,
         spread=np.concatenate([row[:width] for row, width in zip(spread, widths, strict=True)]),
         event=event,
         widths=widths,
-        smallest=np.clip(np.ceil(weights * shape.trials), 2, least).astype(np.int64),
+        smallest=np.clip(np.ceil(weights * shape.total_trials), 2, least).astype(np.int64),
         scales=scales,
     )
 
@@ -206,7 +206,7 @@ def _changes(pilot: CampaignResult, layers: Floats) -> tuple[dict[str, float], l
         Units by site; classes, ``(N,)`` for each site; ``(1 + CLASSES,)`` for each site, the number of trials and, for
         each class, its mean share among the flips of the values that they met.
     """
-    weight = sample(pilot.sites, pilot.trials, pilot.config.design, layers).weight
+    weight = weigh_trials(pilot.sites, pilot.trials, pilot.config.design, layers).weight
     if not weight.any():
         weight = np.ones(len(weight))
     scales, codes, shares = {}, list[Codes](), list[Floats]()
@@ -218,7 +218,7 @@ def _changes(pilot: CampaignResult, layers: Floats) -> tuple[dict[str, float], l
         scales[struck.site.name] = scale if 0 < scale < math.inf else 1.0
         changes = PerturbationStrata(struck, pilot.config.protocol.range_detector or "clamp", scales[struck.site.name])
         codes.append(changes.of(before, pilot.trials.after[own], pilot.trials.bit[own]))
-        each = changes.shares(torch.from_numpy(before).to(struck.site.dtype))
+        each = changes.fractions(torch.from_numpy(before).to(struck.site.dtype))
         shares.append(np.concatenate([[own.sum()], np.average(each, axis=0, weights=weight[own])]))
     return scales, codes, shares
 

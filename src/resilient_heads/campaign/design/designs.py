@@ -18,16 +18,16 @@ class UniformDesign:
     """Equally many trials at every site, each uniform over the site's neurons and bits.
 
     Attributes:
-        trials: At each site.
+        trials_per_site: Trials at each site.
 
     Raises:
         DataError: A number of trials that means nothing.
     """
 
-    trials: int
+    trials_per_site: int
 
     def __post_init__(self) -> None:
-        _whole("trials", self.trials, least=1)
+        _whole("trials_per_site", self.trials_per_site, least=1)
 
     @property
     def pilot_seed(self) -> None:
@@ -40,7 +40,7 @@ class UniformDesign:
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
-        return {"kind": "uniform", "trials": self.trials}
+        return {"kind": "uniform", "trials_per_site": self.trials_per_site}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ class StratifiedDesign:
     """Trials shared out among strata of each site: bit positions, roles of bits, groups of channels; layers always.
 
     Attributes:
-        trials: At all sites together.
+        total_trials: Trials at all sites together.
         by: What makes the strata; see :func:`~resilient_heads.campaign.design.strata.strata_of`. Empty: layers alone.
             ``("perturbation",)``: what a flip does to the value that it meets, which :func:`neyman_design` sets up; see
             :mod:`~resilient_heads.campaign.design.perturbation_strata`.
@@ -68,7 +68,7 @@ class StratifiedDesign:
         DataError: Choices that mean nothing.
     """
 
-    trials: int
+    total_trials: int
     by: tuple[By, ...] = ("bit",)
     weighting: Weighting = "layer_averaged"
     channel_groups: int = 4
@@ -79,7 +79,7 @@ class StratifiedDesign:
     fragile_images: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("trials", "channel_groups", "image_groups"):
+        for name in ("total_trials", "channel_groups", "image_groups"):
             _whole(name, getattr(self, name), least=1)
         kinds = set(self.by)
         known = kinds <= {*BIT_KINDS, "channel"} or kinds == {"perturbation"}
@@ -91,7 +91,7 @@ class StratifiedDesign:
         if self.by_perturbation and (self.scales is None or self.counts is None):
             raise DataError(
                 'Strata by "perturbation" take their sizes and units from a pilot; pass '
-                'rh.neyman_design(pilot, trials=..., by=("perturbation",)) as the design.'
+                'rh.neyman_design(pilot, total_trials=..., by=("perturbation",)) as the design.'
             )
         if self.fragile_images and not self.by_perturbation:
             raise DataError('fragile_images=True goes with by=("perturbation",) alone.')
@@ -115,7 +115,7 @@ class StratifiedDesign:
         """Return the strata of a site, unless they are made of changes."""
         return strata_of(site.site, self.by, channel_groups=self.channel_groups)
 
-    def shared_out(self, sites: Sequence[CampaignSite]) -> "StratifiedDesign":
+    def allocated(self, sites: Sequence[CampaignSite]) -> "StratifiedDesign":
         """Return the design with ``counts`` for these sites.
 
         Raises:
@@ -123,7 +123,7 @@ class StratifiedDesign:
         """
         if self.counts is None:
             weights = stratum_weights(self, sites, self.weighting)
-            return replace(self, counts=allocate(self.trials, weights, [struck.site.name for struck in sites]))
+            return replace(self, counts=allocate(self.total_trials, weights, [struck.site.name for struck in sites]))
         for struck in sites:
             found = len(self.counts.get(struck.site.name, ()))
             expected = CLASSES if self.by_perturbation else len(self.strata(struck))
@@ -139,7 +139,7 @@ class StratifiedDesign:
         counts = None if self.counts is None else {layer: list(own) for layer, own in self.counts.items()}
         return {
             "kind": "stratified",
-            "trials": self.trials,
+            "total_trials": self.total_trials,
             "by": list(self.by),
             "weighting": self.weighting,
             "channel_groups": self.channel_groups,
@@ -169,7 +169,7 @@ def design_from_dict(content: dict[str, Any]) -> Design:
 def stratum_weights(design: Design, sites: Sequence[CampaignSite], weighting: Weighting) -> list[Floats]:
     """Return what each stratum of each site counts in a mean over all sites; all of them add up to 1."""
     layers = layer_weights(sites, weighting)
-    return [weight * design.strata(struck).shares for weight, struck in zip(layers, sites, strict=True)]
+    return [weight * design.strata(struck).fractions for weight, struck in zip(layers, sites, strict=True)]
 
 
 def _whole(name: str, value: int, *, least: int) -> None:

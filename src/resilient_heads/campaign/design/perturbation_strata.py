@@ -63,13 +63,13 @@ class Chosen:
     Attributes:
         neurons: ``(N,)``, flat index into what an image has of the tensor.
         bits: ``(N,)``.
-        share: ``(N,)``, share of the trial's class among the faults that it looked at; 0 where there was none of the
-            class, and then the fault is any and the trial counts nothing.
+        fraction: ``(N,)``, fraction of the examined faults that belong to the trial's class. Where it is 0, no fault
+            of the class exists, the trial injects any fault, and its weight is 0.
     """
 
     neurons: Indices
     bits: Indices
-    share: Floats
+    fraction: Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,25 +93,25 @@ class PerturbationStrata:
 
     def of(self, before: Floats, after: Floats, bits: NDArray[np.integer]) -> Codes:
         """Return the class of each flip, ``(N,)``, given its values before any detector and its bit."""
-        judged = apply_range(torch.from_numpy(np.array(after)), self.struck.limit, self.detector).numpy()
+        judged = apply_range(torch.from_numpy(np.array(after)), self.struck.range_limit, self.detector).numpy()
         codes: Codes = change_classes(before, judged, self.scale).astype(np.int64)
         codes[np.asarray(bits) < self.quiet] = 0
         return codes
 
-    def shares(self, before: Tensor) -> Floats:
+    def fractions(self, before: Tensor) -> Floats:
         """Return the share that each class has among all flips of each of N values, ``(N, CLASSES)``."""
         code = self._every(before)
         counts = np.stack([(code == one).sum(axis=-1) for one in range(CLASSES)], axis=-1)
         counts[:, 0] += self.quiet
-        shares: Floats = counts / self.struck.site.word_bits
-        return shares
+        fractions: Floats = counts / self.struck.site.word_bits
+        return fractions
 
     def _every(self, before: Tensor) -> NDArray[np.int8]:
         """Return the class of each flip of each value but the quiet ones, ``(..., bits - quiet)``."""
         site = self.struck.site
         masks = bit_masks(torch.arange(self.quiet, site.word_bits), site.dtype)
         flipped = (words_of(before)[..., None] ^ masks).view(site.dtype)
-        after = apply_range(flipped, self.struck.limit, self.detector)
+        after = apply_range(flipped, self.struck.range_limit, self.detector)
         return change_classes(before.double().numpy()[..., None], after.double().numpy(), self.scale)
 
     def choose(self, tensor: Tensor, classes: Codes, starts: Indices, picks: Floats) -> Chosen:

@@ -95,7 +95,7 @@ class InjectionPlan:
             return draw_weighted_images(self.seed, own, image_weights)
         return draw_images(self.seed, own, image_weights > 0)
 
-    def count_for(self, images: Indices, image_weights: Indices) -> Floats:
+    def sampling_weights(self, images: Indices, image_weights: Indices) -> Floats:
         """Return how much each trial on these images counts, ``(N,)``, since some images are drawn more often."""
         if not self._seeks_fragile:
             return np.ones(len(images))
@@ -108,7 +108,7 @@ class InjectionPlan:
         It is a pure function of the plan, the row and each number; the numbers lie below ``counts[row]``.
 
         Raises:
-            DataError: The strata are made of changes; see :meth:`strikes`.
+            DataError: The strata are made of changes; see :meth:`draw_with_weights`.
         """
         site = self.sites[row].site
         if isinstance(self.design, UniformDesign):
@@ -117,7 +117,9 @@ class InjectionPlan:
             stream = f"{site.name}\0stratum"
             return self.fault.draw(self.seed, stream, numbers, neurons=site.neurons, bits=site.word_bits)
         if self.design.by_perturbation:
-            raise DataError("Where a trial strikes depends on the values that it meets; call strikes() with them.")
+            raise DataError(
+                "Where a trial strikes depends on the values that it meets; call draw_with_weights() with them."
+            )
         assert self.design.counts is not None
         strata = self.design.strata(self.sites[row])
         own = _visits(site.name, self.design.counts[site.name])[numbers]
@@ -130,7 +132,9 @@ class InjectionPlan:
             neurons[chosen], bits[chosen] = strata.place(int(stratum), drawn.neurons, drawn.bits)
         return Draws.single_flips(neurons, bits)
 
-    def strikes(self, row: int, numbers: Indices, tensor: Tensor, *, detector: RangeDetector) -> tuple[Draws, Floats]:
+    def draw_with_weights(
+        self, row: int, numbers: Indices, tensor: Tensor, *, detector: RangeDetector
+    ) -> tuple[Draws, Floats]:
         """Return where trials strike, and the ``share`` of each, ``(N,)``.
 
         Args:
@@ -151,7 +155,7 @@ class InjectionPlan:
         picks = draw_uniforms(self.seed, stream, numbers, elements=1)[:, 0]  # of words that give no neuron
         changes = PerturbationStrata(struck, detector, design.scales[site.name])
         chosen = changes.choose(tensor, classes, starts, picks)
-        return Draws.single_flips(chosen.neurons, chosen.bits), chosen.share
+        return Draws.single_flips(chosen.neurons, chosen.bits), chosen.fraction
 
 
 def plan_trials(
@@ -163,10 +167,10 @@ def plan_trials(
         DataError: The design's counts do not fit the sites, or the seed is the pilot's.
     """
     if isinstance(design, UniformDesign):
-        return InjectionPlan(tuple(sites), (design.trials,) * len(sites), seed, design, fault)
+        return InjectionPlan(tuple(sites), (design.trials_per_site,) * len(sites), seed, design, fault)
     if design.pilot_seed == seed:
         raise DataError(f"The pilot had the seed {seed} too, so its luck would bias the estimate; pass another seed=.")
-    shared_out = design.shared_out(sites)
+    shared_out = design.allocated(sites)
     assert shared_out.counts is not None
     counts = tuple(sum(shared_out.counts[struck.site.name]) for struck in sites)
     return InjectionPlan(tuple(sites), counts, seed, shared_out, fault)
@@ -181,7 +185,7 @@ def strata_of_trials(design: Design, struck: CampaignSite, trials: Trials) -> tu
         assert design.counts is not None
         return _visits(struck.site.name, design.counts[struck.site.name])[trials.trial], np.ones(CLASSES)
     strata = design.strata(struck)
-    return strata.of(trials.neuron, trials.bit), strata.shares
+    return strata.of(trials.neuron, trials.bit), strata.fractions
 
 
 @functools.lru_cache(maxsize=4096)

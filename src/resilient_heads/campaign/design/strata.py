@@ -38,11 +38,11 @@ class Strata:
         return (len(self.channel_edges) - 1) * (len(self.bit_edges) - 1)
 
     @property
-    def shares(self) -> Floats:
-        """Each stratum's share of the site's bits, ``(H,)``."""
-        shares: Floats = np.outer(np.diff(self.channel_edges), np.diff(self.bit_edges)).ravel().astype(np.float64)
-        shares /= shares.sum()
-        return shares
+    def fractions(self) -> Floats:
+        """Each stratum's fraction of the site's bits, ``(H,)``."""
+        fractions: Floats = np.outer(np.diff(self.channel_edges), np.diff(self.bit_edges)).ravel().astype(np.float64)
+        fractions /= fractions.sum()
+        return fractions
 
     def of(self, neurons: NDArray[np.integer], bits: NDArray[np.integer]) -> Codes:
         """Return the stratum of each fault, ``(N,)``."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, layer_weights
 from resilient_heads.campaign.design.designs import Design
-from resilient_heads.campaign.figures.summary import SCOPES, estimate, sample, scope_rows
+from resilient_heads.campaign.figures.summary import SCOPES, estimate, scope_rows, weigh_trials
 from resilient_heads.campaign.trials.columns import RATES, CampaignSite, Trials
 from resilient_heads.errors import DataError
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate
@@ -76,7 +76,9 @@ def current(rule: StoppingRule, sites: Sequence[CampaignSite], trials: Trials, d
         raise DataError(f"The campaign strikes no site of {rule.scope!r} ({SCOPES[rule.scope]}).")
     chosen = [sites[row] for row in rows]
     own = trials.rows(rows)
-    return estimate(own, sample(chosen, own, design, layer_weights(chosen, rule.weighting)), rule.metric, rule.level)
+    return estimate(
+        own, weigh_trials(chosen, own, design, layer_weights(chosen, rule.weighting)), rule.metric, rule.level
+    )
 
 
 def narrow_enough(rule: StoppingRule, found: Estimate) -> bool:

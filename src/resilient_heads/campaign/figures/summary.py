@@ -55,8 +55,8 @@ class SiteSummary:
         name: Of the site.
         kind: Class of its module.
         neurons: Values of one sample.
-        bits: Bits of one sample: neurons times word width.
-        limit: Range of the detector, or None.
+        total_bits: Bits of one sample: neurons times word width.
+        range_limit: Range of the detector, or None.
         is_layer: Whether it is a Conv2d or Linear.
         in_classifier: Whether it belongs to the classifier.
         figures: Rates and delta loss per fault in this site.
@@ -65,8 +65,8 @@ class SiteSummary:
     name: str
     kind: str
     neurons: int
-    bits: int
-    limit: float | None
+    total_bits: int
+    range_limit: float | None
     is_layer: bool
     in_classifier: bool
     figures: Figures
@@ -96,14 +96,14 @@ class Scope:
     Attributes:
         name: What the set is.
         layers: Names of its sites.
-        bits: Bits of one sample in all of them.
+        total_bits: Bits of one sample in all of them.
         layer_averaged: Plain mean of the sites' figures, as published campaigns average.
         exposed: Mean weighted by bits: the figures of one flip that strikes any bit of the set alike.
     """
 
     name: str
     layers: tuple[str, ...]
-    bits: int
+    total_bits: int
     layer_averaged: Figures
     bit_weighted: Figures
 
@@ -116,7 +116,13 @@ class Scope:
         if metric not in RATES:
             raise ResultError(f"Bits are counted by a rate: {', '.join(RATES)}; found {metric!r}.")
         rate = self.bit_weighted[metric]
-        return Estimate(rate.value * self.bits, rate.low * self.bits, rate.high * self.bits, rate.level, rate.method)
+        return Estimate(
+            rate.value * self.total_bits,
+            rate.low * self.total_bits,
+            rate.high * self.total_bits,
+            rate.level,
+            rate.method,
+        )
 
     def fit(self, metric: str = "sdc", *, raw_fit_per_megabit: float = 1.0) -> Estimate:
         """Return the FIT rate that the outcome contributes for a given raw upset rate."""
@@ -150,11 +156,13 @@ def summarize_scope(name: str, sites: Sequence[CampaignSite], trials: Trials, de
     return Scope(
         name=name,
         layers=tuple(struck.site.name for struck in sites),
-        bits=sum(struck.site.neurons * struck.site.word_bits for struck in sites),
+        total_bits=sum(struck.site.neurons * struck.site.word_bits for struck in sites),
         layer_averaged=figures(
-            trials, sample(sites, trials, design, layer_weights(sites, "layer_averaged")), level=level
+            trials, weigh_trials(sites, trials, design, layer_weights(sites, "layer_averaged")), level=level
         ),
-        bit_weighted=figures(trials, sample(sites, trials, design, layer_weights(sites, "bit_weighted")), level=level),
+        bit_weighted=figures(
+            trials, weigh_trials(sites, trials, design, layer_weights(sites, "bit_weighted")), level=level
+        ),
     )
 
 
@@ -170,11 +178,11 @@ def summarize_layers(
                 name=struck.site.name,
                 kind=struck.site.kind,
                 neurons=struck.site.neurons,
-                bits=struck.site.neurons * struck.site.word_bits,
-                limit=struck.limit,
+                total_bits=struck.site.neurons * struck.site.word_bits,
+                range_limit=struck.range_limit,
                 is_layer=struck.site.is_layer,
                 in_classifier=struck.in_classifier,
-                figures=figures(own, sample([struck], own, design, np.ones(1)), level=level),
+                figures=figures(own, weigh_trials([struck], own, design, np.ones(1)), level=level),
             )
         )
     return summaries
@@ -183,12 +191,12 @@ def summarize_layers(
 def summarize_bits(sites: Sequence[CampaignSite], trials: Trials, design: Design, *, level: float) -> list[BitSummary]:
     """Summarize each bit position over all the given sites, which count alike."""
     form = format_of(sites[0].site.dtype)
-    whole = sample(sites, trials, design, layer_weights(sites, "layer_averaged"))
+    whole = weigh_trials(sites, trials, design, layer_weights(sites, "layer_averaged"))
     summaries = []
     for bit in range(form.word_bits):
         struck = trials.bit == bit
         own = whole.only(struck, stratified=isinstance(design, StratifiedDesign) and "bit" in design.by)
-        rates = {metric: weighted_rate(trials.hits(metric)[struck], own, level=level) for metric in RATES}
+        rates = {metric: weighted_rate(trials.events(metric)[struck], own, level=level) for metric in RATES}
         summaries.append(BitSummary(bit=bit, role=form.role(bit), trials=int(struck.sum()), rates=rates))
     return summaries
 
@@ -208,10 +216,10 @@ def estimate(trials: Trials, weighted: Sample, metric: str, level: float) -> Est
     """Return one figure of weighted trials: ``"delta_loss"`` or a rate."""
     if metric == "delta_loss":
         return weighted_mean(trials.delta_loss, weighted, level=level)
-    return weighted_rate(trials.hits(metric), weighted, level=level)
+    return weighted_rate(trials.events(metric), weighted, level=level)
 
 
-def sample(sites: Sequence[CampaignSite], trials: Trials, design: Design, layers: Floats) -> Sample:
+def weigh_trials(sites: Sequence[CampaignSite], trials: Trials, design: Design, layers: Floats) -> Sample:
     """Give each trial its weight: what its stratum counts, divided by the trials that were run in it.
 
     Args:
@@ -235,7 +243,7 @@ def sample(sites: Sequence[CampaignSite], trials: Trials, design: Design, layers
     counts = np.bincount(stratum, minlength=start)
     weight = (np.concatenate(weights) / np.maximum(counts, 1))[stratum]
     if isinstance(design, StratifiedDesign) and design.by_perturbation:
-        weight *= trials.share
+        weight *= trials.weight
         found = np.bincount(trials.site, weights=weight, minlength=len(sites))
         weight *= np.divide(layers, found, out=np.zeros(len(sites)), where=found > 0)[trials.site]
         counts = np.where((found > 0).all(), counts, 0)

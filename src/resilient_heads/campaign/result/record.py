@@ -17,7 +17,7 @@ from resilient_heads.campaign.trials.trial_file import golden_columns
 from resilient_heads.errors import ResultError
 from resilient_heads.injection.sites.find import Site
 
-FORMAT = "resilient_heads.campaign/5"
+FORMAT = "resilient_heads.campaign/6"
 _DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
 """Entries of the environment that may change the last bit of a result, so that one campaign has one of each."""
 
@@ -42,14 +42,14 @@ _ADVICE = {
     "protocol": "pass the same protocol",
     "sites": "pass the same layers and the same model",
     "excluded": "pass the same layers and the same model",
-    "skipped": "pass the same model",
+    "uninjectable": "pass the same model",
 }
 _CAUSES = {"model", "model_sha256", "data_sha256", "torch", "device", "cpu", "threads", "batch_size"}
 _CONSEQUENCES = {
     "golden_sha256": _CAUSES | {"protocol"},
     "sites": _CAUSES | {"calibration_sha256", "protocol"},
     "excluded": _CAUSES | {"sites"},
-    "skipped": _CAUSES,
+    "uninjectable": _CAUSES,
     "calibration_sha256": {"protocol"},
 }
 """What differs anyway once one of these differs, and need not be told beside it."""
@@ -63,7 +63,7 @@ class CampaignRecord:
         config: What was run, on what.
         sites: The L struck sites, in the order of execution.
         excluded: Sites that the campaign was told to leave out.
-        skipped: Sites that no fault could be put into, and why.
+        uninjectable: Sites that no fault could be put into, and why.
         golden: The fault-free model's predictions.
     """
 
@@ -90,7 +90,7 @@ class CampaignRecord:
             "config": self.config.as_dict(),
             "sites": [_site_record(struck) for struck in self.sites],
             "excluded": [_site_record(struck) for struck in self.excluded],
-            "skipped": self.uninjectable,
+            "uninjectable": self.uninjectable,
             "golden_sha256": digest(golden_columns(self.golden)),
         }
 
@@ -113,7 +113,7 @@ class CampaignRecord:
         try:
             config = CampaignConfig.from_dict(content["config"])
             sites, excluded = (tuple(_site_from(site) for site in content[kind]) for kind in ("sites", "excluded"))
-            uninjectable = dict(content["skipped"])
+            uninjectable = dict(content["uninjectable"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ResultError(f"the campaign's record is damaged: {error!r}") from error
         return cls(config=config, sites=sites, excluded=excluded, uninjectable=uninjectable, golden=golden)
@@ -166,7 +166,7 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
     environment = config.pop("environment")
     design = config.pop("design")
     if design.get("kind") == "uniform":
-        config["trials_per_site"] = design["trials"]
+        config["trials_per_site"] = design["trials_per_site"]
     else:
         config["design"] = design
     rest = {name: value for name, value in content.items() if name != "config"}
@@ -192,16 +192,16 @@ def _site_record(struck: CampaignSite) -> dict[str, Any]:
         **record,
         "shape": list(struck.site.shape),
         "dtype": str(struck.site.dtype).removeprefix("torch."),
-        "limit": struck.limit,
+        "range_limit": struck.range_limit,
         "in_classifier": struck.in_classifier,
     }
 
 
 def _site_from(record: dict[str, Any]) -> CampaignSite:
     """Undo :func:`_site_record`."""
-    fields = {name: value for name, value in record.items() if name not in ("limit", "in_classifier")}
+    fields = {name: value for name, value in record.items() if name not in ("range_limit", "in_classifier")}
     dtype = getattr(torch, record["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{record['dtype']} is no dtype")
     site = Site(**{**fields, "dtype": dtype, "shape": tuple(record["shape"])})
-    return CampaignSite(site, record["limit"], record["in_classifier"])
+    return CampaignSite(site, record["range_limit"], record["in_classifier"])

@@ -80,7 +80,7 @@ class CampaignResult:
         config: What was run, on what.
         sites: The L struck sites, in the order of execution.
         excluded: Sites that the campaign was told to leave out.
-        skipped: Sites that no fault could be put into, and why.
+        uninjectable: Sites that no fault could be put into, and why.
         golden: The fault-free model's predictions.
         trials: A row each.
         shard: Which part of the campaign's trials these are; normally the whole.

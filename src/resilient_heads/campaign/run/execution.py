@@ -222,13 +222,13 @@ class Execution:
         golden: GoldenPass,
     ) -> Trials:
         """Run one batch of trials at one site and write down what came of each."""
-        site, limit = self._plan.sites[row].site, self._plan.sites[row].limit
+        site, limit = self._plan.sites[row].site, self._plan.sites[row].range_limit
         own = np.minimum(numbers, self._plan.counts[row] - 1)
-        draws, share = Draws.none(), np.empty(0)
+        draws, weights = Draws.none(), np.empty(0)
 
         def hit(tensor: Tensor) -> Hit:
-            nonlocal draws, share
-            draws, share = self._plan.strikes(row, own, tensor, detector=self._detector)
+            nonlocal draws, weights
+            draws, weights = self._plan.draw_with_weights(row, own, tensor, detector=self._detector)
             return hit_(tensor, site, draws, model=self._plan.fault, limit=limit, detector=self._detector)
 
         found = self._rerun(site, golden, hit)
@@ -252,7 +252,7 @@ class Execution:
             "predicted": judgement.predicted,
             "rank": judgement.rank,
             "confidence_change": judgement.confidence_change,
-            "share": share * self._plan.count_for(drawn, self._image_weights),
+            "weight": weights * self._plan.sampling_weights(drawn, self._image_weights),
         }
         plain = {
             name: column.cpu().numpy() if isinstance(column, Tensor) else column for name, column in columns.items()

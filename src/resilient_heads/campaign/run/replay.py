@@ -99,16 +99,18 @@ def replay(
     size = min(record.config.batch_size, max(plan.counts))
     numbers = np.arange(trial // size * size, (trial // size + 1) * size)  # the batch that the campaign ran
     drawn = torch.from_numpy(plan.images(row, numbers, plan.image_weights(record.golden)))
-    draws, share, position = Draws.none(), np.empty(0), trial % size
+    draws, weights, position = Draws.none(), np.empty(0), trial % size
     device = device_of(model)
     done: list[Hit] = []
     detector = record.config.protocol.range_detector or "clamp"
 
     def strike(_name: str, tensor: Tensor) -> Tensor:
-        nonlocal draws, share
-        draws, share = plan.strikes(row, np.minimum(numbers, plan.counts[row] - 1), tensor, detector=detector)
+        nonlocal draws, weights
+        draws, weights = plan.draw_with_weights(
+            row, np.minimum(numbers, plan.counts[row] - 1), tensor, detector=detector
+        )
         changed = tensor.clone(memory_format=torch.preserve_format)
-        done.append(hit_(changed, struck.site, draws, model=plan.fault, limit=struck.limit, detector=detector))
+        done.append(hit_(changed, struck.site, draws, model=plan.fault, limit=struck.range_limit, detector=detector))
         return changed
 
     with evaluating(model), open_attention():
@@ -128,7 +130,7 @@ def replay(
         bit=int(first(draws.bits)[position]) & 0xFF,
         before=float(done[0].before[position]),
         after=float(done[0].after[position]),
-        limit=struck.limit,
+        limit=struck.range_limit,
         outcome=Outcome(int(judged.outcome[position])),
         delta_loss=float(judged.delta_loss[position]),
         golden=golden[position].cpu(),

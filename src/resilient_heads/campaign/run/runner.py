@@ -145,7 +145,7 @@ def run_campaign(
             ranges = profile_ranges(model, calibration, tuple(s.site for s in struck))
             struck = [CampaignSite(s.site, ranges.limits[s.site.name], s.in_classifier) for s in struck]
             calibration_sha256 = ranges.sha256
-        chosen = UniformDesign(trials=trials_per_site) if design is None else design
+        chosen = UniformDesign(trials_per_site=trials_per_site) if design is None else design
         plan = plan_trials(chosen, struck, seed=seed, fault=SINGLE_FLIP if fault is None else fault)
         record = CampaignRecord(
             config=CampaignConfig(

@@ -22,7 +22,7 @@ COLUMNS: dict[str, type[np.generic]] = {
     "predicted": np.int64,
     "rank": np.int64,
     "confidence_change": np.float64,
-    "share": np.float64,
+    "weight": np.float64,
 }
 
 
@@ -43,7 +43,7 @@ class Trials:
         predicted: int64, faulty top-1 class.
         rank: int64, how many other classes score as high as the golden top-1 class or higher.
         confidence_change: float64, relative change of the golden top-1 class's probability.
-        share: float64, what the trial counts among those of its stratum. Where the design looks at values: the part
+        weight: float64, what the trial counts among those of its stratum. Where the design looks at values: the part
             of the image's possible faults among which the fault was drawn, less if the image is drawn more often than
             others; 1 otherwise.
     """
@@ -60,7 +60,7 @@ class Trials:
     predicted: NDArray[np.int64]
     rank: NDArray[np.int64]
     confidence_change: NDArray[np.float64]
-    share: NDArray[np.float64]
+    weight: NDArray[np.float64]
 
     @classmethod
     def gather(cls, parts: Sequence["Trials"]) -> "Trials":
@@ -89,17 +89,17 @@ class Trials:
         columns = {**chosen.columns, "site": position[chosen.site]}
         return Trials.gather([Trials(**columns)])  # type: ignore[arg-type]
 
-    def hits(self, metric: str) -> NDArray[np.bool_]:
+    def events(self, metric: str) -> NDArray[np.bool_]:
         """Return which trials count for a rate, ``(N,)``; see :data:`RATES`."""
         finite = self.outcome != Outcome.DUE
-        hits: NDArray[np.bool_]
+        events: NDArray[np.bool_]
         if metric == "sdc_5":
-            hits = finite & (self.rank >= 5)
+            events = finite & (self.rank >= 5)
         elif metric in ("sdc_10", "sdc_20"):
-            hits = finite & (np.abs(self.confidence_change) > int(metric[4:]) / 100)
+            events = finite & (np.abs(self.confidence_change) > int(metric[4:]) / 100)
         else:
-            hits = self.outcome == Outcome[metric.upper()]
-        return hits
+            events = self.outcome == Outcome[metric.upper()]
+        return events
 
 
 RATES = {
@@ -120,10 +120,10 @@ class CampaignSite:
 
     Attributes:
         site: The site.
-        limit: Range of the detector, or None.
+        range_limit: Range of the detector, or None.
         in_classifier: Whether it belongs to the classifier.
     """
 
     site: Site
-    limit: float | None
+    range_limit: float | None
     in_classifier: bool
