@@ -156,11 +156,11 @@ def test_every_prefix_is_near_the_shares(counts: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("choices", "match"),
     [
-        ({"trials": 0}, "trials must be"),
-        ({"trials": 9, "by": "bit"}, "by must be"),
-        ({"trials": 9, "by": ("bit", "role")}, "by must be"),
-        ({"trials": 9, "weighting": "bits"}, "weighting"),
-        ({"trials": 9, "counts": {"fc": (0, 3)}}, "needs a trial"),
+        ({"total_trials": 0}, "trials must be"),
+        ({"total_trials": 9, "by": "bit"}, "by must be"),
+        ({"total_trials": 9, "by": ("bit", "role")}, "by must be"),
+        ({"total_trials": 9, "weighting": "bits"}, "weighting"),
+        ({"total_trials": 9, "counts": {"fc": (0, 3)}}, "needs a trial"),
     ],
 )
 def test_designs_that_mean_nothing(choices: dict[str, object], match: str) -> None:

@@ -44,7 +44,7 @@ def test_damaged_files_are_refused(result: rh.CampaignResult, tmp_path: Path) ->
         (b"resilient_heads.record", b"resilient_heads.racord", "not a campaign result"),
         (b"resilient_heads.golden", b"resilient_heads.galden", "golden run|not a whole Parquet"),
         (b"resilient_heads.sha256", b"resilient_heads.sha257", "their sha256 differs"),
-        (b'"skipped"', b'"skopped"', "record is damaged"),
+        (b'"uninjectable"', b'"uninjectible"', "record is damaged"),
     ):
         assert old in whole
         path.write_bytes(whole.replace(old, new))
