@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.report.tables import _ratio, markdown_table
 from resilient_heads.statistics.intervals import Estimate
 
@@ -106,7 +106,7 @@ def test_plot_says_how_many_values_it_cannot_draw(results: dict[str, rh.Campaign
 def test_plot_makes_its_own_axes_and_refuses_nonsense(results: dict[str, rh.CampaignResult]) -> None:
     axes = rh.report.plot_layers(results)
     pyplot.close(axes.figure)
-    with pytest.raises(ResultError, match="No metric is named"):
+    with pytest.raises(ArgumentError, match='metric must be "delta_loss", '):
         rh.report.plot_layers(results, metric="accuracy")
-    with pytest.raises(ResultError, match="No campaign"):
+    with pytest.raises(ArgumentError, match="No campaign"):
         rh.report.plot_layers({})

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import resilient_heads as rh
 from resilient_heads.campaign.result.results import CampaignResult
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.extras import require
 from resilient_heads.files import write_atomic
 from resilient_heads.heads.cost import count_flops, count_parameters
@@ -131,7 +131,7 @@ def run_demo(options: DemoOptions) -> str:
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{options.output} cannot be made a folder ({error}); pass another --output.") from error
+        raise ArgumentError(f"{options.output} cannot be made a folder ({error}); pass another --output.") from error
     train_set, test_set = digits(options.seed)
     models = dict(zip(NAMES, build(options.seed), strict=True))
     for name, model in models.items():

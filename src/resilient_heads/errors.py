@@ -1,26 +1,35 @@
-"""Every error that the library raises on purpose.
+"""Every error and warning that the library raises on purpose. Each class has one meaning.
 
 .. code-block:: text
 
     Exception
-    └── ResilientHeadsError
-        ├── DescriptionError (ValueError)     class names or descriptions that do not fit together
-        ├── EmbeddingError (ValueError)       class embeddings that cannot be used
-        ├── HubError (OSError)                a file that the Hugging Face Hub does not give, or gives damaged
-        ├── LanguageModelError (RuntimeError) a language model that does not answer, or answers rubbish
-        ├── ModelError (ValueError)           a model whose classifier cannot be found, replaced or restored
-        ├── FaultError (ValueError)           a fault that cannot be placed: unknown layer, bit out of range
-        ├── DataError (ValueError)            images or labels that a campaign cannot use
-        ├── ResultError (ValueError)          results that cannot be read, or cannot be compared
-        │   └── DamagedChunkError             a file of trials that is truncated; running it again mends it
-        ├── StoreError (OSError)              a campaign's folder that cannot be written, or is in use
-        ├── InjectionError (RuntimeError)     a fault that did not take effect, or a run that cannot be trusted
-        └── MissingExtraError (ImportError)   an optional package is not installed
+    └── ResilientHeadsError                   every error below
+        ├── ArgumentError (ValueError)        a wrong argument: seed=-1, batch_size=0, engine="fast"
+        ├── DescriptionError (ValueError)     class names or class descriptions
+        ├── EmbeddingError (ValueError)       class embeddings, or the text encoder that makes them
+        ├── HubError (OSError)                the Hugging Face Hub
+        ├── LanguageModelError (RuntimeError) the language model that writes descriptions
+        ├── ModelError (ValueError)           the model, its classifier or its checkpoint
+        ├── DataError (ValueError)            images or labels
+        ├── FaultError (ValueError)           a fault that does not exist in the model: unknown layer, bit 99
+        ├── InjectionError (RuntimeError)     a fault that did not take effect; the run cannot be trusted
+        ├── ResultError (ValueError)          the files of a campaign, and comparisons of results
+        │   └── DamagedChunkError             a damaged file of trials, which the next run repairs
+        ├── StoreError (OSError)              a campaign's folder that is read-only, full or in use
+        └── MissingExtraError (ImportError)   an optional package that is not installed
 
-Each is also the builtin exception that a caller would expect, so ``except ValueError`` works too.
+Each class is also the builtin exception that it names, so ``except ValueError`` catches a wrong argument.
+
+>>> import resilient_heads as rh
+>>> try:
+...     rh.statistics.sample_size(1e9, margin=-1)
+... except rh.errors.ArgumentError as error:
+...     print(error)
+margin must be a number above 0, found -1.
 """
 
 __all__ = [
+    "ArgumentError",
     "DamagedChunkError",
     "DamagedChunkWarning",
     "DataError",
@@ -41,70 +50,112 @@ __all__ = [
 
 
 class ResilientHeadsError(Exception):
-    """Base of all errors raised by this library."""
+    """Base class of all errors that this library raises on purpose."""
+
+
+class ArgumentError(ResilientHeadsError, ValueError):
+    """An argument has a wrong type or value, whatever the model and the data are.
+
+    Raised by ``run_campaign(..., seed=-1)``, ``StoppingRule(half_width=0)``, ``Shard(rank=4, world_size=4)``.
+    """
 
 
 class DescriptionError(ResilientHeadsError, ValueError):
-    """Class names or class descriptions are unusable or do not match each other."""
+    """Class names or class descriptions cannot be used, or do not match each other.
+
+    Raised by ``ClassDescriptions.load("broken.json")``, and by ``match`` for a class without a description.
+    """
 
 
 class EmbeddingError(ResilientHeadsError, ValueError):
-    """Class embeddings are unusable: wrong shape, not finite, damaged or foreign file."""
+    """Class embeddings cannot be used: wrong shape, NaN or Inf, a damaged file, an encoder that cannot make them.
+
+    Raised by ``ClassEmbeddings.load("truncated.safetensors")`` and ``load_embeddings("no-such-name")``.
+    """
 
 
 class HubError(ResilientHeadsError, OSError):
-    """The Hugging Face Hub cannot be reached, refuses, or gives something else than what was pinned.
+    """The Hugging Face Hub does not answer, refuses access, or sends a file that differs from the pinned one.
+
+    Raised by ``TextGuidedHead.from_pretrained("owner/missing")`` and ``load_embeddings`` for encoders on the Hub.
 
     Attributes:
-        temporary: Whether another attempt may succeed: nobody answered, or the Hub said that it is out of order.
+        temporary: Whether a later attempt may succeed: the Hub did not answer, or reported a failure of its own.
     """
 
     temporary: bool = False
 
 
 class LanguageModelError(ResilientHeadsError, RuntimeError):
-    """A language model does not answer, or answers something that is no description."""
+    """A language model does not answer, or its answer holds no description.
+
+    Raised by ``generate_descriptions``.
+    """
 
 
 class ModelError(ResilientHeadsError, ValueError):
-    """The model's classifier cannot be found, replaced, fused or restored."""
+    """The model's classifier cannot be found, replaced, fused or restored, or a checkpoint does not fit the model.
 
-
-class FaultError(ResilientHeadsError, ValueError):
-    """A fault cannot be placed where it was asked for."""
+    Raised by ``wrap_model(model)`` for a model with two candidate classifiers, and by ``load_checkpoint``.
+    """
 
 
 class DataError(ResilientHeadsError, ValueError):
-    """Images or labels cannot be used for a campaign."""
+    """Images or labels cannot be used by a campaign: none, differing shapes, labels that are no classes.
+
+    Raised by ``run_campaign(model, [])``.
+    """
 
 
-class ResultError(ResilientHeadsError, ValueError):
-    """Campaign results cannot be read, or two of them cannot be compared."""
+class FaultError(ResilientHeadsError, ValueError):
+    """A fault does not exist in the model: no such layer, neuron or bit, or no such number format.
 
-
-class DamagedChunkError(ResultError):
-    """A file of trials in a campaign's folder is truncated or damaged; the campaign's command mends it."""
-
-
-class StoreError(ResilientHeadsError, OSError):
-    """A campaign's folder cannot be written (the disk is full, no permission), or another process is at work in it."""
+    Raised by ``inject(model, BitFlip(layer="missing", neuron=(0,), bit=3))``.
+    """
 
 
 class InjectionError(ResilientHeadsError, RuntimeError):
-    """A fault did not take effect as asked, so its trial would have measured nothing."""
+    """A fault did not take effect as requested, or a fault-free value is not reproducible: no trial can be trusted.
+
+    Raised by ``inject`` when the layer did not run inside the block, and by ``run_campaign`` on a compiled layer.
+    """
+
+
+class ResultError(ResilientHeadsError, ValueError):
+    """A campaign's files cannot be read, or two results cannot be compared.
+
+    Raised by ``CampaignResult.load("no-result.parquet")`` and ``compare`` of results on different images.
+    """
+
+
+class DamagedChunkError(ResultError):
+    """A file of trials in a campaign's folder is truncated or damaged; running the campaign again replaces it.
+
+    Raised by ``CampaignResult.load(folder)`` and ``merge_campaign(folder)``.
+    """
+
+
+class StoreError(ResilientHeadsError, OSError):
+    """A campaign's folder cannot be written (no permission, full disk), or another process runs the campaign there.
+
+    Raised by ``run_campaign(..., output=folder)``.
+    """
 
 
 class MissingExtraError(ResilientHeadsError, ImportError):
-    """An optional package is needed and not installed; the message holds the install line."""
+    """An optional package is needed and not installed; the message holds the command that installs it.
+
+    Raised by ``wrap_model`` with an encoder of transformers, by ``report.plot_layers``, by the demo.
+    """
 
 
 class DuplicateClassWarning(UserWarning):
-    """Two classes share a name, so their text embeddings and their logits tie."""
+    """Two classes share a name, so their embeddings and their logits are equal."""
 
 
 class DamagedChunkWarning(UserWarning):
-    """A file of trials in a campaign's folder is damaged, so its trials are run again."""
+    """A file of trials in a campaign's folder is damaged; the campaign runs its trials again."""
 
 
 class LongTextWarning(UserWarning):
-    """A text is longer than the encoder's context, and what does not fit is cut off."""
+    """A text is longer than the encoder's context; the encoder ignores the rest."""

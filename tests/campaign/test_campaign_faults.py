@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import resilient_heads as rh
 from resilient_heads.campaign.result.fault_record import as_record, from_record
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 
 FAULTS = {
     "three flips": rh.FaultModel(elements=rh.faults.RandomElements(count=3)),
@@ -119,7 +119,7 @@ def test_a_zero_detector_makes_zeros(data: tuple[nn.Module, tuple[Tensor, Tensor
 
 def test_strata_of_bits_know_single_flips_only(data: tuple[nn.Module, tuple[Tensor, Tensor]]) -> None:
     model, images = data
-    with pytest.raises(DataError, match="are made of single flips"):
+    with pytest.raises(ArgumentError, match="are made of single flips"):
         rh.run_campaign(
             model,
             images,

@@ -14,7 +14,7 @@ from resilient_heads.campaign.analysis.pilot import _shares
 from resilient_heads.campaign.design.perturbation_strata import CLASSES, EDGES, PerturbationStrata, change_classes
 from resilient_heads.campaign.design.plan import plan_trials
 from resilient_heads.campaign.trials.columns import CampaignSite
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.faults.ranges import apply_range
 from resilient_heads.injection.formats.bits import flip_bits
 from resilient_heads.injection.sites.find import Site
@@ -235,7 +235,7 @@ def test_neyman_takes_changes_where_they_pay(
     assert rh.neyman_design(pilot, total_trials=4000).by == ("perturbation",)
     assert rh.neyman_design(pilot, total_trials=70).by == ("magnitude",)  # too few for two in each class of each layer
     assert rh.neyman_design(pilot, total_trials=4000, by=("role",)).by == ("role",)
-    with pytest.raises(DataError, match="too few for 42 strata"):
+    with pytest.raises(ArgumentError, match="too few for 42 strata"):
         rh.neyman_design(pilot, total_trials=70, by=("perturbation",))
 
 
@@ -243,20 +243,20 @@ def test_designs_by_change_that_mean_nothing(
     trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult],
 ) -> None:
     model, data, pilot = trained
-    with pytest.raises(DataError, match="take their sizes and units from a pilot"):
+    with pytest.raises(ArgumentError, match="take their sizes and units from a pilot"):
         rh.StratifiedDesign(total_trials=100, by=("perturbation",))
-    with pytest.raises(DataError, match="by must be"):
+    with pytest.raises(ArgumentError, match="by must be"):
         rh.StratifiedDesign(total_trials=100, by=("perturbation", "bit"))
     design = rh.neyman_design(pilot, total_trials=1500, by=("perturbation",))
-    with pytest.raises(DataError, match="alone"):
+    with pytest.raises(ArgumentError, match="alone"):
         rh.StratifiedDesign(total_trials=100, fragile_images=True)
-    with pytest.raises(DataError, match="is above 0"):
+    with pytest.raises(ArgumentError, match="is above 0"):
         rh.StratifiedDesign(total_trials=100, by=("perturbation",), counts=design.counts, scales={"0": 0.0})
-    with pytest.raises(DataError, match="same layers of the same model"):
+    with pytest.raises(ArgumentError, match="same layers of the same model"):
         rh.run_campaign(
             nn.Sequential(model, nn.Identity()).eval(), data, protocol="raw", design=design, seed=2, progress=False
         )
-    with pytest.raises(DataError, match="made of single flips"):
+    with pytest.raises(ArgumentError, match="made of single flips"):
         rh.run_campaign(
             model,
             data,
@@ -266,5 +266,5 @@ def test_designs_by_change_that_mean_nothing(
             fault=rh.FaultModel(effect=rh.faults.Flip(count=2)),
             progress=False,
         )
-    with pytest.raises(DataError, match="call draw_with_weights"):
+    with pytest.raises(ArgumentError, match="call draw_with_weights"):
         plan_trials(design, pilot.sites, seed=2).draw(0, np.arange(3))

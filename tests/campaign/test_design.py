@@ -17,7 +17,7 @@ from resilient_heads.campaign.design.plan import InjectionPlan, plan_trials
 from resilient_heads.campaign.design.strata import strata_of, visits
 from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.campaign.trials.outcomes import Outcome, judge
-from resilient_heads.errors import DataError, ResultError
+from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.injection.apply.inject import inject_batch
 from resilient_heads.injection.random.sampling import draw_faults
 from resilient_heads.injection.sites.find import Site
@@ -164,16 +164,16 @@ def test_every_prefix_is_near_the_shares(counts: tuple[int, ...]) -> None:
     ],
 )
 def test_designs_that_mean_nothing(choices: dict[str, object], match: str) -> None:
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(ArgumentError, match=match):
         rh.StratifiedDesign(**choices)
 
 
 def test_plans_that_do_not_fit() -> None:
-    with pytest.raises(DataError, match="too few for 48 strata"):
+    with pytest.raises(ArgumentError, match="too few for 48 strata"):
         plan_trials(rh.StratifiedDesign(total_trials=95), SITES, seed=0)
-    with pytest.raises(DataError, match="has 32"):
+    with pytest.raises(ArgumentError, match="has 32"):
         plan_trials(rh.StratifiedDesign(total_trials=95, counts={"conv": (3, 3), "fc": (1,)}), SITES, seed=0)
-    with pytest.raises(DataError, match="pass another seed"):
+    with pytest.raises(ArgumentError, match="pass another seed"):
         plan_trials(rh.StratifiedDesign(total_trials=950, pilot_seed=7), SITES, seed=7)
 
 
@@ -280,13 +280,13 @@ def test_neyman_leaves_no_stratum_out_and_goes_where_harm_is(tiny: tuple[nn.Modu
     shares = np.concatenate(list(own.counts.values())) / even
     assert shares.max() > 3 * shares.min()
     assert rh.neyman_design(pilot, total_trials=3000, metric="delta_loss").counts != own.counts
-    with pytest.raises(ResultError, match="floor lies"):
+    with pytest.raises(ArgumentError, match="floor lies"):
         rh.neyman_design(pilot, total_trials=3000, floor=0.0)
-    with pytest.raises(ResultError, match="No metric is named"):
+    with pytest.raises(ArgumentError, match="No metric is named"):
         rh.neyman_design(pilot, total_trials=3000, metric="harm")
     with pytest.raises(ResultError, match="no variation"):
         rh.neyman_design(pilot, total_trials=3000, metric="due")
-    with pytest.raises(DataError, match="pass another seed"):
+    with pytest.raises(ArgumentError, match="pass another seed"):
         rh.run_campaign(model, data, calibration=data, design=design, seed=5, progress=False)
 
 
@@ -306,7 +306,7 @@ def test_until_stops_at_a_prefix_of_the_whole(tiny: tuple[nn.Module, Data]) -> N
     for name, column in prefix.columns.items():
         np.testing.assert_array_equal(column, early.trials.columns[name])
     assert len(run(rh.StoppingRule(half_width=1e-9, max_trials=400)).trials) in range(400, 400 + 3 * 256)
-    with pytest.raises(DataError, match="half_width"):
+    with pytest.raises(ArgumentError, match="half_width"):
         rh.StoppingRule(half_width=0)
 
 

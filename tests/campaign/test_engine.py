@@ -21,7 +21,7 @@ import resilient_heads as rh
 from resilient_heads.campaign.run.execution import Engine
 from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.errors import DataError, InjectionError
+from resilient_heads.errors import ArgumentError, InjectionError
 from resilient_heads.incremental.player import Player
 from resilient_heads.incremental.recording.slices import Slice
 from resilient_heads.incremental.windows.follow import Followed, Follower
@@ -346,7 +346,7 @@ def test_an_engine_that_does_not_exist() -> None:
     torch.manual_seed(0)
     model, images = Looks(lambda x: x), torch.randn(16, 6)
     for choices in ({"engine": "Rerun"}, {"memory_limit": "1GB"}, {"memory_limit": -5}, {"progress": "bar"}):
-        with pytest.raises(DataError, match=next(iter(choices))):
+        with pytest.raises(ArgumentError, match=next(iter(choices))):
             rh.run_campaign(model, (images, torch.zeros(16, dtype=torch.long)), protocol="raw", **choices)
 
 

@@ -9,7 +9,7 @@ import resilient_heads as rh
 from helpers.grid import grid
 from resilient_heads.campaign.trials.columns import RATES
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.statistics.intervals import clopper_pearson
 
 Data = tuple[Tensor, Tensor]
@@ -115,15 +115,15 @@ def test_a_bit_that_was_never_drawn_has_no_rate(small_net: nn.Module, labelled: 
 
 
 def test_unknown_names_are_refused(result: rh.CampaignResult) -> None:
-    with pytest.raises(ResultError, match="struck site is named"):
+    with pytest.raises(ArgumentError, match="struck site is named"):
         result.by_bit(["fc9"])
-    with pytest.raises(ResultError, match="No scope is named"):
+    with pytest.raises(ArgumentError, match="No scope is named"):
         result.scope("head")
-    with pytest.raises(ResultError, match="No figure is named 'trials'"):
+    with pytest.raises(ArgumentError, match="No figure is named 'trials'"):
         result.by_layer()[0].figures["trials"]
-    with pytest.raises(ResultError, match="counted by a rate"):
+    with pytest.raises(ArgumentError, match="counted by a rate"):
         result.scope("last").harmful_bits("delta_loss")
-    with pytest.raises(ResultError, match="level"):
+    with pytest.raises(ArgumentError, match="level"):
         result.summary(level=2)
 
 
@@ -188,7 +188,7 @@ def test_compare_a_model_with_itself(result: rh.CampaignResult) -> None:
     assert comparison.accuracy_gain.value == 0
     found = comparison.improvement("network", "delta_loss")
     assert (found.ratio.low, found.ratio.high) == (1, 1)
-    with pytest.raises(ResultError, match="expected one of"):
+    with pytest.raises(ArgumentError, match="expected one of"):
         comparison.improvement("network", "masked")
 
 
@@ -214,7 +214,7 @@ def test_compare_sees_a_difference(small_net: nn.Module, labelled: Data) -> None
         assert (0 in found.difference) == (found.p_value > 0.01)
     assert {found.metric for found in comparison.layers} == {"sdc", "due"}
     assert not rh.compare(fragile, fragile).differing()
-    with pytest.raises(ResultError, match="compared by sdc and due"):
+    with pytest.raises(ArgumentError, match="compared by sdc and due"):
         comparison.differing("delta_loss")
 
 

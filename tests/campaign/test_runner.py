@@ -13,7 +13,7 @@ from helpers.grid import grid
 from resilient_heads.campaign.golden.environment import fingerprint
 from resilient_heads.campaign.golden.golden_run import profile_ranges
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.errors import DataError, FaultError, InjectionError
+from resilient_heads.errors import ArgumentError, DataError, FaultError, InjectionError, ModelError
 from resilient_heads.injection.faults import fault_model as models
 from resilient_heads.injection.sites.find import find_sites
 
@@ -247,30 +247,30 @@ def test_bad_data_is_refused(small_net: nn.Module, labelled: Data) -> None:
 
 
 def test_bad_options_are_refused(small_net: nn.Module, labelled: Data) -> None:
-    with pytest.raises(DataError, match="calibration=train_loader"):
+    with pytest.raises(ArgumentError, match="calibration=train_loader"):
         campaign(small_net, labelled, protocol="goldeneye")
     with pytest.raises(DataError, match="calibration is empty"):
         campaign(small_net, labelled, protocol="goldeneye", calibration=[])
-    with pytest.raises(DataError, match="No protocol is named 'golden'"):
+    with pytest.raises(ArgumentError, match='protocol must be "goldeneye" or "raw", found "golden"'):
         campaign(small_net, labelled, protocol="golden")
     with pytest.raises(FaultError, match="model's sites are: conv1, conv2, fc"):
         campaign(small_net, labelled, layers=["fc1"])
-    with pytest.raises(DataError, match="non-empty sequence"):
+    with pytest.raises(ArgumentError, match="non-empty sequence"):
         campaign(small_net, labelled, layers=[])
-    with pytest.raises(DataError, match="trials_per_site must be a whole number of at least 1"):
+    with pytest.raises(ArgumentError, match="trials_per_site must be a whole number of at least 1"):
         campaign(small_net, labelled, trials_per_site=0)
     for seed in (-1, 1.5, "0", True):
-        with pytest.raises(DataError, match="seed must be a whole number"):
+        with pytest.raises(ArgumentError, match="seed must be a whole number"):
             campaign(small_net, labelled, seed=seed)
-    with pytest.raises(FaultError, match="seed"):
+    with pytest.raises(ArgumentError, match="seed"):
         campaign(small_net, labelled, seed=2**64)
-    with pytest.raises(DataError, match=r"expected one of goldeneye, raw"):
+    with pytest.raises(ArgumentError, match='protocol must be "goldeneye" or "raw"'):
         campaign(small_net, labelled, protocol=["raw"])
-    with pytest.raises(DataError, match="range_detector must be"):
+    with pytest.raises(ArgumentError, match="range_detector must be"):
         rh.Protocol(name="mine", range_detector="clip")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="cannot run on images of shape"):
         campaign(small_net, (labelled[0].half(), labelled[1]))
-    with pytest.raises(DataError, match=r"must be a torch\.nn\.Module"):
+    with pytest.raises(ArgumentError, match=r"must be a torch\.nn\.Module"):
         campaign("resnet", labelled)  # type: ignore[arg-type]
 
 
@@ -330,15 +330,15 @@ def test_nothing_to_strike_is_refused(small_net: nn.Module, labelled: Data) -> N
     wrong = (small_net.eval()(images).argmax(dim=1) + 1) % 5
     with pytest.raises(InjectionError, match="none of the 24 images correctly"):
         campaign(small_net, (images, wrong))
-    with pytest.raises(DataError, match="logits of shape"):
+    with pytest.raises(ModelError, match="logits of shape"):
         campaign(nn.Conv2d(3, 5, 1), labelled)
 
 
 def test_models_whose_layers_no_hook_reaches_are_refused(small_net: nn.Module, labelled: Data) -> None:
-    with pytest.raises(DataError, match=r"compiled, .* model\._orig_mod"):
+    with pytest.raises(ModelError, match=r"compiled, .* model\._orig_mod"):
         campaign(torch.compile(small_net, backend="eager"), labelled)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer versions of torch advise against tracing
         traced = torch.jit.trace(small_net.eval(), labelled[0])
-    with pytest.raises(DataError, match="TorchScript"):
+    with pytest.raises(ModelError, match="TorchScript"):
         campaign(traced, labelled)

@@ -16,8 +16,8 @@ from resilient_heads import files as atomic
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.run.execution import Execution
 from resilient_heads.errors import (
+    ArgumentError,
     DamagedChunkWarning,
-    DataError,
     InjectionError,
     MissingExtraError,
     ResultError,
@@ -356,11 +356,11 @@ def test_shards_without_a_common_disk(tmp_path: Path, whole: Path) -> None:
 
 
 def test_more_processes_than_chunks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="12 chunks for 13 processes"):
+    with pytest.raises(ArgumentError, match="12 chunks for 13 processes"):
         campaign(tmp_path / "c", shard=rh.Shard(rank=0, world_size=13))
-    with pytest.raises(DataError, match="pass output=folder"):
+    with pytest.raises(ArgumentError, match="pass output=folder"):
         campaign(None, shard=rh.Shard(rank=0, world_size=2))
-    with pytest.raises(DataError, match="multiple of batch_size, 4; found 6"):
+    with pytest.raises(ArgumentError, match="multiple of batch_size, 4; found 6"):
         campaign(None, chunk_size=6)
 
 
@@ -369,13 +369,13 @@ def test_shards_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert rh.Shard.from_environment() == rh.Shard()
     monkeypatch.setenv("RANK", "1")
-    with pytest.raises(DataError, match=r"must both be set.*found RANK=1"):
+    with pytest.raises(ArgumentError, match=r"must both be set.*found RANK=1"):
         rh.Shard.from_environment()
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert rh.Shard.from_environment() == rh.Shard(rank=1, world_size=3)
     for size in ("1", "-2", "two"):
         monkeypatch.setenv("WORLD_SIZE", size)
-        with pytest.raises(DataError, match=r"world_size|WORLD_SIZE"):
+        with pytest.raises(ArgumentError, match=r"world_size|WORLD_SIZE"):
             rh.Shard.from_environment()
 
 

@@ -11,7 +11,7 @@ import resilient_heads as rh
 from helpers.small_campaign import campaign, labelled, net
 from resilient_heads.campaign.run import execution
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.errors import DataError, InjectionError, ResultError
+from resilient_heads.errors import ArgumentError, DataError, InjectionError, ModelError, ResultError
 
 
 @pytest.mark.parametrize("protocol", ["raw", "goldeneye"])
@@ -74,7 +74,7 @@ def test_a_row_of_a_data_frame_is_enough(tmp_path: Path) -> None:
 def test_what_is_not_the_campaigns_is_refused() -> None:
     whole = campaign(None)
     images, labels = labelled()
-    with pytest.raises(DataError, match="campaign's model has the sha256"):
+    with pytest.raises(ModelError, match="campaign's model has the sha256"):
         rh.replay(whole, net(1), (images, labels), site="fc", trial=0)
     with pytest.raises(DataError, match="campaign's data has the sha256"):
         rh.replay(whole, net(), (images[:5], labels[:5]), site="fc", trial=0)
@@ -84,7 +84,7 @@ def test_what_is_not_the_campaigns_is_refused() -> None:
         ("fc", 90, "no trial 90 of 'fc'"),
         ("fc", -1, "no trial -1"),
     ):
-        with pytest.raises(ResultError, match=message):
+        with pytest.raises(ArgumentError, match=message):
             rh.replay(whole, net(), (images, labels), site=site, trial=trial)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from resilient_heads.errors import FaultError
+from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.injection.random.sampling import draw_faults, draw_images
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -188,9 +188,9 @@ def test_nothing_eligible(mask: NDArray[np.bool_]) -> None:
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 2**70])
 def test_a_seed_out_of_range(seed: int) -> None:
-    with pytest.raises(FaultError, match=r"seed must lie in \[0, 2\*\*64\), found"):
+    with pytest.raises(ArgumentError, match=r"seed must be a whole number from 0 to 2\*\*64 - 1, found"):
         draw_faults(seed, "fc", numbered(range(3)), neurons=4, bits=32)
-    with pytest.raises(FaultError, match="seed"):
+    with pytest.raises(ArgumentError, match="seed"):
         draw_images(seed, numbered(range(3)), np.ones(3, dtype=bool))
 
 

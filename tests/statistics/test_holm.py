@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from helpers.survey import repeated, survey
 from resilient_heads.campaign.analysis.compare import _p_value
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import difference_of_rates
 from resilient_heads.statistics.planning import holm
 from resilient_heads.statistics.sample import Sample
@@ -21,7 +21,7 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
-    with pytest.raises(ResultError, match="between 0 and 1"):
+    with pytest.raises(ArgumentError, match="must be a number of at least 0 and of at most 1"):
         holm([0.5, 1.5])
 
 

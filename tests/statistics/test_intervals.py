@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from helpers.survey import survey, table_rate
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import (
     MIN_IMAGES,
     Estimate,
@@ -40,7 +40,7 @@ def test_normal_quantiles(level: float) -> None:
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 99, NAN])
 def test_a_level_that_is_none(level: float) -> None:
     for attempt in (lambda: normal_quantile(level), lambda: wilson(0.5, 10, level=level)):
-        with pytest.raises(ResultError, match="confidence level lies between 0 and 1, found"):
+        with pytest.raises(ArgumentError, match="level must be a number above 0 and below 1, found"):
             attempt()
 
 

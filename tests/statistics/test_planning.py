@@ -3,7 +3,7 @@ import math
 import pytest
 from scipy.stats import beta
 
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import clopper_pearson, difference_of_rates, wilson
 from resilient_heads.statistics.planning import bonferroni, margin_of_error, sample_size
 
@@ -25,11 +25,11 @@ def test_the_margin_is_the_inverse_of_the_size(population: int) -> None:
 
 def test_all_faults_leave_no_margin() -> None:
     assert margin_of_error(100, 100) == 0
-    with pytest.raises(ResultError, match="Trials run from 1"):
+    with pytest.raises(ArgumentError, match="trials must be a number of at least 1"):
         margin_of_error(100, 101)
-    with pytest.raises(ResultError, match="margin of error is above 0"):
+    with pytest.raises(ArgumentError, match="margin must be a number above 0"):
         sample_size(100, 0)
-    with pytest.raises(ResultError, match="rate lies"):
+    with pytest.raises(ArgumentError, match="rate must be"):
         sample_size(100, 0.1, rate=2)
 
 
@@ -42,7 +42,7 @@ def test_clopper_pearson_by_the_beta_distribution() -> None:
         found = clopper_pearson(hits, trials, level=0.95)
         assert found.low == (pytest.approx(beta.ppf(0.025, hits, trials - hits + 1)) if hits else 0)
         assert found.high == (pytest.approx(beta.ppf(0.975, hits + 1, trials - hits)) if hits < trials else 1)
-    with pytest.raises(ResultError, match="Hits run"):
+    with pytest.raises(ArgumentError, match="events must be"):
         clopper_pearson(5, 4)
     assert math.isnan(clopper_pearson(0, 0).value)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from resilient_heads.campaign.result.config import PROTOCOLS
 from resilient_heads.commands.model_and_data import add_options, load_images, load_model
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 
 if TYPE_CHECKING:
     from resilient_heads.campaign.design.designs import StratifiedDesign
@@ -99,7 +99,7 @@ def _until(text: str | None) -> "StoppingRule | None":
     try:
         half = float(width.removesuffix("%")) / (100 if relative else 1)
     except ValueError:
-        raise DataError(f"--until takes METRIC:HALF, such as sdc:0.001 or sdc:10%; found {text!r}.") from None
+        raise ArgumentError(f"--until takes METRIC:HALF, such as sdc:0.001 or sdc:10%; found {text!r}.") from None
     return StoppingRule(metric=metric, half_width=half, relative=relative)
 
 
@@ -109,9 +109,9 @@ def _design(arguments: argparse.Namespace) -> "StratifiedDesign | None":
     from resilient_heads.campaign.result.results import CampaignResult
 
     if (arguments.pilot is None) != (arguments.trials is None):
-        raise DataError("--pilot and --trials go together: the pilot says where, --trials how many.")
+        raise ArgumentError("--pilot and --trials go together: the pilot says where, --trials how many.")
     if arguments.pilot is None:
         return None
     if not arguments.pilot.exists():
-        raise DataError(f"There is no pilot at {arguments.pilot}.")
+        raise ArgumentError(f"There is no pilot at {arguments.pilot}.")
     return neyman_design(CampaignResult.load(arguments.pilot), total_trials=arguments.trials)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from resilient_heads.campaign.result.config import PROTOCOLS
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     from resilient_heads.demo import DemoOptions, run_demo  # torch takes seconds: --help must not wait for it
 
     if arguments.injections < 1 or not 0 <= arguments.seed < 2**32:
-        raise DataError("--injections must be at least 1, and --seed must lie in [0, 2**32).")
+        raise ArgumentError("--injections must be at least 1, and --seed must lie in [0, 2**32).")
     chosen = tuple(PROTOCOLS) if arguments.protocol == "both" else (arguments.protocol,)
     options = DemoOptions(
         seed=arguments.seed,

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resilient_heads.checks import whole_number
 from resilient_heads.errors import DataError
 from resilient_heads.extras import require
 from resilient_heads.inputs.error_context import explained
@@ -29,8 +30,8 @@ def read_images(path: Path, preprocessing: Preprocessing, *, limit: int | None =
         DataError: Something else is there, or it cannot be decoded.
         FileNotFoundError: Nothing is there.
     """
-    if limit is not None and limit < 1:
-        raise DataError(f"--images must be at least 1, found {limit}.")
+    if limit is not None:
+        whole_number("--images", limit, least=1)
     if path.is_dir():
         return _read_folder(path, preprocessing, limit)
     if not path.exists():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError, DataError
 from resilient_heads.extras import require
 
 
@@ -57,14 +57,14 @@ def preprocessing_from(
         std: Of each channel.
 
     Raises:
-        DataError: Mean without standard deviation or the reverse, or numbers that mean nothing.
+        ArgumentError: Mean without standard deviation or the reverse, or numbers that mean nothing.
     """
     if resize is None and crop is None and mean is None and std is None:
         return None
     if (mean is None) != (std is None) or (std is not None and not all(value > 0 for value in std)):
-        raise DataError("--mean and --std go together, one number a channel, and the latter are above 0.")
+        raise ArgumentError("--mean and --std go together, one number a channel, and the latter are above 0.")
     if any(size is not None and size < 1 for size in (resize, crop)):
-        raise DataError("--resize and --crop are numbers of pixels, at least 1.")
+        raise ArgumentError("--resize and --crop are numbers of pixels, at least 1.")
     transforms = require("torchvision.transforms", extra="vision", purpose="folders of images")
     steps = [] if resize is None else [transforms.Resize(resize)]
     steps += [] if crop is None else [transforms.CenterCrop(crop)]

@@ -7,7 +7,8 @@ import numpy as np
 
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.trials.columns import RATES
-from resilient_heads.errors import ResultError
+from resilient_heads.checks import one_of
+from resilient_heads.errors import ArgumentError
 from resilient_heads.extras import require
 
 if TYPE_CHECKING:
@@ -39,13 +40,12 @@ def plot_layers(
         ax: Where to draw.
 
     Raises:
-        ResultError: No result, or an unknown metric.
+        ArgumentError: No result, or an unknown metric.
         MissingExtraError: matplotlib is not installed.
     """
-    if metric != "delta_loss" and metric not in RATES:
-        raise ResultError(f"No metric is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
+    one_of("metric", metric, ("delta_loss", *RATES))
     if not isinstance(results, Mapping) or not results:
-        raise ResultError("No campaign was given; pass a mapping from a model's name to its result.")
+        raise ArgumentError("No campaign was given; pass a mapping from a model's name to its result.")
     axes: Axes = _axes(ax)
     places = _places(results)
     for number, (name, result) in enumerate(results.items()):

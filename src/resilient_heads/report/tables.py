@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from resilient_heads.campaign.analysis.compare import Comparison, Improvement
 from resilient_heads.campaign.figures.summary import SCOPES
 from resilient_heads.campaign.result.results import CampaignResult
-from resilient_heads.errors import ResultError
+from resilient_heads.checks import one_of
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import Estimate
 
 _METRICS = {"delta_loss": "delta loss", "sdc": "SDC", "due": "DUE"}
@@ -53,12 +54,12 @@ def comparison_table(
         scopes: Which of :data:`~resilient_heads.campaign.figures.summary.SCOPES` to show.
 
     Raises:
-        ResultError: No comparison, or an unknown scope.
+        ArgumentError: No comparison, or an unknown scope.
     """
     if isinstance(comparisons, Comparison) or not comparisons:
-        raise ResultError("Pass a list of one or more comparisons: comparison_table([compare(a, b)]).")
-    if unknown := [scope for scope in scopes if scope not in SCOPES]:
-        raise ResultError(f"No scope is named {unknown[0]!r}; expected some of {', '.join(SCOPES)}.")
+        raise ArgumentError("Pass a list of one or more comparisons: comparison_table([compare(a, b)]).")
+    for scope in scopes:
+        one_of("scope", scope, tuple(SCOPES))
     first = comparisons[0]
     rows = [
         _row(
@@ -80,7 +81,7 @@ def comparison_table(
     for comparison in comparisons:
         rows.extend(_protocol_rows(comparison, scopes))
     level = f"{first.baseline.level:.0%} intervals"
-    header = ["protocol", "layers", "mean by", "figure", *names, "perturbation"]
+    header = ["protocol", "layers", "mean by", "figure", *names, "change"]
     return markdown_table(header, rows, left=4) + f"\n{level}.\n"
 
 

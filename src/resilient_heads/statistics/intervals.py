@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-from resilient_heads.errors import ResultError
+from resilient_heads.checks import real_number, whole_number
 
 Floats = NDArray[np.float64]
 
@@ -47,10 +47,9 @@ def normal_quantile(level: float) -> float:
     """Return the two-sided standard normal quantile, 2.576 for 0.99.
 
     Raises:
-        ResultError: The level is not between 0 and 1.
+        ArgumentError: The level is not between 0 and 1.
     """
-    if not 0 < level < 1:
-        raise ResultError(f"A confidence level lies between 0 and 1, found {level}.")
+    real_number("level", level, above=0, below=1)
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
@@ -85,13 +84,13 @@ def clopper_pearson(hits: int, trials: int, *, level: float = DEFAULT_LEVEL) -> 
         level: Confidence level.
 
     Raises:
-        ResultError: More hits than trials, or a level that is none.
+        ArgumentError: More hits than trials, or a level that is none.
 
     Source: Clopper and Pearson, *The use of confidence or fiducial limits*, Biometrika 1934.
     """
     normal_quantile(level)
-    if not 0 <= hits <= trials:
-        raise ResultError(f"Hits run from 0 to the {trials} trials, found {hits}.")
+    whole_number("trials", trials, least=0)
+    whole_number("events", hits, least=0, most=trials)
     if not trials:
         return Estimate(math.nan, 0.0, 1.0, level, "clopper-pearson")
     tail = (1 - level) / 2

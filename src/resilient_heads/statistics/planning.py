@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from resilient_heads.errors import ResultError
+from resilient_heads.checks import real_number
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, normal_quantile
 
 
@@ -21,7 +21,7 @@ def sample_size(
             does not matter.
 
     Raises:
-        ResultError: A value that means nothing.
+        ArgumentError: A value that means nothing.
 
     >>> sample_size(1e9, 0.01, level=0.95)
     9604
@@ -29,8 +29,7 @@ def sample_size(
     Source: Leveugle et al., *Statistical fault injection: quantified error and confidence*, DATE 2009, equation 4.
     """
     _check(population, rate)
-    if not margin > 0:
-        raise ResultError(f"A margin of error is above 0, found {margin}.")
+    real_number("margin", margin, above=0)
     z = normal_quantile(level)
     endless = z * z * rate * (1 - rate) / (margin * margin)
     if replacement or math.isinf(population):
@@ -46,13 +45,12 @@ def margin_of_error(
     """Return the half-width that a number of trials gives; the inverse of :func:`sample_size`.
 
     Raises:
-        ResultError: A value that means nothing, or more trials than possible faults.
+        ArgumentError: A value that means nothing, or more trials than possible faults.
 
     Source: Leveugle et al., DATE 2009, equation 5.
     """
     _check(population, rate)
-    if not trials >= 1 or (trials > population and not replacement):
-        raise ResultError(f"Trials run from 1 to the population of {population:g}, found {trials}.")
+    real_number("trials", trials, least=1, most=None if replacement else population)
     left = 1.0 if replacement or math.isinf(population) else (population - trials) / max(population - 1, 1)
     return normal_quantile(level) * math.sqrt(rate * (1 - rate) / trials * left)
 
@@ -61,7 +59,7 @@ def bonferroni(level: float, figures: int) -> float:
     """Return the level of each of several intervals that shall hold together with probability ``level``.
 
     Raises:
-        ResultError: The level is not between 0 and 1.
+        ArgumentError: The level is not between 0 and 1.
     """
     normal_quantile(level)
     return 1 - (1 - level) / max(figures, 1)
@@ -71,15 +69,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values adjusted for being several: those below 0.01 are all right together with probability 0.99.
 
     Raises:
-        ResultError: A value outside of [0, 1].
+        ArgumentError: A value outside of [0, 1].
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
 
     Source: Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 1979.
     """
-    if not all(0 <= value <= 1 for value in p_values):
-        raise ResultError(f"P-values lie between 0 and 1, found {list(p_values)}.")
+    for position, value in enumerate(p_values):
+        real_number(f"p_values[{position}]", value, least=0, most=1)
     adjusted = [1.0] * len(p_values)
     least = 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
@@ -89,7 +87,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _check(population: float, rate: float) -> None:
-    if not population >= 1:
-        raise ResultError(f"A population has at least one fault, found {population}.")
-    if not 0 <= rate <= 1:
-        raise ResultError(f"A rate lies between 0 and 1, found {rate}.")
+    real_number("population", population, least=1)
+    real_number("rate", rate, least=0, most=1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, layer_weights
 from resilient_heads.campaign.figures.summary import scope_rows, weigh_trials
 from resilient_heads.campaign.result.results import CampaignResult, Summary
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.statistics.intervals import (
     DEFAULT_LEVEL,
     Estimate,
@@ -101,23 +101,23 @@ class Comparison:
         """Return the layers whose rates differ: with the confidence level, not one of them is named wrongly.
 
         Raises:
-            ResultError: Layers are not compared by that.
+            ArgumentError: Layers are not compared by that.
         """
         if metric not in _RATES:
-            raise ResultError(f"Layers are compared by {' and '.join(_RATES)}, found {metric!r}.")
+            raise ArgumentError(f"Layers are compared by {' and '.join(_RATES)}, found {metric!r}.")
         return tuple(found for found in self.layers if found.metric == metric and found.differs)
 
     def improvement(self, scope: str, metric: str, *, weighting: str = "layer_averaged") -> Improvement:
         """Return one of :attr:`improvements`.
 
         Raises:
-            ResultError: There is none of that kind.
+            ArgumentError: There is none of that kind.
         """
         for found in self.improvements:
             if (found.scope, found.metric, found.weighting) == (scope, metric, weighting):
                 return found
         kinds = sorted({(i.scope, i.metric, i.weighting) for i in self.improvements})
-        raise ResultError(f"No improvement is known for {(scope, metric, weighting)}; expected one of {kinds}.")
+        raise ArgumentError(f"No improvement is known for {(scope, metric, weighting)}; expected one of {kinds}.")
 
 
 def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float = DEFAULT_LEVEL) -> Comparison:

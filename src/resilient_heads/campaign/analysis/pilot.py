@@ -15,7 +15,7 @@ from resilient_heads.campaign.design.strata import By, Codes
 from resilient_heads.campaign.figures.summary import weigh_trials
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.trials.columns import RATES
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Floats, normal_quantile
 
 _LEAST = 8
@@ -62,18 +62,18 @@ def neyman_design(
             than that; in ``(0, 1]``. None takes the floor for which the interval is expected to be narrowest.
 
     Raises:
-        ResultError: A metric, weighting or floor that is none, or a pilot in which the metric did not vary at all.
-        DataError: Too few trials for two in each stratum.
+        ArgumentError: No such metric, weighting or floor; too few trials for two in each stratum.
+        ResultError: A pilot in which the metric did not vary at all.
 
     Source: Neyman, *On the two different aspects of the representative method*, JRSS 1934; the floor after Hesterberg,
     *Weighted average importance sampling and defensive mixture distributions*, Technometrics 1995.
     """
     if metric != "delta_loss" and metric not in RATES:
-        raise ResultError(f"No metric is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
+        raise ArgumentError(f"No metric is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
     if weighting not in WEIGHTINGS:
-        raise ResultError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {weighting!r}.")
+        raise ArgumentError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {weighting!r}.")
     if floor is not None and not 0 < floor <= 1:
-        raise ResultError(f"floor lies above 0 and at most at 1, found {floor}.")
+        raise ArgumentError(f"floor lies above 0 and at most at 1, found {floor}.")
     values = pilot.trials.delta_loss if metric == "delta_loss" else pilot.trials.events(metric).astype(np.float64)
     usable = np.isfinite(values)
     if len(np.unique(values[usable])) < 2:

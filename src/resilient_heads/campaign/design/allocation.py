@@ -7,7 +7,7 @@ import numpy as np
 
 from resilient_heads.campaign.design.strata import Codes
 from resilient_heads.campaign.trials.columns import CampaignSite
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import Floats
 
 Weighting = Literal["layer_averaged", "bit_weighted"]
@@ -35,12 +35,12 @@ def allocate(
         least: Trials of any stratum, or of each, ``(sum of H,)``; two give its variance.
 
     Raises:
-        DataError: Fewer than ``least`` trials for each stratum.
+        ArgumentError: Fewer than ``least`` trials for each stratum.
     """
     shares = np.concatenate(amounts)
     smallest: Floats = np.broadcast_to(least, shares.shape).astype(np.float64)
     if trials < smallest.sum():
-        raise DataError(
+        raise ArgumentError(
             f"{trials} trials are too few for {len(shares)} strata; pass {smallest.sum():.0f} or more, or fewer strata."
         )
     ideal = np.maximum(shares / shares.sum() * trials, smallest)

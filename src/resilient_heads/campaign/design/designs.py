@@ -9,7 +9,7 @@ from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, al
 from resilient_heads.campaign.design.perturbation_strata import CLASSES
 from resilient_heads.campaign.design.strata import BIT_KINDS, By, Strata, strata_of
 from resilient_heads.campaign.trials.columns import CampaignSite
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import Floats
 
 
@@ -21,7 +21,7 @@ class UniformDesign:
         trials_per_site: Trials at each site.
 
     Raises:
-        DataError: A number of trials that means nothing.
+        ArgumentError: A number of trials that means nothing.
     """
 
     trials_per_site: int
@@ -65,7 +65,7 @@ class StratifiedDesign:
             ``"perturbation"``.
 
     Raises:
-        DataError: Choices that mean nothing.
+        ArgumentError: Choices that mean nothing.
     """
 
     total_trials: int
@@ -84,25 +84,25 @@ class StratifiedDesign:
         kinds = set(self.by)
         known = kinds <= {*BIT_KINDS, "channel"} or kinds == {"perturbation"}
         if isinstance(self.by, str) or not known or len(kinds - {"channel"}) > 1:
-            raise DataError(
+            raise ArgumentError(
                 'by must be ("perturbation",), or a tuple of "channel" and of "bit", "magnitude" or "role"; found '
                 f"{self.by!r}."
             )
         if self.by_perturbation and (self.scales is None or self.counts is None):
-            raise DataError(
+            raise ArgumentError(
                 'Strata by "perturbation" take their sizes and units from a pilot; pass '
                 'rh.neyman_design(pilot, total_trials=..., by=("perturbation",)) as the design.'
             )
         if self.fragile_images and not self.by_perturbation:
-            raise DataError('fragile_images=True goes with by=("perturbation",) alone.')
+            raise ArgumentError('fragile_images=True goes with by=("perturbation",) alone.')
         for layer, scale in (self.scales or {}).items():
             if not 0 < scale < math.inf:
-                raise DataError(f"The unit of changes of {layer!r} is above 0, found {scale}.")
+                raise ArgumentError(f"The unit of changes of {layer!r} is above 0, found {scale}.")
         if self.weighting not in WEIGHTINGS:
-            raise DataError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {self.weighting!r}.")
+            raise ArgumentError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {self.weighting!r}.")
         for layer, counts in (self.counts or {}).items():
             if not counts or min(counts) < 1:
-                raise DataError(
+                raise ArgumentError(
                     f"Every stratum of {layer!r} needs a trial, else nothing is known of it; found {counts}."
                 )
 
@@ -119,7 +119,7 @@ class StratifiedDesign:
         """Return the design with ``counts`` for these sites.
 
         Raises:
-            DataError: Too few trials for two in each stratum, or counts that do not fit the sites.
+            ArgumentError: Too few trials for two in each stratum, or counts that do not fit the sites.
         """
         if self.counts is None:
             weights = stratum_weights(self, sites, self.weighting)
@@ -128,7 +128,7 @@ class StratifiedDesign:
             found = len(self.counts.get(struck.site.name, ()))
             expected = CLASSES if self.by_perturbation else len(self.strata(struck))
             if found != expected or (self.scales is not None and struck.site.name not in self.scales):
-                raise DataError(
+                raise ArgumentError(
                     f"The design has counts for {found} strata of {struck.site.name!r}, which has {expected}; run the "
                     "pilot on the same layers of the same model."
                 )
@@ -173,6 +173,6 @@ def stratum_weights(design: Design, sites: Sequence[CampaignSite], weighting: We
 
 
 def _whole(name: str, value: int, *, least: int) -> None:
-    """Raise DataError unless a value is a whole number of at least ``least``."""
+    """Raise ArgumentError unless a value is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise DataError(f"{name} must be a whole number of at least {least}, found {value!r}.")
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, found {value!r}.")

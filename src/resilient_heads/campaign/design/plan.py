@@ -13,7 +13,7 @@ from resilient_heads.campaign.design.perturbation_strata import CLASSES, Perturb
 from resilient_heads.campaign.design.strata import Codes, visits
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.trials.columns import CampaignSite, Trials
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.injection.faults.ranges import RangeDetector
@@ -45,7 +45,7 @@ class InjectionPlan:
         fault: What a trial does.
 
     Raises:
-        DataError: A design that knows single flips only, and another fault.
+        ArgumentError: A design that knows single flips only, and another fault.
     """
 
     sites: tuple[CampaignSite, ...]
@@ -56,7 +56,7 @@ class InjectionPlan:
 
     def __post_init__(self) -> None:
         if isinstance(self.design, StratifiedDesign) and self.design.by and self.fault != SINGLE_FLIP:
-            raise DataError(
+            raise ArgumentError(
                 f"Strata of {' and '.join(self.design.by)} are made of single flips, found {self.fault}; pass "
                 "Stratified(by=()) or Uniform."
             )
@@ -108,7 +108,7 @@ class InjectionPlan:
         It is a pure function of the plan, the row and each number; the numbers lie below ``counts[row]``.
 
         Raises:
-            DataError: The strata are made of changes; see :meth:`draw_with_weights`.
+            ArgumentError: The strata are made of changes; see :meth:`draw_with_weights`.
         """
         site = self.sites[row].site
         if isinstance(self.design, UniformDesign):
@@ -117,7 +117,7 @@ class InjectionPlan:
             stream = f"{site.name}\0stratum"
             return self.fault.draw(self.seed, stream, numbers, neurons=site.neurons, bits=site.word_bits)
         if self.design.by_perturbation:
-            raise DataError(
+            raise ArgumentError(
                 "Where a trial strikes depends on the values that it meets; call draw_with_weights() with them."
             )
         assert self.design.counts is not None
@@ -164,12 +164,12 @@ def plan_trials(
     """Return the trials of a design at these sites.
 
     Raises:
-        DataError: The design's counts do not fit the sites, or the seed is the pilot's.
+        ArgumentError: The design's counts do not fit the sites, or the seed is the pilot's.
     """
     if isinstance(design, UniformDesign):
         return InjectionPlan(tuple(sites), (design.trials_per_site,) * len(sites), seed, design, fault)
     if design.pilot_seed == seed:
-        raise DataError(f"The pilot had the seed {seed} too, so its luck would bias the estimate; pass another seed=.")
+        raise ArgumentError(f"The pilot used seed {seed} too, which would bias the estimate; pass another seed=.")
     shared_out = design.allocated(sites)
     assert shared_out.counts is not None
     counts = tuple(sum(shared_out.counts[struck.site.name]) for struck in sites)

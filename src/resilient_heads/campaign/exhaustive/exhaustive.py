@@ -11,7 +11,7 @@ from resilient_heads.campaign.exhaustive.executed import Exhaustion
 from resilient_heads.campaign.golden.data import Data, collect
 from resilient_heads.campaign.golden.golden_run import run_golden
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.errors import DataError, FaultError
+from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites.find import Site, find_sites
 from resilient_heads.injection.sites.hooks import open_attention
@@ -109,16 +109,17 @@ def run_exhaustive(
         progress: Show a bar.
 
     Raises:
+        ArgumentError: A wrong argument.
         DataError: Images or labels that cannot be used.
         FaultError: A name that matches nothing.
         InjectionError: No image is classified correctly; a fault reaches other images of its batch.
     """
     if not isinstance(model, nn.Module):
-        raise DataError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
+        raise ArgumentError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise DataError(f"batch_size must be a whole number of at least 1, found {batch_size!r}.")
+        raise ArgumentError(f"batch_size must be a whole number of at least 1, found {batch_size!r}.")
     if not isinstance(closed_form, bool):
-        raise DataError(f"closed_form must be True or False, found {closed_form!r}.")
+        raise ArgumentError(f"closed_form must be True or False, found {closed_form!r}.")
     layers = None if layers is None else _names(layers)
     if getattr(model, "fault_sites", ()) or isinstance(model, nn.Linear | nn.Conv2d):
         model = nn.Sequential(OrderedDict(head=model))  # so that its own output has a name
@@ -145,10 +146,10 @@ def _score_rows(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _names(layers: object) -> tuple[str, ...]:
-    """Return ``layers=`` as names, or raise DataError."""
+    """Return ``layers=`` as names, or raise ArgumentError."""
     names = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else ()
     if not names or not all(isinstance(name, str) for name in names):
-        raise DataError(f'layers must be a non-empty sequence of names, such as ["head.latent"]; found {layers!r}.')
+        raise ArgumentError(f'layers must be a non-empty sequence of names, such as ["head.latent"]; found {layers!r}.')
     return names
 
 

@@ -8,7 +8,7 @@ from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, la
 from resilient_heads.campaign.design.designs import Design
 from resilient_heads.campaign.figures.summary import SCOPES, estimate, scope_rows, weigh_trials
 from resilient_heads.campaign.trials.columns import RATES, CampaignSite, Trials
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate
 
 
@@ -28,7 +28,7 @@ class StoppingRule:
     The campaign looks after every chunk; more looks stop sooner and are a little luckier.
 
     Raises:
-        DataError: A choice that means nothing.
+        ArgumentError: A choice that means nothing.
     """
 
     half_width: float
@@ -41,24 +41,24 @@ class StoppingRule:
 
     def __post_init__(self) -> None:
         if not (self.half_width > 0 and math.isfinite(self.half_width)):
-            raise DataError(f"half_width is above 0, found {self.half_width}.")
+            raise ArgumentError(f"half_width is above 0, found {self.half_width}.")
         if self.metric != "delta_loss" and self.metric not in RATES:
-            raise DataError(f"No metric is named {self.metric!r}; expected delta_loss, {', '.join(RATES)}.")
+            raise ArgumentError(f"No metric is named {self.metric!r}; expected delta_loss, {', '.join(RATES)}.")
         if self.scope not in SCOPES:
-            raise DataError(f"No scope is named {self.scope!r}; expected one of {', '.join(SCOPES)}.")
+            raise ArgumentError(f"No scope is named {self.scope!r}; expected one of {', '.join(SCOPES)}.")
         if self.weighting not in WEIGHTINGS:
-            raise DataError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {self.weighting!r}.")
+            raise ArgumentError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {self.weighting!r}.")
         if not 0 < self.level < 1:
-            raise DataError(f"level lies between 0 and 1, found {self.level}.")
+            raise ArgumentError(f"level lies between 0 and 1, found {self.level}.")
         if self.max_trials is not None and self.max_trials < 1:
-            raise DataError(f"max_trials is at least 1, found {self.max_trials}.")
+            raise ArgumentError(f"max_trials is at least 1, found {self.max_trials}.")
 
 
 def reached(rule: StoppingRule, sites: Sequence[CampaignSite], trials: Trials, design: Design) -> bool:
     """Whether the trials so far are enough; a pure function of them.
 
     Raises:
-        DataError: The campaign strikes no site of the rule's scope.
+        ArgumentError: The campaign strikes no site of the rule's scope.
     """
     if rule.max_trials is not None and len(trials) >= rule.max_trials:
         return True
@@ -69,11 +69,11 @@ def current(rule: StoppingRule, sites: Sequence[CampaignSite], trials: Trials, d
     """Return the figure that a rule watches.
 
     Raises:
-        DataError: The campaign strikes no site of the rule's scope.
+        ArgumentError: The campaign strikes no site of the rule's scope.
     """
     rows = scope_rows(sites, rule.scope)
     if not rows:
-        raise DataError(f"The campaign strikes no site of {rule.scope!r} ({SCOPES[rule.scope]}).")
+        raise ArgumentError(f"The campaign strikes no site of {rule.scope!r} ({SCOPES[rule.scope]}).")
     chosen = [sites[row] for row in rows]
     own = trials.rows(rows)
     return estimate(

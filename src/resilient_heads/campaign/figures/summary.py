@@ -9,7 +9,7 @@ from resilient_heads.campaign.design.allocation import layer_weights
 from resilient_heads.campaign.design.designs import Design, StratifiedDesign
 from resilient_heads.campaign.design.plan import strata_of_trials
 from resilient_heads.campaign.trials.columns import RATES, CampaignSite, Trials
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.formats.dtypes import BitRole, format_of
 from resilient_heads.statistics.fit import fit_rate
 from resilient_heads.statistics.intervals import Estimate, Floats
@@ -42,7 +42,7 @@ class Figures:
 
     def __getitem__(self, metric: str) -> Estimate:
         if metric not in (*RATES, "delta_loss"):
-            raise ResultError(f"No figure is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
+            raise ArgumentError(f"No figure is named {metric!r}; expected delta_loss, {', '.join(RATES)}.")
         estimate: Estimate = getattr(self, metric)
         return estimate
 
@@ -111,10 +111,10 @@ class Scope:
         """Return how many of the set's bits, per inference, would end in an outcome if they flipped.
 
         Raises:
-            ResultError: ``metric`` is no rate.
+            ArgumentError: ``metric`` is no rate.
         """
         if metric not in RATES:
-            raise ResultError(f"Bits are counted by a rate: {', '.join(RATES)}; found {metric!r}.")
+            raise ArgumentError(f"Bits are counted by a rate: {', '.join(RATES)}; found {metric!r}.")
         rate = self.bit_weighted[metric]
         return Estimate(
             rate.value * self.total_bits,

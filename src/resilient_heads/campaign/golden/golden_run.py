@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.data import Data, LabelledImages, collect_images
-from resilient_heads.errors import DataError, InjectionError, ResilientHeadsError
+from resilient_heads.errors import DataError, InjectionError, ModelError, ResilientHeadsError
 from resilient_heads.evaluation import device_of
 from resilient_heads.injection.sites.find import Site, watch_sites
 from resilient_heads.statistics.functional import cross_entropy, top2diff
@@ -43,7 +43,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model and return its logits, ``(N, C)``.
 
     Raises:
-        DataError: The model cannot run on these images, or gives something else.
+        DataError: The model cannot run on these images.
+        ModelError: The model gives no logits of shape ``(N, C)``.
     """
     try:
         # Some models write into their images, or return the same memory each time.
@@ -58,7 +59,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise DataError(f"The model must give logits of shape (images, classes), found {found}.")
+        raise ModelError(f"The model must give logits of shape (images, classes), found {found}.")
     return logits.clone()
 
 
@@ -68,6 +69,7 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
     Raises:
         InjectionError: No image is classified correctly, so there is nothing to strike.
         DataError: Labels that are no classes of the model.
+        ModelError: The model has a single class.
     """
     device = device_of(model)
     logits = []
@@ -77,7 +79,7 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
             data.check_labels(logits[0].shape[1])
     scores = torch.cat(logits)
     if scores.shape[1] < 2:
-        raise DataError("The model has a single class; a prediction that cannot change cannot be corrupted.")
+        raise ModelError("The model has a single class; a prediction that cannot change cannot be corrupted.")
     loss, margin, predicted = cross_entropy(scores, data.labels), top2diff(scores), scores.argmax(dim=1)
     eligible = (predicted == data.labels) & (margin > min_top2diff) & scores.isfinite().all(dim=1)
     if not bool(eligible.any()):

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from resilient_heads.errors import DataError
+from resilient_heads.checks import one_of
+from resilient_heads.errors import ArgumentError
 
 if TYPE_CHECKING:
     from resilient_heads.campaign.design.designs import Design
@@ -24,7 +25,7 @@ class Protocol:
             probabilities differ by more than this, are struck.
 
     Raises:
-        DataError: A value that means nothing.
+        ArgumentError: A value that means nothing.
     """
 
     name: str
@@ -33,9 +34,9 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.range_detector not in ("clamp", "zero", None):
-            raise DataError(f'range_detector must be "clamp", "zero" or None, found {self.range_detector!r}.')
+            raise ArgumentError(f'range_detector must be "clamp", "zero" or None, found {self.range_detector!r}.')
         if not 0 <= self.min_top2diff < 1:
-            raise DataError(f"min_top2diff must lie in [0, 1), found {self.min_top2diff}.")
+            raise ArgumentError(f"min_top2diff must lie in [0, 1), found {self.min_top2diff}.")
 
 
 GOLDENEYE = Protocol(name="goldeneye", range_detector="clamp")
@@ -51,13 +52,11 @@ def protocol_named(protocol: Protocol | str) -> Protocol:
     """Return a protocol by its name.
 
     Raises:
-        DataError: There is none of that name.
+        ArgumentError: There is none of that name.
     """
     if isinstance(protocol, Protocol):
         return protocol
-    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
-        raise DataError(f"No protocol is named {protocol!r}; expected one of {', '.join(PROTOCOLS)}, or a Protocol.")
-    return PROTOCOLS[protocol]
+    return PROTOCOLS[one_of("protocol", protocol, tuple(PROTOCOLS))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from resilient_heads.campaign.trials.columns import CampaignSite, Trials
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.campaign.trials.parquet import decode
 from resilient_heads.campaign.trials.trial_file import encode_trials, golden_from_text, golden_text, trials_from
-from resilient_heads.errors import ResultError
+from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.files import write_atomic
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, wilson
 from resilient_heads.statistics.planning import bonferroni
@@ -131,10 +131,11 @@ class CampaignResult:
         """Return the figures of one of :data:`~resilient_heads.campaign.figures.summary.SCOPES`.
 
         Raises:
-            ResultError: There is no such scope, or the campaign left out some of its sites.
+            ArgumentError: There is no such scope.
+            ResultError: The campaign left out some of its sites.
         """
         if name not in SCOPES:
-            raise ResultError(f"No scope is named {name!r}; expected one of {', '.join(SCOPES)}.")
+            raise ArgumentError(f"No scope is named {name!r}; expected one of {', '.join(SCOPES)}.")
         rows = scope_rows(self.sites, name)
         if not self.covers(name):
             missing = [self.excluded[row].site.name for row in scope_rows(self.excluded, name)]
@@ -164,16 +165,16 @@ class CampaignResult:
             level: Confidence level.
 
         Raises:
-            ResultError: A name that was not struck, or sites of different word widths.
+            ArgumentError: A name that was not struck, or sites of different word widths.
         """
         names = [struck.site.name for struck in self.sites]
         unknown = [layer for layer in layers or () if layer not in names]
         if unknown or (layers is not None and not layers):
-            raise ResultError(f"No struck site is named {unknown}; expected some of: {', '.join(names)}.")
+            raise ArgumentError(f"No struck site is named {unknown}; expected some of: {', '.join(names)}.")
         rows = [row for row, name in enumerate(names) if layers is None or name in layers]
         chosen = [self.sites[row] for row in rows]
         if len({struck.site.dtype for struck in chosen}) > 1:
-            raise ResultError("The sites have different number formats; pass layers= of one format.")
+            raise ArgumentError("The sites have different number formats; pass layers= of one format.")
         return summarize_bits(chosen, self.trials.rows(rows), self.config.design, level=level)
 
     @property

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Self
 
-from resilient_heads.errors import DataError
+from resilient_heads.errors import ArgumentError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class Shard:
         world_size: How many there are.
 
     Raises:
-        DataError: Numbers that name no process.
+        ArgumentError: Numbers that name no process.
     """
 
     rank: int = 0
@@ -26,7 +26,7 @@ class Shard:
         if not (isinstance(self.rank, int) and isinstance(self.world_size, int)) or not (
             0 <= self.rank < self.world_size
         ):
-            raise DataError(
+            raise ArgumentError(
                 f"A shard needs 0 <= rank < world_size, found rank {self.rank!r} and world_size {self.world_size!r}."
             )
 
@@ -35,7 +35,7 @@ class Shard:
         """Read ``RANK`` and ``WORLD_SIZE``, as torchrun and other launchers set them; the whole without them.
 
         Raises:
-            DataError: Only one is set, or they are no such numbers.
+            ArgumentError: Only one is set, or they are no such numbers.
         """
         found = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
         rank, world_size = found.values()
@@ -43,7 +43,7 @@ class Shard:
             return cls()
         if rank is None or world_size is None or not (rank.isdecimal() and world_size.isdecimal()):
             said = ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
-            raise DataError(f"RANK and WORLD_SIZE must both be set to whole numbers, or neither; found {said}.")
+            raise ArgumentError(f"RANK and WORLD_SIZE must both be set to whole numbers, or neither; found {said}.")
         return cls(rank=int(rank), world_size=int(world_size))
 
     @property

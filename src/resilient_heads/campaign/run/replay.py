@@ -15,7 +15,7 @@ from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.result.store import RESULT, CampaignFolder
 from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.campaign.trials.outcomes import Outcome, judge
-from resilient_heads.errors import DataError, InjectionError, ResultError
+from resilient_heads.errors import ArgumentError, DataError, InjectionError, ModelError, ResultError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.apply.hits import Hit, first, hit_
 from resilient_heads.injection.faults.draws import Draws
@@ -74,8 +74,10 @@ def replay(
         trial: Number of the trial at this site: the column ``trial``.
 
     Raises:
-        ResultError: The source cannot be read, or has no such trial.
-        DataError: The model or the data are not the campaign's.
+        ArgumentError: There is no such site or trial.
+        ResultError: The source cannot be read.
+        ModelError: The model is not the campaign's.
+        DataError: The data are not the campaign's.
         InjectionError: The trial ends differently here, as on other hardware or with another version of PyTorch.
     """
     trial = int(trial)
@@ -83,15 +85,15 @@ def replay(
     row = _row(record, site)
     found = np.flatnonzero((trials.site == row) & (trials.trial == trial)) if trials is not None else np.empty(0)
     if trials is None or not len(found):
-        raise ResultError(f"The campaign has no trial {trial} of {record.layers[row]!r}.")
+        raise ArgumentError(f"The campaign has no trial {trial} of {record.layers[row]!r}.")
     recorded = trials.where(np.isin(np.arange(len(trials)), found))
     images = collect(data)
-    for what, then, now in (
-        ("model", record.config.model_sha256, fingerprint(model)),
-        ("data", record.config.data_sha256, images.sha256),
+    for what, kind, then, now in (
+        ("model", ModelError, record.config.model_sha256, fingerprint(model)),
+        ("data", DataError, record.config.data_sha256, images.sha256),
     ):
         if then != now:
-            raise DataError(
+            raise kind(
                 f"The campaign's {what} has the sha256 {then[:12]}..., this one {now[:12]}...; pass the one that the "
                 "campaign ran on."
             )
@@ -163,10 +165,10 @@ def _row(record: CampaignRecord, site: str | int) -> int:
     """Return a site's position."""
     if isinstance(site, str):
         if site not in record.layers:
-            raise ResultError(f"No struck site is named {site!r}; expected one of: {', '.join(record.layers)}.")
+            raise ArgumentError(f"No struck site is named {site!r}; expected one of: {', '.join(record.layers)}.")
         return record.layers.index(site)
     if not 0 <= site < len(record.layers):
-        raise ResultError(f"The sites are numbered from 0 to {len(record.layers) - 1}, found {site}.")
+        raise ArgumentError(f"The sites are numbered from 0 to {len(record.layers) - 1}, found {site}.")
     return int(site)
 
 

@@ -24,7 +24,7 @@ from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.run.execution import Engine, Execution
 from resilient_heads.campaign.run.prefix import Prefix
 from resilient_heads.campaign.trials.columns import CampaignSite, Trials
-from resilient_heads.errors import DamagedChunkError, DataError
+from resilient_heads.errors import ArgumentError, DamagedChunkError, ModelError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.injection.sites.find import SiteMap, find_sites
@@ -96,8 +96,9 @@ def run_campaign(
         Every trial, with its outcome; with ``shard``, those of the shard.
 
     Raises:
-        DataError: Empty data, labels that are no classes, no calibration images where the protocol needs them; an
-            argument of another kind.
+        ArgumentError: A wrong argument, or no calibration images where the protocol needs them.
+        DataError: Empty data, or labels that are no classes.
+        ModelError: A compiled or scripted model, or one that gives no logits.
         FaultError: A layer that does not exist or that no fault can be put into.
         InjectionError: The model is not deterministic, nothing is classified correctly, or a flip did not take place.
         ResultError: The folder ``output`` holds another campaign, or files of something else.
@@ -108,29 +109,29 @@ def run_campaign(
     """
     rules = protocol_named(protocol)
     if not isinstance(model, nn.Module):
-        raise DataError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+        raise ArgumentError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     if hasattr(model, "_orig_mod"):
-        raise DataError("The model is compiled, so no fault reaches its layers; pass the one inside: model._orig_mod.")
+        raise ModelError("The model is compiled, so no fault reaches its layers; pass the one inside: model._orig_mod.")
     if isinstance(model, torch.jit.ScriptModule):
-        raise DataError("The model is TorchScript, so no fault reaches its layers; pass the module it was made from.")
+        raise ModelError("The model is TorchScript, so no fault reaches its layers; pass the module it was made from.")
     trials_per_site = _count("trials_per_site", trials_per_site, least=1)
     batch_size = _count("batch_size", batch_size, least=1)
     chunk_size = 4 * batch_size if chunk_size is None else _count("chunk_size", chunk_size, least=1)
     if chunk_size % batch_size:
-        raise DataError(f"chunk_size must be a multiple of batch_size, {batch_size}; found {chunk_size}.")
+        raise ArgumentError(f"chunk_size must be a multiple of batch_size, {batch_size}; found {chunk_size}.")
     seed = _count("seed", seed, least=0)
     if engine not in ("incremental", "full"):
-        raise DataError(f'engine must be "incremental" or "full", found {engine!r}.')
+        raise ArgumentError(f'engine must be "incremental" or "full", found {engine!r}.')
     if not (isinstance(progress, bool) or callable(progress)):
-        raise DataError(f"progress must be True, False or a function of two numbers, found {progress!r}.")
+        raise ArgumentError(f"progress must be True, False or a function of two numbers, found {progress!r}.")
     memory_limit = None if memory_limit is None else _count("memory_limit", memory_limit, least=1)
     shard = Shard() if shard is None else shard
     if not isinstance(shard, Shard):
-        raise DataError(f"shard must be a Shard, such as Shard(rank=0, world_size=4); found {shard!r}.")
+        raise ArgumentError(f"shard must be a Shard, such as Shard(rank=0, world_size=4); found {shard!r}.")
     if output is None and not shard.is_whole:
-        raise DataError("A shard is kept in a folder for the others to be merged with: pass output=folder.")
+        raise ArgumentError("A shard is kept in a folder for the others to be merged with: pass output=folder.")
     if rules.range_detector is not None and calibration is None:
-        raise DataError(
+        raise ArgumentError(
             f"The protocol {rules.name!r} clamps flipped values to the range of each layer; pass "
             'calibration=train_loader to measure the ranges, or protocol="raw".'
         )
@@ -202,7 +203,7 @@ def _run(
     counts, size = record.plan.counts, record.config.chunk_size
     whole = -(-max(counts) // size)
     if shard.world_size > whole:
-        raise DataError(
+        raise ArgumentError(
             f"The campaign has {whole} chunks for {shard.world_size} processes; start {whole} at most, or pass a "
             f"chunk_size below {size}."
         )
@@ -249,7 +250,7 @@ def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> tuple[list[Campa
     last = {site.name for site in site_map.last}
     if layers is not None:
         if isinstance(layers, str) or not layers:
-            raise DataError(f"layers must be a non-empty sequence of names, found {layers!r}.")
+            raise ArgumentError(f"layers must be a non-empty sequence of names, found {layers!r}.")
         names = {site.name for site in site_map.matching(layers)}
     else:
         names = {site.name for site in site_map.reached}
@@ -264,5 +265,5 @@ def _count(name: str, value: int, *, least: int) -> int:
     except TypeError:
         whole = least - 1
     if whole < least or isinstance(value, bool):
-        raise DataError(f"{name} must be a whole number of at least {least}, found {value!r}.")
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, found {value!r}.")
     return whole

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from resilient_heads.checks import seed_number
 from resilient_heads.errors import FaultError
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.faults.effects import BitEffect, Effect, Flip
@@ -61,9 +62,7 @@ class Fault:
         if not isinstance(self.tensor, Output | Input | StoredTensor):
             raise FaultError(f"Expected Output(), Input() or StoredTensor(), found {self.tensor!r}.")
         check_combination(self.elements, self.effect, self.format, self.shared)
-        object.__setattr__(self, "seed", whole("seed", self.seed))
-        if not 0 <= self.seed < 2**64:
-            raise FaultError(f"The seed must lie in [0, 2**64), found {self.seed}.")
+        object.__setattr__(self, "seed", seed_number(self.seed))
 
     @property
     def model(self) -> FaultModel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from resilient_heads.checks import seed_number
 from resilient_heads.errors import FaultError
 from resilient_heads.injection.random.philox import Words, philox4x32, uniform
 
@@ -263,8 +264,7 @@ def _words(
     seed: int, stream: str, trials: Indices, *, block: int | NDArray[np.int64]
 ) -> tuple[Words, Words, Words, Words]:
     """Return four words for each trial of a named stream: ``(N,)``, or ``(N, B)`` for B blocks."""
-    if not 0 <= seed < 2**64:
-        raise FaultError(f"The seed must lie in [0, 2**64), found {seed}.")
+    seed_number(seed)
     if not 0 <= np.min(block) <= np.max(block) < _BLOCKS:
         raise FaultError(f"A trial has {_BLOCKS:,} blocks of random words, found block {np.max(block)}.")
     name = hashlib.sha256(stream.encode()).digest()
