@@ -209,7 +209,7 @@ def run_exhaustive(model: nn.Module, data: Data, sites: tuple[CampaignSite, ...]
             hit, lost = np.zeros(count), np.zeros(count)
             for image, label, clean in zip(images, labels, golden, strict=True):
                 batch = image[None].repeat(count, 1, 1, 1)
-                with inject_batch(model, site.name, neurons, bits, limit=struck.range_limit):
+                with inject_batch(model, site.name, neurons, bits, range_limit=struck.range_limit):
                     judged = judge(clean.repeat(count, 1), model(batch), label.repeat(count))
                 hit += judged.outcome.numpy() == Outcome.SDC
                 lost += judged.delta_loss.numpy()

@@ -46,7 +46,7 @@ def test_every_trial_gives_the_logits_of_the_campaign(protocol: str, monkeypatch
             [found.before, found.after, found.delta_loss],
             [trials.before[index], trials.after[index], trials.delta_loss[index]],
         )
-        assert (found.limit is None) == (protocol == "raw")
+        assert (found.range_limit is None) == (protocol == "raw")
     assert len(set(trials.outcome)) >= 3 - (protocol == "goldeneye")
 
 

@@ -10,7 +10,7 @@ from resilient_heads.injection.faults.fault import BitFlip, WeightBitFlip
 
 def test_faults_are_frozen_values() -> None:
     flip = BitFlip(layer="fc", neuron=(3,), bit=30)
-    assert flip == BitFlip(layer="fc", neuron=(3,), bit=30, sample=None)
+    assert flip == BitFlip(layer="fc", neuron=(3,), bit=30, batch_index=None)
     assert len({flip, BitFlip(layer="fc", neuron=(3,), bit=30), BitFlip(layer="fc", neuron=(3,), bit=29)}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         flip.bit = 3  # type: ignore[misc]
@@ -31,8 +31,8 @@ def test_fields_are_given_by_name() -> None:
 
 
 def test_numbers_of_other_libraries_become_plain_ints() -> None:
-    flip = BitFlip(layer="fc", neuron=[np.int64(3), torch.tensor(2)], bit=np.uint8(30), sample=np.int32(1))  # type: ignore[arg-type]
-    assert flip == BitFlip(layer="fc", neuron=(3, 2), bit=30, sample=1)
+    flip = BitFlip(layer="fc", neuron=[np.int64(3), torch.tensor(2)], bit=np.uint8(30), batch_index=np.int32(1))  # type: ignore[arg-type]
+    assert flip == BitFlip(layer="fc", neuron=(3, 2), bit=30, batch_index=1)
     assert [type(value) for value in (*flip.neuron, flip.bit, flip.sample)] == [int] * 4
     assert BitFlip(layer="fc", neuron=torch.tensor([1, 2]), bit=0).neuron == (1, 2)  # type: ignore[arg-type]
     weight = WeightBitFlip(layer="fc", index=np.array([1, 2]), bit=np.int64(5))  # type: ignore[arg-type]

@@ -75,7 +75,7 @@ PLACES: dict[str, tuple[str, Place]] = {
     "attention query": ("attention", rh.faults.Input(path=0)),
     "attention key": ("attention", rh.faults.Input(path="key")),
     "functional op": ("gather", rh.faults.Input()),
-    "linear input, one sample": ("fc", rh.faults.Input(path="input", sample=1)),
+    "linear input, one sample": ("fc", rh.faults.Input(path="input", batch_index=1)),
     "weight": ("conv", rh.faults.StoredTensor()),
     "bias": ("fc", rh.faults.StoredTensor(name="bias")),
     "attention projection": ("attention", rh.faults.StoredTensor(name="in_proj_weight")),
@@ -225,7 +225,7 @@ def test_a_tensor_that_is_not_there(net: Net) -> None:
         (rh.faults.Output(path=(0, 1)), "has no member 1"),
         (rh.faults.Input(path="nope"), "has no member 'nope'"),
         (rh.faults.Output(batch_dim=7), "has no dimension 7"),
-        (rh.faults.Output(sample=2), "Sample 2 does not exist in a batch of 2"),
+        (rh.faults.Output(batch_index=2), "batch_index 2 does not exist in a batch of 2"),
     ):
         with pytest.raises(FaultError, match=message), rh.inject(net, rh.Fault(layer="attention", tensor=tensor)):
             net(x)
@@ -272,7 +272,7 @@ def test_samples_need_not_come_first() -> None:
     golden = run(x)
     fault = rh.Fault(
         layer="0",
-        tensor=rh.faults.Output(batch_dim=1, sample=2),
+        tensor=rh.faults.Output(batch_dim=1, batch_index=2),
         elements=rh.faults.IndexedElements(indices=(4, 1)),
         effect=rh.faults.Negate(),
     )
@@ -504,7 +504,7 @@ def test_inject_weights_takes_stored_faults_only() -> None:
         (lambda: rh.Fault(layer="0", seed=-1), "seed must lie"),
         (lambda: rh.Fault(layer="0", seed=0.5), "seed must be a whole number"),  # type: ignore[arg-type]
         (lambda: rh.faults.Output(call=-1), "call counts from 0"),
-        (lambda: rh.faults.Output(sample=1.5), "sample must be a whole number"),  # type: ignore[arg-type]
+        (lambda: rh.faults.Output(batch_index=1.5), "batch_index must be a whole number"),  # type: ignore[arg-type]
         (lambda: rh.faults.IndexedElements(indices=((1,), (1.5,))), "index must be a whole number"),  # type: ignore[arg-type]
     ],
 )
@@ -606,10 +606,10 @@ def test_trials_with_a_detector() -> None:
     chosen = FaultModel(effect=rh.faults.Flip(bits=(30,)))
     draws = chosen.draw(0, "0", np.arange(2), neurons=1, bits=32)
     for detector, expected in (("clamp", 2.0), ("zero", 0.0)):
-        with inject_trials(model, "0", draws, fault_model=chosen, limit=2.0, detector=detector) as strike:  # type: ignore[arg-type]
+        with inject_trials(model, "0", draws, fault_model=chosen, range_limit=2.0, detector=detector) as strike:  # type: ignore[arg-type]
             assert model(x)[0].item() == expected
         assert strike.after[0].item() == 0.75 * 2.0**128
-    with pytest.raises(FaultError, match="at least 0"), inject_trials(model, "0", draws, limit=-1.0):
+    with pytest.raises(FaultError, match="at least 0"), inject_trials(model, "0", draws, range_limit=-1.0):
         pytest.fail("the body must not run")
 
 

@@ -39,7 +39,7 @@ def strike_with(
     limit: float | None = None,
     runs: int = 1,
 ) -> None:
-    with inject_batch(model, layer, torch.tensor(neurons), torch.tensor(bits), limit=limit):
+    with inject_batch(model, layer, torch.tensor(neurons), torch.tensor(bits), range_limit=limit):
         for _ in range(runs):
             model(x)
 
@@ -79,7 +79,7 @@ def test_the_same_as_one_fault_for_each_row() -> None:
     with inject_batch(model, "0", neurons, bits):
         found = model(x)
     faults = [
-        BitFlip(layer="0", neuron=(n // 36, n // 6 % 6, n % 6), bit=bit, sample=row)
+        BitFlip(layer="0", neuron=(n // 36, n // 6 % 6, n % 6), bit=bit, batch_index=row)
         for row, (n, bit) in enumerate(zip(neurons.tolist(), bits.tolist(), strict=True))
     ]
     with inject(model, faults):
@@ -147,7 +147,7 @@ def test_the_range_detector_by_hand() -> None:
     values = torch.tensor([0.75, 1.5, 1.0, -1.0, -1.25, -0.5, 2.0, 1.0, 4.0, 0.0])[:, None]
     bits = torch.tensor([30, 30, 30, 30, 30, 30, 30, 31, 0, 31])
     model = nn.Sequential(Emit(torch.cat([values, torch.full_like(values, 9.0)], dim=1)))
-    with inject_batch(model, "0", torch.zeros(10, dtype=torch.long), bits, limit=2.0) as strike:
+    with inject_batch(model, "0", torch.zeros(10, dtype=torch.long), bits, range_limit=2.0) as strike:
         found = model(values)
     expected = [2.0, 2.0, 2.0, -2.0, 2.0, -2.0, 0.0, -1.0, 2.0, -0.0]
     assert found[:, 0].tolist() == expected
@@ -225,9 +225,9 @@ def test_a_planted_injector_bug_is_caught(planted: str, limit: float | None, mon
     with monkeypatch.context() as patch, torch.inference_mode():
         PLANTED[planted](patch)
         with pytest.raises(InjectionError, match=r"changed \d+ elements where 4 faults were due"):
-            strike_with(model, x, "0", neurons, bits, limit=limit)
+            strike_with(model, x, "0", neurons, bits, range_limit=limit)
     assert hooks(model) == 0
-    strike_with(model, x, "0", neurons, bits, limit=limit)
+    strike_with(model, x, "0", neurons, bits, range_limit=limit)
 
 
 class Calls(nn.Module):

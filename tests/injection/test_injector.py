@@ -61,7 +61,7 @@ WEIGHT = WeightBitFlip(layer="4", index=(2, 3), bit=30)
 def test_one_neuron_of_one_sample(bit: int) -> None:
     model, x = mlp(), torch.randn(3, 5)
     golden = model[:3](x)
-    with inject(model, BitFlip(layer="2", neuron=(1,), bit=bit, sample=2)):
+    with inject(model, BitFlip(layer="2", neuron=(1,), bit=bit, batch_index=2)):
         found = model(x)
     (raw,) = struct.unpack("<I", struct.pack("<f", golden[2, 1].item()))
     golden[2, 1] = torch.tensor(struct.unpack("<f", struct.pack("<I", raw ^ (1 << bit))))[0]
@@ -84,9 +84,9 @@ def test_several_faults_in_one_layer_act_together() -> None:
     model, x = mlp(), torch.randn(3, 5)
     golden = model[:3](x)
     faults = [
-        BitFlip(layer="2", neuron=(1,), bit=30, sample=0),
-        BitFlip(layer="2", neuron=(1,), bit=31, sample=0),
-        BitFlip(layer="2", neuron=(1,), bit=30, sample=1),
+        BitFlip(layer="2", neuron=(1,), bit=30, batch_index=0),
+        BitFlip(layer="2", neuron=(1,), bit=31, batch_index=0),
+        BitFlip(layer="2", neuron=(1,), bit=30, batch_index=1),
         BitFlip(layer="2", neuron=(3,), bit=2),
     ]
     with inject(model, (fault for fault in faults)):
@@ -127,7 +127,7 @@ def test_formats(dtype: torch.dtype) -> None:
     golden = model(x)
     top = torch.finfo(dtype).bits - 2
     for bit in (0, top, top + 1):
-        with inject(model, BitFlip(layer="4", neuron=(2,), bit=bit, sample=1)):
+        with inject(model, BitFlip(layer="4", neuron=(2,), bit=bit, batch_index=1)):
             found = model(x)
         assert found.dtype == dtype
         assert changed(found, golden) == [(1, 2)]
@@ -146,7 +146,7 @@ def test_autocast_decides_which_word_is_struck() -> None:
     model, x = mlp(), torch.randn(3, 5)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         golden = model(x)
-        with inject(model, BitFlip(layer="4", neuron=(0,), bit=14, sample=1)):
+        with inject(model, BitFlip(layer="4", neuron=(0,), bit=14, batch_index=1)):
             found = model(x)
         assert found.dtype == torch.bfloat16
         assert changed(found, golden) == [(1, 0)]
@@ -162,7 +162,7 @@ def test_a_channels_last_output_keeps_its_format_and_its_other_values() -> None:
     x = torch.randn(2, 3, 6, 6).to(memory_format=torch.channels_last)
     golden = model(x)
     assert not golden.is_contiguous()
-    with inject(model, BitFlip(layer="0", neuron=(3, 1, 2), bit=30, sample=1)):
+    with inject(model, BitFlip(layer="0", neuron=(3, 1, 2), bit=30, batch_index=1)):
         seen = record(model, "0")
         found = model(x)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -183,7 +183,7 @@ def test_a_strided_output_keeps_its_other_values() -> None:
     for module, neuron in ((Transpose(), (2, 3)), (Expand(), (3, 2))):
         model = nn.Sequential(module, nn.Identity())
         golden = model(x).clone()
-        with inject(model, BitFlip(layer="0", neuron=neuron, bit=12, sample=1)):
+        with inject(model, BitFlip(layer="0", neuron=neuron, bit=12, batch_index=1)):
             found = model(x)
         assert changed(found, golden) == [(1, *neuron)]
 
@@ -192,7 +192,7 @@ def test_an_in_place_activation_after_the_site() -> None:
     model, x = convnet(), torch.randn(2, 3, 6, 6)
     middle = model[0](x).detach()
     golden = model(x)
-    fault = BitFlip(layer="0", neuron=(1, 2, 3), bit=31, sample=0)
+    fault = BitFlip(layer="0", neuron=(1, 2, 3), bit=31, batch_index=0)
     with inject(model, fault):
         found = model(x)
     middle[0, 1, 2, 3] *= -1
@@ -203,7 +203,7 @@ def test_an_in_place_activation_after_the_site() -> None:
 def test_an_in_place_module_can_be_the_site() -> None:
     model, x = convnet(), torch.randn(2, 3, 6, 6)
     golden = model[:2](x).detach()
-    with inject(model, BitFlip(layer="1", neuron=(0, 0, 0), bit=31, sample=1)):
+    with inject(model, BitFlip(layer="1", neuron=(0, 0, 0), bit=31, batch_index=1)):
         found = model[:2](x)
     assert changed(found, golden) == [(1, 0, 0, 0)]
 
@@ -316,7 +316,7 @@ PLANTED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-@pytest.mark.parametrize("fault", [FLIP, BitFlip(layer="0", neuron=(0,), bit=0, sample=1), WEIGHT], ids=repr)
+@pytest.mark.parametrize("fault", [FLIP, BitFlip(layer="0", neuron=(0,), bit=0, batch_index=1), WEIGHT], ids=repr)
 def test_a_planted_injector_bug_is_caught(
     planted: str, fault: BitFlip | WeightBitFlip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,8 +419,8 @@ BAD = {
     r"the output of '2' has no element \(0, 0\)": BitFlip(layer="2", neuron=(0, 0), bit=1),
     "Bit 32 does not exist": BitFlip(layer="2", neuron=(0,), bit=32),
     "Bit -1 does not exist": BitFlip(layer="2", neuron=(0,), bit=-1),
-    "Sample 3 does not exist in a batch of 3": BitFlip(layer="2", neuron=(0,), bit=1, sample=3),
-    "Sample -1 does not exist": BitFlip(layer="2", neuron=(0,), bit=1, sample=-1),
+    "batch_index 3 does not exist in a batch of 3": BitFlip(layer="2", neuron=(0,), bit=1, batch_index=3),
+    "batch_index -1 does not exist": BitFlip(layer="2", neuron=(0,), bit=1, batch_index=-1),
     "'1' has no parameter 'weight'; it has: none": WeightBitFlip(layer="1", index=(0,), bit=1),
     "'2' has no parameter 'wieght'; it has: weight, bias": WeightBitFlip(
         layer="2", index=(0, 0), bit=1, parameter="wieght"
@@ -450,7 +450,7 @@ def test_a_fault_that_does_not_exist(message: str) -> None:
 )
 def test_two_flips_of_one_bit_are_refused(first: tuple[int | None], second: tuple[int | None], bit: int) -> None:
     model = mlp()
-    faults = [BitFlip(layer="2", neuron=(1,), bit=bit, sample=sample) for (sample,) in (first, second)]
+    faults = [BitFlip(layer="2", neuron=(1,), bit=bit, batch_index=sample) for (sample,) in (first, second)]
     other = BitFlip(layer="0", neuron=(1,), bit=bit)
     with pytest.raises(FaultError, match="Two faults flip the same bit"), inject(model, [faults[0], other, faults[1]]):
         pytest.fail("the body must not run")
@@ -502,7 +502,7 @@ def test_faults_that_differ_are_allowed_together(other: BitFlip) -> None:
     model = mlp()
     with inject(model, [FLIP, other]):
         model(torch.randn(2, 5))
-    rows = [BitFlip(layer="2", neuron=(1,), bit=30, sample=sample) for sample in range(2)]
+    rows = [BitFlip(layer="2", neuron=(1,), bit=30, batch_index=sample) for sample in range(2)]
     with inject(model, rows):
         model(torch.randn(2, 5))
 

@@ -349,15 +349,15 @@ def test_the_range_detector() -> None:
     rows = torch.tensor([[0.75, 1.5, -0.5, 1.0]])
     model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.Flip(bits=(30,)))
     draws = model.draw(0, "x", trials(1), neurons=4, bits=32)
-    assert model.corrupt(rows, draws, limit=2.0).tolist() == [[2.0, 2.0, -2.0, 2.0]]
-    assert model.corrupt(rows, draws, limit=2.0, detector="zero").tolist() == [[0.0] * 4]
+    assert model.corrupt(rows, draws, range_limit=2.0).tolist() == [[2.0, 2.0, -2.0, 2.0]]
+    assert model.corrupt(rows, draws, range_limit=2.0, detector="zero").tolist() == [[0.0] * 4]
     # What is not struck is not looked at.
-    draws = Draws(np.array([[0, -1, -1, -1]]), draws.keep, draws.flip, draws.shares)
-    assert model.corrupt(rows, draws, limit=0.1, detector="zero").tolist() == [[0.0, 1.5, -0.5, 1.0]]
+    draws = Draws(np.array([[0, -1, -1, -1]]), draws.keep, draws.flip, draws.uniforms)
+    assert model.corrupt(rows, draws, range_limit=0.1, detector="zero").tolist() == [[0.0, 1.5, -0.5, 1.0]]
     edge = torch.tensor([2.0, -2.0, 2.1, math.nan, math.inf, -0.0])
     assert zero_out_of_range(edge, 2.0).tolist() == [2.0, -2.0, 0.0, 0.0, 0.0, -0.0]
     assert apply_range(edge, None) is edge
-    for wrong in ({"limit": -1.0}, {"limit": math.nan}, {"limit": 1.0, "detector": "off"}):
+    for wrong in ({"range_limit": -1.0}, {"range_limit": math.nan}, {"range_limit": 1.0, "detector": "off"}):
         with pytest.raises(FaultError, match="range"):
             apply_range(edge, **{"detector": "zero", **wrong})  # type: ignore[arg-type]
     with pytest.raises(FaultError, match=r"floating values, found torch\.int8"):
@@ -380,11 +380,11 @@ def test_draws_of_another_dtype_are_refused() -> None:
 
 def test_more_elements_than_a_trial_has_blocks() -> None:
     model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.RandomValue(low=0.0, high=1.0))
-    shares = model.draw(0, "x", trials(2), neurons=150_000, bits=32).shares
-    assert len(np.unique(shares)) == 300_000
-    assert abs(chi_square(np.bincount((shares * 50).astype(np.int64).reshape(-1), minlength=50))) < 4
-    few = model.draw(0, "x", trials(2), neurons=1000, bits=32).shares
-    assert np.array_equal(few, shares[:, :1000])
+    uniforms = model.draw(0, "x", trials(2), neurons=150_000, bits=32).uniforms
+    assert len(np.unique(uniforms)) == 300_000
+    assert abs(chi_square(np.bincount((uniforms * 50).astype(np.int64).reshape(-1), minlength=50))) < 4
+    few = model.draw(0, "x", trials(2), neurons=1000, bits=32).uniforms
+    assert np.array_equal(few, uniforms[:, :1000])
 
 
 def test_three_bits_against_plain_floyd() -> None:

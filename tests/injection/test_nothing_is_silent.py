@@ -236,7 +236,7 @@ def test_narrow_outputs(dtype: torch.dtype) -> None:
             change = stored_words(model(x)) ^ stored_words(golden)
         assert change[:, 2].tolist() == [(1 << bit) - ((1 << bits) if bit == bits - 1 else 0)] * 4
         assert int(change.count_nonzero()) == 4
-        with inject_batch(model, "0", torch.tensor([2, 2, 2, 2]), torch.tensor([bit] * 4), limit=1.0):
+        with inject_batch(model, "0", torch.tensor([2, 2, 2, 2]), torch.tensor([bit] * 4), range_limit=1.0):
             assert model(x)[:, 2].float().abs().max() <= 1
 
 
@@ -392,8 +392,8 @@ def test_a_layer_whose_batch_dimension_is_one() -> None:
         assert (model(x) != golden).any(dim=1).all()
     assert report.struck == 1
     with (
-        pytest.raises(FaultError, match="Sample 3 does not exist in a batch of 1"),
-        rh.inject(model, rh.Fault(layer="table", tensor=rh.faults.Output(sample=3))),
+        pytest.raises(FaultError, match="batch_index 3 does not exist in a batch of 1"),
+        rh.inject(model, rh.Fault(layer="table", tensor=rh.faults.Output(batch_index=3))),
     ):
         model(x)
     with (

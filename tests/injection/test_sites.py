@@ -181,7 +181,7 @@ def test_a_weight_that_is_used_without_running_its_module() -> None:
     sites = find_sites(model, torch.randn(4, 4))
     assert [(site.name, site.source, site.shape) for site in sites.reached] == [
         ("first", "output", (4,)),
-        ("second", "weight", (4,)),
+        ("second", "product", (4,)),
     ]
     assert sites.uninjectable == {}
 
@@ -205,7 +205,7 @@ def test_the_projections_of_an_attention_are_reached(batch_first: bool) -> None:
     sites = find_sites(model, torch.randn(2, 5, 4))
     assert [site.name for site in sites.reached] == ["attention", "attention.out_proj", "fc"]
     projection = sites.named("attention")
-    assert (projection.source, projection.neurons, projection.is_layer) == ("weight", 5 * 3 * 4, True)
+    assert (projection.source, projection.neurons, projection.is_layer) == ("product", 5 * 3 * 4, True)
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -300,7 +300,7 @@ def test_sites_are_those_of_evaluation_mode() -> None:
 
 
 def test_no_input() -> None:
-    with pytest.raises(FaultError, match="The sample holds no input"):
+    with pytest.raises(FaultError, match="example_input is empty"):
         find_sites(Backwards(), torch.empty(0, 1, 6, 6))
 
 

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     model, preprocessing = load_model(arguments)
     data = load_images(arguments.data, preprocessing, arguments)
     found = replay(arguments.source, model, data, site=arguments.site, trial=arguments.trial)
-    limit = "" if found.limit is None else f", limited to {found.limit:.6g}"
+    limit = "" if found.range_limit is None else f", limited to {found.range_limit:.6g}"
     print(f"trial {found.trial} of {found.layer}: image {found.image} of class {found.label}")
     print(f"bit {found.bit} of neuron {found.neuron}: {found.before:.9g} became {found.after:.9g}{limit}")
     print(f"outcome: {found.outcome.name.lower()}, delta loss {found.delta_loss:.6g} nats")

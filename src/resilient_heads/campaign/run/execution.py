@@ -229,7 +229,7 @@ class Execution:
         def hit(tensor: Tensor) -> Hit:
             nonlocal draws, weights
             draws, weights = self._plan.draw_with_weights(row, own, tensor, detector=self._detector)
-            return hit_(tensor, site, draws, model=self._plan.fault, limit=limit, detector=self._detector)
+            return hit_(tensor, site, draws, model=self._plan.fault, range_limit=limit, detector=self._detector)
 
         found = self._rerun(site, golden, hit)
         if found is not None and row in self._witnesses:

@@ -36,7 +36,7 @@ class ReplayedTrial:
         bit: Position in the word.
         before: Fault-free value of the neuron.
         after: Its value with the bit flipped, before any range detector.
-        limit: Range of the detector, or None.
+        range_limit: Range of the detector, or None.
         outcome: How the trial ended.
         delta_loss: In nats.
         golden: Fault-free logits, ``(C,)``, on the CPU.
@@ -51,7 +51,7 @@ class ReplayedTrial:
     bit: int
     before: float
     after: float
-    limit: float | None
+    range_limit: float | None
     outcome: Outcome
     delta_loss: float
     golden: Tensor
@@ -112,7 +112,7 @@ def replay(
             row, np.minimum(numbers, plan.counts[row] - 1), tensor, detector=detector
         )
         changed = tensor.clone(memory_format=torch.preserve_format)
-        done.append(hit_(changed, struck.site, draws, model=plan.fault, limit=struck.range_limit, detector=detector))
+        done.append(hit_(changed, struck.site, draws, model=plan.fault, range_limit=struck.range_limit, detector=detector))
         return changed
 
     with evaluating(model), open_attention():
@@ -132,7 +132,7 @@ def replay(
         bit=int(first(draws.bits)[position]) & 0xFF,
         before=float(done[0].before[position]),
         after=float(done[0].after[position]),
-        limit=struck.range_limit,
+        range_limit=struck.range_limit,
         outcome=Outcome(int(judged.outcome[position])),
         delta_loss=float(judged.delta_loss[position]),
         golden=golden[position].cpu(),

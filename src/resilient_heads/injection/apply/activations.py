@@ -170,10 +170,10 @@ def _faulty(golden: Tensor, watch: _Watch, numbers: list[int], report: Injection
         what = f"the {kind} of {layer!r}"
         target, clean = (_by_sample(t, fault.tensor.batch_dim, what) for t in (faulty, golden.detach()))
         rows = np.arange(len(target))
-        if fault.tensor.sample is not None:
-            if not 0 <= fault.tensor.sample < len(rows):
-                raise FaultError(f"Sample {fault.tensor.sample} does not exist in a batch of {len(rows)}.")
-            rows = rows[[fault.tensor.sample]]
+        if fault.tensor.batch_index is not None:
+            if not 0 <= fault.tensor.batch_index < len(rows):
+                raise FaultError(f"batch_index {fault.tensor.batch_index} does not exist in a batch of {len(rows)}.")
+            rows = rows[[fault.tensor.batch_index]]
         if not len(rows):
             continue
         path = "" if fault.tensor.path is None else f"\0{fault.tensor.path}"

@@ -51,7 +51,7 @@ def inject_trials(
     draws: Draws,
     *,
     fault_model: FaultModel | None = None,
-    limit: float | None = None,
+    range_limit: float | None = None,
     detector: RangeDetector = "clamp",
 ) -> Iterator[Strike]:
     """Strike every row of a batch at one layer's output, each row with its own draws.
@@ -61,7 +61,7 @@ def inject_trials(
         layer: Dotted name of the module whose output (the first floating tensor of it) is struck.
         draws: Of N trials, from :meth:`FaultModel.draw`.
         fault_model: The fault model that drew them; None is the default one, a single flip.
-        limit: Range of the layer for the range detector; None leaves struck values alone.
+        range_limit: Range of the layer for the range detector; None leaves struck values alone.
         detector: What becomes of a struck value that is NaN, infinite or larger in magnitude than the limit:
             ``"clamp"`` makes it the limit with its sign (NaN: positive), ``"zero"`` makes it 0.
 
@@ -77,7 +77,7 @@ def inject_trials(
     refuse_scripts(model)
     module, chosen = module_named(model, layer), fault_model or FaultModel()
     strike, fired = Strike(), 0
-    apply_range(torch.zeros(1), limit, detector)  # a wrong limit is told before anything runs
+    apply_range(torch.zeros(1), range_limit, detector)  # a wrong range_limit is told before anything runs
 
     def hook(_module: nn.Module, _inputs: object, output: object) -> object:
         nonlocal fired
@@ -89,7 +89,7 @@ def inject_trials(
                 f"{layer!r} gave an output of shape {tuple(golden.shape)} for {len(draws.neurons)} faults; expected "
                 "one row for each."
             )
-        return replaced(output, path, _struck(golden, layer, draws, chosen, limit, detector, strike))
+        return replaced(output, path, _struck(golden, layer, draws, chosen, range_limit, detector, strike))
 
     handle = module.register_forward_hook(hook)
     try:
@@ -102,7 +102,7 @@ def inject_trials(
 
 @contextmanager
 def inject_batch(
-    model: nn.Module, layer: str, neurons: Tensor, bits: Tensor, *, limit: float | None = None
+    model: nn.Module, layer: str, neurons: Tensor, bits: Tensor, *, range_limit: float | None = None
 ) -> Iterator[Strike]:
     """Flip one bit in every row of a batch at one layer, each row in its own neuron and bit.
 
@@ -111,7 +111,7 @@ def inject_batch(
         layer: Dotted name of the module whose output is struck.
         neurons: ``(N,)``, flat index into one sample's output.
         bits: ``(N,)``, position in the word.
-        limit: Range of the layer for the range detector: a flipped value that is NaN, infinite or larger in magnitude
+        range_limit: Range of the layer for the range detector: a flipped value that is NaN, infinite or larger
             becomes the limit with the flipped value's sign (NaN: positive). None leaves flipped values alone.
 
     Yields:
@@ -136,7 +136,7 @@ def inject_batch(
     if (places < 0).any():
         raise FaultError(f"{layer!r} has neurons from 0 on; found the index {places.min()}.")
     draws = Draws.of_masks(places[:, None], np.full_like(masks, ~np.uint64(0))[:, None], masks[:, None])
-    with inject_trials(model, layer, draws, limit=limit) as strike:
+    with inject_trials(model, layer, draws, range_limit=range_limit) as strike:
         strike.flat = True
         yield strike
 
@@ -146,7 +146,7 @@ def _struck(
     layer: str,
     draws: Draws,
     model: FaultModel,
-    limit: float | None,
+    range_limit: float | None,
     detector: RangeDetector,
     strike: Strike,
 ) -> Tensor:
@@ -166,8 +166,8 @@ def _struck(
     faulty = golden.clone(memory_format=torch.preserve_format)
     write(faulty, place, after[struck])
     _verify(golden.detach(), faulty.detach(), place, after[struck], draws, model, layer)
-    if limit is not None:
-        write(faulty, place, apply_range(after[struck], limit, detector))
+    if range_limit is not None:
+        write(faulty, place, apply_range(after[struck], range_limit, detector))
     strike.note(before, after)
     return faulty
 

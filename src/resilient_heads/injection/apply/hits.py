@@ -39,7 +39,7 @@ def hit_(
     draws: Draws,
     *,
     model: FaultModel,
-    limit: float | None = None,
+    range_limit: float | None = None,
     detector: RangeDetector = "clamp",
 ) -> Hit:
     """Strike every image of a batch, each with its own trial, in place.
@@ -49,7 +49,7 @@ def hit_(
         site: The site.
         draws: Of N trials.
         model: What drew them.
-        limit: Range of the site for the detector; None leaves struck values alone.
+        range_limit: Range of the site for the detector; None leaves struck values alone.
         detector: What becomes of values beyond the range.
 
     Raises:
@@ -72,8 +72,8 @@ def hit_(
     place = tuple(one[struck] for one in index)
     write(tensor, place, after[struck])
     _verify(stored_words(tensor)[place], before, after, struck, draws, model, site.name)
-    if limit is not None:
-        write(tensor, place, apply_range(after[struck], limit, detector))
+    if range_limit is not None:
+        write(tensor, place, apply_range(after[struck], range_limit, detector))
     if not draws.neurons.shape[1]:
         nothing = torch.full((trials,), torch.nan, device=device)
         return Hit(nothing, nothing)

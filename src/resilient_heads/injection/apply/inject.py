@@ -70,8 +70,8 @@ def _refuse_repeats(faults: Sequence[BitFlip | WeightBitFlip]) -> None:
     """Refuse the same flip twice: the two would cancel. A flip in every row repeats the one in a single row."""
     rows: dict[BitFlip | WeightBitFlip, set[int | None]] = {}
     for fault in faults:
-        everywhere = replace(fault, sample=None) if isinstance(fault, BitFlip) else fault
-        row = fault.sample if isinstance(fault, BitFlip) else None
+        everywhere = replace(fault, batch_index=None) if isinstance(fault, BitFlip) else fault
+        row = fault.batch_index if isinstance(fault, BitFlip) else None
         earlier = rows.setdefault(everywhere, set())
         if row in earlier or None in earlier or (row is None and earlier):
             raise FaultError(f"Two faults flip the same bit, which changes nothing; give it once: {fault}.")

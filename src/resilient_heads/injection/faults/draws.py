@@ -17,13 +17,13 @@ class Draws:
         neurons: ``(N, K)``, flat index into one sample; -1 where a trial strikes fewer than K.
         keep: ``(N, K)``, int64 masks: bits that stay, the others are cleared.
         flip: ``(N, K)``, int64 masks: bits that are flipped after that. Both act on the low bits of a word.
-        shares: ``(N, K)``, random numbers in ``[0, 1)`` for effects that need them, else zeros.
+        uniforms: ``(N, K)``, random numbers in ``[0, 1)`` for effects that need them, else zeros.
     """
 
     neurons: Indices
     keep: NDArray[np.int64]
     flip: NDArray[np.int64]
-    shares: NDArray[np.float64]
+    uniforms: NDArray[np.float64]
 
     @property
     def bits(self) -> Indices:
@@ -55,7 +55,7 @@ class TensorContext:
     """What a strike needs to know of the values around it.
 
     Attributes:
-        shared: ``(N, K)``, int64, the word that each struck value shares in its format; None where it shares none.
+        shared: ``(N, K)``, int64, the word that each faulty value shares in its format; None where it shares none.
         maximum: ``(N, 1)``, the largest value of each sample; None where the effect does not ask.
     """
 

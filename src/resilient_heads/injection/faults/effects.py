@@ -68,12 +68,12 @@ class ValueEffect(ABC):
     """The value becomes another, whatever its bits."""
 
     @abstractmethod
-    def replace(self, values: Tensor, shares: Tensor, maximum: Tensor) -> Tensor:
+    def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:
         """Return the new values.
 
         Args:
             values: The struck values, any shape.
-            shares: A random number in ``[0, 1)`` for each, float64.
+            uniforms: A random number in ``[0, 1)`` for each, float64.
             maximum: The largest value of each one's sample, same dtype as ``values``.
         """
 
@@ -94,9 +94,9 @@ class RandomValue(ValueEffect):
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise FaultError(f"Expected finite low < high, found {self.low!r} and {self.high!r}.")
 
-    def replace(self, values: Tensor, shares: Tensor, maximum: Tensor) -> Tensor:
+    def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:
         """Return random values."""
-        return (self.low + shares * (self.high - self.low)).to(values.dtype)
+        return (self.low + uniforms * (self.high - self.low)).to(values.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class SetValue(ValueEffect):
 
     value: float = 0.0
 
-    def replace(self, values: Tensor, shares: Tensor, maximum: Tensor) -> Tensor:
+    def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:
         """Return the given value."""
         given = torch.full(values.shape, self.value, dtype=torch.float64, device=values.device)
         back = given.to(values.dtype)
@@ -122,7 +122,7 @@ class SetValue(ValueEffect):
 class Negate(ValueEffect):
     """The value changes its sign."""
 
-    def replace(self, values: Tensor, shares: Tensor, maximum: Tensor) -> Tensor:
+    def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:
         """Return the values with the other sign, NaN payloads kept."""
         if values.dtype.is_floating_point and values.dtype.itemsize == 1:
             return (-values.float()).to(values.dtype)
@@ -133,7 +133,7 @@ class Negate(ValueEffect):
 class LayerMaximum(ValueEffect):
     """The value becomes the largest one of the same sample's tensor (or of the parameter); NaN does not count."""
 
-    def replace(self, values: Tensor, shares: Tensor, maximum: Tensor) -> Tensor:
+    def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:
         """Return the maxima."""
         return maximum.expand_as(values)
 

@@ -120,24 +120,24 @@ class BitFlip:
         neuron: Index within the output of one sample, without the batch dimension: ``(3,)`` for a Linear,
             ``(channel, row, column)`` for a convolution.
         bit: Position in the word of the output's dtype; 0 is the lowest mantissa bit, the highest is the sign.
-        sample: Row of the output that is hit; None hits every row, whether rows are images or, where a model folds
+        batch_index: Row of the output that is hit; None hits every row, whether rows are images or, where a model folds
             them into the batch, tokens or windows.
     """
 
     layer: str
     neuron: tuple[int, ...]
     bit: int
-    sample: int | None = None
+    batch_index: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "neuron", whole_numbers("neuron", self.neuron))
         object.__setattr__(self, "bit", whole("bit", self.bit))
-        if self.sample is not None:
-            object.__setattr__(self, "sample", whole("sample", self.sample))
+        if self.batch_index is not None:
+            object.__setattr__(self, "batch_index", whole("batch_index", self.batch_index))
 
     def as_fault(self) -> Fault:
         """Return the same as a :class:`Fault`."""
-        tensor = Output(sample=self.sample)
+        tensor = Output(batch_index=self.batch_index)
         return Fault(
             layer=self.layer,
             tensor=tensor,

@@ -116,8 +116,8 @@ class FaultModel:
             return Draws.of_masks(neurons, ~np.full_like(words, low), words & low)
         draws = Draws.of_masks(neurons, ones, nothing)
         if isinstance(effect, RandomValue):
-            shares = draw_uniforms(seed, stream, trials, elements=elements)
-            return Draws(neurons, draws.keep, draws.flip, shares)
+            uniforms = draw_uniforms(seed, stream, trials, elements=elements)
+            return Draws(neurons, draws.keep, draws.flip, uniforms)
         return draws
 
     def context(self, rows: Tensor, draws: Draws) -> TensorContext:
@@ -143,7 +143,7 @@ class FaultModel:
         draws: Draws,
         *,
         context: TensorContext | None = None,
-        limit: float | None = None,
+        range_limit: float | None = None,
         detector: RangeDetector = "clamp",
     ) -> Tensor:
         """Return the values after the fault; pure.
@@ -152,7 +152,7 @@ class FaultModel:
             values: ``(N, K)``, the fault-free values at ``draws.neurons`` (anything where that is -1).
             draws: Of the same N trials.
             context: From :meth:`context`, if :attr:`needs_context`.
-            limit: Range of the layer for the detector; None for none.
+            range_limit: Range of the layer for the detector; None for none.
             detector: What becomes of values beyond the range.
 
         Returns:
@@ -166,16 +166,16 @@ class FaultModel:
         context = context or TensorContext()
         values = values.detach()
         self._check_width(draws, values)
-        keep, flip, shares = (
-            torch.from_numpy(drawn).to(values.device) for drawn in (draws.keep, draws.flip, draws.shares)
+        keep, flip, uniforms = (
+            torch.from_numpy(drawn).to(values.device) for drawn in (draws.keep, draws.flip, draws.uniforms)
         )
         masked = isinstance(self.effect, BitEffect | RandomWord)
         if self.format is None and masked:
             after = apply_masks(stored_words(values), keep, flip).view(values.dtype)
         elif self.format is None:
-            after = self._replaced(values, shares, context)
+            after = self._replaced(values, uniforms, context)
         else:
-            before = values if masked else self._replaced(values, shares, context)
+            before = values if masked else self._replaced(values, uniforms, context)
             words = self.format.encode(before.to(torch.float64), context.shared)
             shared = context.shared
             if self.shared and shared is not None:
@@ -183,7 +183,7 @@ class FaultModel:
             elif masked:
                 words = apply_masks(words, keep, flip)
             after = self.format.decode(words, shared).to(values.dtype)
-        after = apply_range(after, limit, detector)
+        after = apply_range(after, range_limit, detector)
         # As words, so that the bits of a NaN that is not struck stay.
         struck = torch.from_numpy(draws.neurons).to(values.device) >= 0
         return torch.where(struck, stored_words(after.contiguous()), stored_words(values)).view(values.dtype)
@@ -199,12 +199,12 @@ class FaultModel:
             struck = draws.flip.view(np.uint64)[draws.neurons >= 0]
         named_mask((max(int(struck.max(initial=0)).bit_length() - 1, 0),), width)
 
-    def _replaced(self, values: Tensor, shares: Tensor, context: TensorContext) -> Tensor:
+    def _replaced(self, values: Tensor, uniforms: Tensor, context: TensorContext) -> Tensor:
         """Return the values that an effect on values puts in their place."""
         effect = self.effect
         assert not isinstance(effect, BitEffect | RandomWord)
         maximum = values if context.maximum is None else context.maximum
-        return effect.replace(values, shares, maximum)
+        return effect.replace(values, uniforms, maximum)
 
     def _elements(self, seed: int, stream: str, trials: Indices, population: int) -> Indices:
         if isinstance(self.elements, RandomElements):
@@ -246,7 +246,7 @@ class FaultModel:
             neurons,
             np.repeat(draws.keep, wide, axis=1),
             np.repeat(draws.flip, wide, axis=1),
-            np.repeat(draws.shares, wide, axis=1),
+            np.repeat(draws.uniforms, wide, axis=1),
         )
 
 

@@ -15,20 +15,20 @@ class Activation:
     Attributes:
         path: Which one, where there are several: a position, a name, or a tuple of them for nested containers. None
             takes the first floating tensor.
-        sample: Row that is struck; None strikes every row.
+        batch_index: Row that is struck; None strikes every row.
         call: Which of a module's calls within one run of the model, from 0; None strikes each.
         batch_dim: Dimension that counts samples; None where the whole tensor is one sample.
     """
 
     path: Key | tuple[Key, ...] | None = None
-    sample: int | None = None
+    batch_index: int | None = None
     call: int | None = None
     batch_dim: int | None = 0
 
     def __post_init__(self) -> None:
         if self.path is not None and not isinstance(self.path, tuple):
             object.__setattr__(self, "path", (self.path,))
-        for name in ("sample", "call", "batch_dim"):
+        for name in ("batch_index", "call", "batch_dim"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, whole(name, value))

@@ -232,9 +232,9 @@ def _chunk_of_errors(seed: int, stream: str, trials: Indices, places: int, rate:
     block = 0
     while bool((last < places).any()):
         w0, w1, w2, w3 = _words(seed, stream, trials, block=np.arange(block, block + step))
-        shares = np.stack([uniform(w0, w1), uniform(w2, w3)], axis=2).reshape(len(trials), -1)
+        uniforms = np.stack([uniform(w0, w1), uniform(w2, w3)], axis=2).reshape(len(trials), -1)
         with np.errstate(divide="ignore"):  # a rate of 1: log(0), and every gap is 0
-            gaps = np.minimum(np.log1p(-shares) / np.log1p(-rate), places).astype(np.int64)
+            gaps = np.minimum(np.log1p(-uniforms) / np.log1p(-rate), places).astype(np.int64)
         here = last + np.cumsum(gaps + 1, axis=1)
         found, last, block = np.concatenate([found, here], axis=1), here[:, -1:], block + step
     return np.where(found < places, found, -1)

@@ -35,7 +35,7 @@ class Site:
         group: Name of the module that declared it among its ``fault_sites``, or None.
         is_layer: Whether it comes from a Conv2d or a Linear, which is what published campaigns inject into, or from an
             attention's projections.
-        source: ``"output"`` of the module, or ``"weight"``: the product with its weight, where a model uses the weight
+        source: ``"output"`` of the module, or ``"product"``: the product with its weight, where a model uses the weight
             and never runs the module.
         dim: The tensor's dimension along which images lie.
         fold: Entries of that dimension for each image, as for windows that are folded into the batch.
@@ -147,7 +147,7 @@ class SiteMap:
         return tuple(site for site in self.reached if site.group == final.group)
 
 
-def find_sites(model: nn.Module, sample: Tensor, *, modules: Sequence[str | type[nn.Module]] = ()) -> SiteMap:
+def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str | type[nn.Module]] = ()) -> SiteMap:
     """List the tensors that faults can strike.
 
     These are the outputs of Conv2d and Linear modules, the tensors that a module declares as its ``fault_sites``
@@ -157,22 +157,22 @@ def find_sites(model: nn.Module, sample: Tensor, *, modules: Sequence[str | type
 
     Args:
         model: Any module that takes one tensor.
-        sample: One or more inputs ``(N, ...)`` on the model's device; the model is run on two and three of them.
+        example_input: One or more inputs ``(N, ...)`` on the model's device; the model is run on two and three of them.
         modules: Further modules whose outputs shall be sites: names, patterns of names, or classes.
 
     Raises:
         FaultError: No site was reached, no input was given, the model has parameters without a size, or ``modules``
             names what it does not have.
     """
-    if not len(sample):
-        raise FaultError("The sample holds no input; pass at least one.")
+    if not len(example_input):
+        raise FaultError("example_input is empty; pass at least one input, of shape (N, ...).")
     if any(is_lazy(parameter) for parameter in model.parameters()):
         raise FaultError(
             f"{type(model).__name__} has lazy parameters without a size; run it once, or give its head in_features."
         )
     found = dict(_candidates(model, modules))
     candidates = {name: module for name, (module, _) in found.items()}
-    runs = [_run(model, candidates, sample[torch.arange(rows) % len(sample)]) for rows in (2, 3)]
+    runs = [_run(model, candidates, example_input[torch.arange(rows) % len(example_input)]) for rows in (2, 3)]
     reached: list[tuple[int, Site]] = []
     uninjectable: dict[str, str] = {}
     for name, module in candidates.items():
@@ -199,7 +199,7 @@ def find_sites(model: nn.Module, sample: Tensor, *, modules: Sequence[str | type
             )
             reached.append((runs[0].index(two), site))
     sites = _settle(
-        model, candidates, sample, [site for _, site in sorted(reached, key=lambda pair: pair[0])], uninjectable
+        model, candidates, example_input, [site for _, site in sorted(reached, key=lambda pair: pair[0])], uninjectable
     )
     if not sites:
         raise FaultError(
@@ -254,13 +254,17 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> lis
 
 
 def _settle(
-    model: nn.Module, modules: dict[str, nn.Module], sample: Tensor, sites: list[Site], uninjectable: dict[str, str]
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    example_input: Tensor,
+    sites: list[Site],
+    uninjectable: dict[str, str],
 ) -> list[Site]:
     """Find the order of images that are folded with something else, by changing one of three."""
     folded = {site.name: site for site in sites if site.fold > 1}
     if not folded:
         return sites
-    images = sample[torch.arange(3) % len(sample)].clone()
+    images = example_input[torch.arange(3) % len(example_input)].clone()
     contents = []
     for batch in (images, with_changed_image(images, 0), with_changed_image(images, 1)):
         seen: dict[str, Tensor] = {}
@@ -323,7 +327,7 @@ def watch_sites(model: nn.Module, sites: Sequence[Site], note: Callable[[str, Te
         return other if isinstance(other, Tensor) else None
 
     outputs = {site.module: every[site.module] for site in sites if site.source == "output"}
-    products = {site.module: every[site.module] for site in sites if site.source == "weight"}
+    products = {site.module: every[site.module] for site in sites if site.source == "product"}
     with watch_outputs(outputs, pick), open_attention():
         if products:
             with WatchProducts(products, pick):

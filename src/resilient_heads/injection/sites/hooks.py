@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Source = Literal["output", "weight"]
+Source = Literal["output", "product"]
 
 Note = Callable[[str, Source, Any], Any]
 """Given a module's name, how its tensor came about, and the tensor; returns one to go on with, or None."""
@@ -88,7 +88,7 @@ class WatchProducts(TorchDispatchMode):
         name = product_with(func, args, self._names)
         if name is None:
             return result
-        other = self._note(name, "weight", result)
+        other = self._note(name, "product", result)
         return result if other is None else other
 
 
