@@ -22,7 +22,7 @@ from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
 from resilient_heads.extras import require
-from resilient_heads.injection.sites.find import Site
+from resilient_heads.injection.sites.site import Site
 
 SITES, PER_SITE, CHUNK, IMAGES, SHAPE = 54, 185_344, 1024, 50_000, (64, 56, 56)
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def record() -> CampaignRecord:
     labels = generator.integers(0, 1000, IMAGES)
     sites = tuple(
         CampaignSite(
-            Site(name=f"layer{row}.conv", kind="Conv2d", shape=SHAPE, dtype=torch.float32, group=None, is_layer=True),
+            Site(module=f"layer{row}.conv", kind="Conv2d", shape=SHAPE, dtype=torch.float32, group=None, is_layer=True),
             None,
             row == SITES - 1,
         )

@@ -17,14 +17,14 @@ from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.faults.ranges import apply_range
 from resilient_heads.injection.formats.bits import flip_bits
-from resilient_heads.injection.sites.find import Site
+from resilient_heads.injection.sites.site import Site
 
-SMALL = Site(name="conv", kind="Conv2d", shape=(4, 3, 3), dtype=torch.float32, group=None, is_layer=True)
+SMALL = Site(module="conv", kind="Conv2d", shape=(4, 3, 3), dtype=torch.float32, group=None, is_layer=True)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn]
 
 
 def site(dtype: torch.dtype, channels: int = 4) -> Site:
-    return Site(name="conv", kind="Conv2d", shape=(channels, 3, 3), dtype=dtype, group=None, is_layer=True)
+    return Site(module="conv", kind="Conv2d", shape=(channels, 3, 3), dtype=dtype, group=None, is_layer=True)
 
 
 def test_classes_by_hand() -> None:

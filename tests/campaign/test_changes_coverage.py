@@ -15,7 +15,7 @@ from resilient_heads.campaign.design.perturbation_strata import CLASSES
 from resilient_heads.campaign.design.plan import _visits
 from resilient_heads.campaign.figures.summary import weigh_trials
 from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
-from resilient_heads.injection.sites.find import Site
+from resilient_heads.injection.sites.site import Site
 from resilient_heads.statistics.intervals import Estimate
 from resilient_heads.statistics.sample import Sample, influence
 from resilient_heads.statistics.weighted import weighted_rate
@@ -27,7 +27,7 @@ SHARES = np.array([0.763, 0.07, 0.021, 0.008, 0.002, 0.002, 0.016, 0.052, 0.013,
 RATES = np.array([0.0, 0.0, 0.006, 0.012, 0.03, 0.13, 0.8, 0.0, 0.006, 0.03, 0.02, 0.002, 0.01, 0.0])
 SITES = tuple(
     CampaignSite(
-        Site(name=f"{i}", kind="Conv2d", shape=(4, 8), dtype=torch.float32, group=None, is_layer=True), None, False
+        Site(module=f"{i}", kind="Conv2d", shape=(4, 8), dtype=torch.float32, group=None, is_layer=True), None, False
     )
     for i in range(LAYERS)
 )

@@ -20,11 +20,11 @@ from resilient_heads.campaign.trials.outcomes import Outcome, judge
 from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.injection.apply.inject import inject_batch
 from resilient_heads.injection.random.sampling import draw_faults
-from resilient_heads.injection.sites.find import Site
+from resilient_heads.injection.sites.site import Site
 
 Data = tuple[Tensor, Tensor]
-CONV = Site(name="conv", kind="Conv2d", shape=(6, 2, 3), dtype=torch.float32, group=None, is_layer=True)
-TOKENS = Site(name="fc", kind="Linear", shape=(5, 7), dtype=torch.float16, group=None, is_layer=True)
+CONV = Site(module="conv", kind="Conv2d", shape=(6, 2, 3), dtype=torch.float32, group=None, is_layer=True)
+TOKENS = Site(module="fc", kind="Linear", shape=(5, 7), dtype=torch.float16, group=None, is_layer=True)
 SITES = (CampaignSite(CONV, None, False), CampaignSite(TOKENS, None, True))
 BYS = [(), ("bit",), ("magnitude",), ("role",), ("channel",), ("channel", "bit"), ("role", "channel")]
 

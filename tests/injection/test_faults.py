@@ -33,7 +33,7 @@ def test_fields_are_given_by_name() -> None:
 def test_numbers_of_other_libraries_become_plain_ints() -> None:
     flip = BitFlip(layer="fc", neuron=[np.int64(3), torch.tensor(2)], bit=np.uint8(30), batch_index=np.int32(1))  # type: ignore[arg-type]
     assert flip == BitFlip(layer="fc", neuron=(3, 2), bit=30, batch_index=1)
-    assert [type(value) for value in (*flip.neuron, flip.bit, flip.sample)] == [int] * 4
+    assert [type(value) for value in (*flip.neuron, flip.bit, flip.batch_index)] == [int] * 4
     assert BitFlip(layer="fc", neuron=torch.tensor([1, 2]), bit=0).neuron == (1, 2)  # type: ignore[arg-type]
     weight = WeightBitFlip(layer="fc", index=np.array([1, 2]), bit=np.int64(5))  # type: ignore[arg-type]
     assert weight == WeightBitFlip(layer="fc", index=(1, 2), bit=5)
@@ -49,14 +49,14 @@ def test_numbers_of_other_libraries_become_plain_ints() -> None:
         ({"neuron": (None,)}, "neuron must be a whole number"),
         ({"bit": 3.0}, r"bit must be a whole number, found 3\.0"),
         ({"bit": "3"}, "bit must be a whole number, found '3'"),
-        ({"sample": 0.5}, r"sample must be a whole number, found 0\.5"),
+        ({"batch_index": 0.5}, r"batch_index must be a whole number, found 0\.5"),
     ],
 )
 def test_a_number_that_is_not_whole(wrong: dict[str, object], message: str) -> None:
     fields = {"layer": "fc", "neuron": (3,), "bit": 30, **wrong}
     with pytest.raises(FaultError, match=message):
         BitFlip(**fields)  # type: ignore[arg-type]
-    if "sample" not in wrong:
+    if "batch_index" not in wrong:
         weight = {"layer": "fc", "bit": fields["bit"], "index": fields["neuron"]}
         with pytest.raises(FaultError, match=message.replace("neuron", "index")):
             WeightBitFlip(**weight)  # type: ignore[arg-type]

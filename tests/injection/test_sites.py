@@ -7,7 +7,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.sites.find import Site, find_sites
+from resilient_heads.injection.sites.find import find_sites
+from resilient_heads.injection.sites.site import Site
 
 
 def hooks(model: nn.Module) -> int:
@@ -99,7 +100,7 @@ def test_autocast_decides_the_dtype() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
 def test_any_number_of_samples_will_do(rows: int) -> None:
     (site,) = find_sites(nn.Sequential(nn.Linear(3, 2)), torch.randn(rows, 3)).reached
-    assert site == Site(name="0", kind="Linear", shape=(2,), dtype=torch.float32, group=None, is_layer=True)
+    assert site == Site(module="0", kind="Linear", shape=(2,), dtype=torch.float32, group=None, is_layer=True)
 
 
 SKIPPED = {
@@ -119,7 +120,7 @@ def test_a_layer_without_a_site_is_skipped_with_a_reason(reason: str) -> None:
     assert [site.name for site in sites.reached] == ["first"]
     assert list(sites.uninjectable) == ["second"]
     assert reason in sites.uninjectable["second"]
-    with pytest.raises(FaultError, match=f"No fault can be put into 'second': .*{reason}"):
+    with pytest.raises(FaultError, match=f"No fault can be injected into 'second': .*{reason}"):
         sites.named("second")
     assert hooks(model) == 0
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resilient_heads.injection.formats.dtypes import format_of
-from resilient_heads.injection.sites.find import Site
+from resilient_heads.injection.sites.site import Site
 from resilient_heads.statistics.intervals import Floats
 
 By = Literal["bit", "magnitude", "role", "channel", "perturbation"]

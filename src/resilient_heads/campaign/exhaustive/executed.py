@@ -17,7 +17,8 @@ from resilient_heads.errors import InjectionError
 from resilient_heads.incremental.recording.tape import ControlFlowError
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.injection.formats.bits import flip_bits, words
-from resilient_heads.injection.sites.find import Site, watch_sites
+from resilient_heads.injection.sites.hooks import watch_sites
+from resilient_heads.injection.sites.site import Site
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from resilient_heads.campaign.golden.golden_run import run_golden
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.evaluation import device_of, evaluating
-from resilient_heads.injection.sites.find import Site, find_sites
+from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.hooks import open_attention
+from resilient_heads.injection.sites.site import Site
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from resilient_heads.campaign.golden.data import Data, LabelledImages, collect_images
 from resilient_heads.errors import DataError, InjectionError, ModelError, ResilientHeadsError
 from resilient_heads.evaluation import device_of
-from resilient_heads.injection.sites.find import Site, watch_sites
+from resilient_heads.injection.sites.hooks import watch_sites
+from resilient_heads.injection.sites.site import Site
 from resilient_heads.statistics.functional import cross_entropy, top2diff
 
 

@@ -15,7 +15,7 @@ from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.campaign.trials.parquet import digest
 from resilient_heads.campaign.trials.trial_file import golden_columns
 from resilient_heads.errors import ResultError
-from resilient_heads.injection.sites.find import Site
+from resilient_heads.injection.sites.site import Site
 
 FORMAT = "resilient_heads.campaign/6"
 _DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
@@ -190,6 +190,7 @@ def _site_record(struck: CampaignSite) -> dict[str, Any]:
     record = dataclasses.asdict(struck.site)
     return {
         **record,
+        "name": struck.site.name,
         "shape": list(struck.site.shape),
         "dtype": str(struck.site.dtype).removeprefix("torch."),
         "range_limit": struck.range_limit,
@@ -199,7 +200,7 @@ def _site_record(struck: CampaignSite) -> dict[str, Any]:
 
 def _site_from(record: dict[str, Any]) -> CampaignSite:
     """Undo :func:`_site_record`."""
-    fields = {name: value for name, value in record.items() if name not in ("range_limit", "in_classifier")}
+    fields = {name: value for name, value in record.items() if name not in ("name", "range_limit", "in_classifier")}
     dtype = getattr(torch, record["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{record['dtype']} is no dtype")

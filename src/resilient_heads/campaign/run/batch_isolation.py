@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.errors import InjectionError
-from resilient_heads.injection.sites.find import Site, watch_sites
+from resilient_heads.injection.sites.hooks import watch_sites
+from resilient_heads.injection.sites.site import Site
 
 
 def disturbed_pass(model: nn.Module, site: Site, images: Tensor, image: int, *, extreme: bool) -> tuple[Tensor, Tensor]:

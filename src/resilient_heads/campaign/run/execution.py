@@ -23,7 +23,8 @@ from resilient_heads.incremental.recording.tape import ControlFlowError
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.injection.apply.hits import Hit, first, hit_
 from resilient_heads.injection.faults.draws import Draws
-from resilient_heads.injection.sites.find import Site, watch_sites
+from resilient_heads.injection.sites.hooks import watch_sites
+from resilient_heads.injection.sites.site import Site
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ from resilient_heads.incremental.recording.tape import ControlFlowError, Moment,
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.incremental.windows.follow import Follower
 from resilient_heads.incremental.windows.receptive_field import plan_windows
-from resilient_heads.injection.sites.find import Site, watch_sites
+from resilient_heads.injection.sites.hooks import watch_sites
+from resilient_heads.injection.sites.site import Site
 
 logger = logging.getLogger(__name__)
 

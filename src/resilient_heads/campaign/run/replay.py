@@ -19,8 +19,7 @@ from resilient_heads.errors import ArgumentError, DataError, InjectionError, Mod
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.apply.hits import Hit, first, hit_
 from resilient_heads.injection.faults.draws import Draws
-from resilient_heads.injection.sites.find import watch_sites
-from resilient_heads.injection.sites.hooks import open_attention
+from resilient_heads.injection.sites.hooks import open_attention, watch_sites
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -27,8 +27,9 @@ from resilient_heads.campaign.trials.columns import CampaignSite, Trials
 from resilient_heads.errors import ArgumentError, DamagedChunkError, ModelError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.faults.fault_model import FaultModel
-from resilient_heads.injection.sites.find import SiteMap, find_sites
+from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.hooks import open_attention
+from resilient_heads.injection.sites.site import SiteMap
 
 logger = logging.getLogger(__name__)
 

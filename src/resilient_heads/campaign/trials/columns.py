@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.injection.sites.find import Site
+from resilient_heads.injection.sites.site import Site
 
 COLUMNS: dict[str, type[np.generic]] = {
     "site": np.int32,

@@ -14,7 +14,7 @@ from resilient_heads.injection.faults.effects import BitEffect
 from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.injection.faults.ranges import RangeDetector, apply_range
 from resilient_heads.injection.formats.bits import stored_words
-from resilient_heads.injection.sites.find import Site
+from resilient_heads.injection.sites.site import Site
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,132 +18,8 @@ from resilient_heads.incremental.recording.batch_layout import (
     resolve_order,
     with_changed_image,
 )
-from resilient_heads.injection.formats.dtypes import format_of
-from resilient_heads.injection.sites.hooks import Source, WatchProducts, open_attention, watch_outputs, weight_of
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
-    """One tensor of a model, computed once in a forward pass.
-
-    Attributes:
-        name: Dotted name of the module; ``"name@2"`` for the second run of a module that runs several times.
-        kind: Class of the module.
-        shape: What one image has of the tensor.
-        dtype: Of the tensor.
-        group: Name of the module that declared it among its ``fault_sites``, or None.
-        is_layer: Whether it comes from a Conv2d or a Linear, which is what published campaigns inject into, or from an
-            attention's projections.
-        source: ``"output"`` of the module, or ``"product"``: the product with its weight, where a model uses the weight
-            and never runs the module.
-        dim: The tensor's dimension along which images lie.
-        fold: Entries of that dimension for each image, as for windows that are folded into the batch.
-        interleaved: Whether entry f of image i is number ``f * batch + i`` there, not ``i * fold + f``.
-    """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    group: str | None
-    is_layer: bool
-    source: Source = "output"
-    dim: int = 0
-    fold: int = 1
-    interleaved: bool = False
-
-    @property
-    def module(self) -> str:
-        """Dotted name of the module."""
-        return self.name.partition("@")[0]
-
-    @property
-    def call(self) -> int:
-        """Which run of the module, from 0."""
-        return int(self.name.partition("@")[2] or 1) - 1
-
-    @property
-    def layout(self) -> BatchLayout:
-        """Where images lie in the tensor."""
-        return BatchLayout(self.dim, self.fold, self.interleaved)
-
-    @property
-    def neurons(self) -> int:
-        """Values of one image that a fault can strike."""
-        return int(torch.Size(self.shape).numel())
-
-    @property
-    def word_bits(self) -> int:
-        """Width of each value in bits."""
-        return format_of(self.dtype).word_bits
-
-    def index(self, images: Tensor, neurons: Tensor, batch: int) -> tuple[Tensor, ...]:
-        """Return where in the tensor some neurons of some images are.
-
-        Args:
-            images: Positions in the batch, any shape.
-            neurons: Flat indices into what an image has of the tensor, same shape.
-            batch: Number of images.
-
-        Raises:
-            FaultError: A neuron that does not exist.
-        """
-        if neurons.numel() and not (int(neurons.min()) >= 0 and int(neurons.max()) < self.neurons):
-            wrong = int(neurons.min()) if int(neurons.min()) < 0 else int(neurons.max())
-            raise FaultError(f"{self.name!r} has {self.neurons} neurons; found the index {wrong}.")
-        own = list(torch.unravel_index(neurons, self.shape))
-        if self.fold > 1:
-            entry = own.pop(self.dim)
-            images = entry * batch + images if self.interleaved else images * self.fold + entry
-        own.insert(self.dim, images)
-        return tuple(own)
-
-
-@dataclass(frozen=True, slots=True)
-class SiteMap:
-    """The sites that a forward pass reached, and those that it did not.
-
-    Attributes:
-        reached: Sites in the order of execution.
-        skipped: Name of a module that would be a site, and why no fault can be put there.
-    """
-
-    reached: tuple[Site, ...]
-    uninjectable: dict[str, str]
-
-    def named(self, name: str) -> Site:
-        """Return one site.
-
-        Raises:
-            FaultError: There is none of that name; the message lists the valid ones.
-        """
-        for site in self.reached:
-            if site.name == name:
-                return site
-        if name in self.uninjectable:
-            raise FaultError(f"No fault can be put into {name!r}: {self.uninjectable[name]}.")
-        names = ", ".join(site.name for site in self.reached)
-        raise FaultError(f"No fault site is named {name!r}; the model's sites are: {names}.")
-
-    def matching(self, patterns: Sequence[str]) -> tuple[Site, ...]:
-        """Return the sites whose names match one of some patterns, such as ``"layer4.*"``, in the order of execution.
-
-        Raises:
-            FaultError: A pattern matches nothing; the message lists the valid names.
-        """
-        chosen = set()
-        for pattern in patterns:
-            found = {site.name for site in self.reached if fnmatch.fnmatchcase(site.name, pattern)}
-            chosen |= found or {self.named(pattern).name}
-        return tuple(site for site in self.reached if site.name in chosen)
-
-    @property
-    def last(self) -> tuple[Site, ...]:
-        """The sites of the classifier: the group of the site that ran last, or that site alone."""
-        final = self.reached[-1]
-        if final.group is None:
-            return (final,)
-        return tuple(site for site in self.reached if site.group == final.group)
+from resilient_heads.injection.sites.hooks import WatchProducts, open_attention, watch_outputs, watch_sites, weight_of
+from resilient_heads.injection.sites.site import Site, SiteMap, Source
 
 
 def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str | type[nn.Module]] = ()) -> SiteMap:
@@ -187,7 +62,8 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
                 uninjectable[label] = place
                 continue
             site = Site(
-                name=label,
+                module=name,
+                call=call,
                 kind=type(module).__name__,
                 shape=place[1],
                 dtype=two.tensor.dtype,
@@ -307,33 +183,6 @@ def _candidates(
     for name, module in every.items():
         if name and (name in declared or name in wanted or weight_of(module) is not None):
             yield name, (module, declared.get(name))
-
-
-@contextmanager
-def watch_sites(model: nn.Module, sites: Sequence[Site], note: Callable[[str, Tensor], Any]) -> Iterator[None]:
-    """Call ``note`` with the name and the tensor of some sites as the model computes them in one pass inside the block.
-
-    What ``note`` returns, if it is a tensor, takes the tensor's place.
-    """
-    calls: dict[str, int] = {}
-    every = dict(model.named_modules(remove_duplicate=False))
-    wanted = {(site.module, site.source, site.call): site.name for site in sites}
-
-    def pick(name: str, source: Source, value: Any) -> Tensor | None:
-        call = calls.get(name, 0)
-        calls[name] = call + 1
-        label = wanted.get((name, source, call))
-        other = None if label is None else note(label, value)
-        return other if isinstance(other, Tensor) else None
-
-    outputs = {site.module: every[site.module] for site in sites if site.source == "output"}
-    products = {site.module: every[site.module] for site in sites if site.source == "product"}
-    with watch_outputs(outputs, pick), open_attention():
-        if products:
-            with WatchProducts(products, pick):
-                yield
-        else:
-            yield
 
 
 def _why_none(calls: list[int]) -> str | None:

@@ -1,15 +1,15 @@
 """Reach the tensors of a running model: outputs of modules, and products with weights that no module runs for."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Source = Literal["output", "product"]
+from resilient_heads.injection.sites.site import Site, Source
 
 Note = Callable[[str, Source, Any], Any]
 """Given a module's name, how its tensor came about, and the tensor; returns one to go on with, or None."""
@@ -110,3 +110,30 @@ def address(tensor: Tensor) -> int:
     """Return what tells one tensor's memory from another's; views of one tensor share it."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
     return tensor.untyped_storage()._cdata if plain else -id(tensor)
+
+
+@contextmanager
+def watch_sites(model: nn.Module, sites: Sequence[Site], note: Callable[[str, Tensor], Any]) -> Iterator[None]:
+    """Call ``note`` with the name and the tensor of some sites as the model computes them in one pass inside the block.
+
+    What ``note`` returns, if it is a tensor, takes the tensor's place.
+    """
+    calls: dict[str, int] = {}
+    every = dict(model.named_modules(remove_duplicate=False))
+    wanted = {(site.module, site.source, site.call): site.name for site in sites}
+
+    def pick(name: str, source: Source, value: Any) -> Tensor | None:
+        call = calls.get(name, 0)
+        calls[name] = call + 1
+        label = wanted.get((name, source, call))
+        other = None if label is None else note(label, value)
+        return other if isinstance(other, Tensor) else None
+
+    outputs = {site.module: every[site.module] for site in sites if site.source == "output"}
+    products = {site.module: every[site.module] for site in sites if site.source == "product"}
+    with watch_outputs(outputs, pick), open_attention():
+        if products:
+            with WatchProducts(products, pick):
+                yield
+        else:
+            yield

@@ -1,0 +1,140 @@
+"""Fault sites as values: where a tensor comes from, and where the images of a batch lie in it."""
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from resilient_heads.errors import FaultError
+from resilient_heads.incremental.recording.batch_layout import BatchLayout
+from resilient_heads.injection.formats.dtypes import format_of
+
+Source = Literal["output", "product"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A fault site: one tensor that a model computes once in each forward pass.
+
+    Attributes:
+        module: Dotted name of the module that computes the tensor.
+        call: Which run of the module within a forward pass, from 0.
+        kind: Class of the module.
+        shape: Shape of one image's part of the tensor.
+        dtype: Dtype of the tensor.
+        group: Name of the module that lists this site's module in its ``fault_sites``, or None.
+        is_layer: Whether the module is a Conv2d, a Linear or an attention. Published campaigns inject into the first
+            two.
+        source: ``"output"`` of the module, or ``"product"`` of the module's weight and an input, for a model that
+            multiplies with the weight and never runs the module.
+        dim: Dimension of the tensor along which images lie.
+        fold: Entries of that dimension that belong to one image; above 1 where a model folds windows or tokens into
+            the batch.
+        interleaved: Whether entry f of image i lies at ``f * batch + i``. If False, it lies at ``i * fold + f``.
+    """
+
+    module: str
+    call: int = 0
+    kind: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    group: str | None
+    is_layer: bool
+    source: Source = "output"
+    dim: int = 0
+    fold: int = 1
+    interleaved: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the site: its module, followed by ``@2`` for the module's second run, ``@3`` for the third."""
+        return self.module if self.call == 0 else f"{self.module}@{self.call + 1}"
+
+    @property
+    def layout(self) -> BatchLayout:
+        """Where the images of a batch lie in the tensor."""
+        return BatchLayout(self.dim, self.fold, self.interleaved)
+
+    @property
+    def neurons(self) -> int:
+        """Elements of one image's part of the tensor."""
+        return int(torch.Size(self.shape).numel())
+
+    @property
+    def word_bits(self) -> int:
+        """Bits of one element."""
+        return format_of(self.dtype).word_bits
+
+    def index(self, images: Tensor, neurons: Tensor, batch: int) -> tuple[Tensor, ...]:
+        """Return the index of neurons in the tensor of a whole batch.
+
+        Args:
+            images: Positions in the batch, any shape.
+            neurons: Flat indices into one image's part of the tensor, same shape.
+            batch: Images in the batch.
+
+        Returns:
+            One index tensor for each dimension, each in the shape of ``neurons``.
+
+        Raises:
+            FaultError: A neuron that does not exist.
+        """
+        if neurons.numel() and not (int(neurons.min()) >= 0 and int(neurons.max()) < self.neurons):
+            wrong = int(neurons.min()) if int(neurons.min()) < 0 else int(neurons.max())
+            raise FaultError(f"{self.name!r} has {self.neurons} neurons, from 0 on; found the index {wrong}.")
+        index = list(torch.unravel_index(neurons, self.shape))
+        if self.fold > 1:
+            entry = index.pop(self.dim)
+            images = entry * batch + images if self.interleaved else images * self.fold + entry
+        index.insert(self.dim, images)
+        return tuple(index)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteMap:
+    """The fault sites of a model.
+
+    Attributes:
+        reached: The sites, in the order in which a forward pass computes them.
+        uninjectable: Names of modules or sites that no fault can be injected into, each with the reason.
+    """
+
+    reached: tuple[Site, ...]
+    uninjectable: dict[str, str]
+
+    def named(self, name: str) -> Site:
+        """Return one site.
+
+        Raises:
+            FaultError: No site has this name. The message lists the valid names.
+        """
+        for site in self.reached:
+            if site.name == name:
+                return site
+        if name in self.uninjectable:
+            raise FaultError(f"No fault can be injected into {name!r}: {self.uninjectable[name]}.")
+        names = ", ".join(site.name for site in self.reached)
+        raise FaultError(f"No fault site is named {name!r}; the model's sites are: {names}.")
+
+    def matching(self, patterns: Sequence[str]) -> tuple[Site, ...]:
+        """Return the sites whose names match any of the patterns, such as ``"layer4.*"``, in the order of execution.
+
+        Raises:
+            FaultError: A pattern matches no site. The message lists the valid names.
+        """
+        chosen = set()
+        for pattern in patterns:
+            names = {site.name for site in self.reached if fnmatch.fnmatchcase(site.name, pattern)}
+            chosen |= names or {self.named(pattern).name}
+        return tuple(site for site in self.reached if site.name in chosen)
+
+    @property
+    def last(self) -> tuple[Site, ...]:
+        """The sites of the classifier: all sites of the last site's group, or the last site alone."""
+        final = self.reached[-1]
+        if final.group is None:
+            return (final,)
+        return tuple(site for site in self.reached if site.group == final.group)
