@@ -332,5 +332,5 @@ def test_hooks_of_the_caller_stay() -> None:
 def test_a_site_is_a_frozen_value() -> None:
     (site,) = find_sites(nn.Sequential(nn.Linear(3, 2)), torch.randn(1, 3)).reached
     with pytest.raises(FrozenInstanceError):
-        site.name = "other"  # type: ignore[misc]
+        site.module = "other"  # type: ignore[misc]
     assert len({site, site}) == 1
