@@ -111,7 +111,9 @@ def replay(
             row, np.minimum(numbers, plan.counts[row] - 1), tensor, detector=detector
         )
         changed = tensor.clone(memory_format=torch.preserve_format)
-        done.append(hit_(changed, struck.site, draws, model=plan.fault, range_limit=struck.range_limit, detector=detector))
+        done.append(
+            hit_(changed, struck.site, draws, model=plan.fault, range_limit=struck.range_limit, detector=detector)
+        )
         return changed
 
     with evaluating(model), open_attention():
