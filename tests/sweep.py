@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.find.locate import find_classifiers, find_heads
 from resilient_heads.heads.find.trace import trace
+from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.swap.wrap import fuse, unwrap_model, wrap_model
-from resilient_heads.heads.text_guided import FusedCosineHead
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 _INTRODUCTION = """# Models

@@ -19,9 +19,6 @@ from .campaign.run.merge import merge_campaign as merge_campaign
 from .campaign.run.replay import replay as replay
 from .campaign.run.runner import run_campaign as run_campaign
 from .campaign.trials.outcomes import Outcome as Outcome
-from .heads.pretrained import from_pretrained as from_pretrained
-from .heads.pretrained import push_to_hub as push_to_hub
-from .heads.pretrained import save_pretrained as save_pretrained
 from .heads.protection.monitor import ProtectionMonitor as ProtectionMonitor
 from .heads.protection.options import Protection as Protection
 from .heads.swap.checkpoint import load_checkpoint as load_checkpoint

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
+from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear, norm_factor
 from resilient_heads.heads.swap.wrap import fuse
-from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
+from resilient_heads.heads.text_guided import TextGuidedHead
 
 Layers = tuple[Tensor, Tensor | None, Tensor]
 

@@ -10,8 +10,7 @@ from torch import nn
 
 from helpers.hub_server import HubServer
 from resilient_heads.errors import HubError, ModelError, ResultError
-from resilient_heads.heads.pretrained import from_pretrained, push_to_hub, save_pretrained
-from resilient_heads.heads.swap.wrap import fuse, wrap_model
+from resilient_heads.heads.swap.wrap import wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
@@ -33,7 +32,7 @@ def trained(**choices: bool) -> TextGuidedHead:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_saved_comes_back(tmp_path: Path, choices: dict[str, bool], dtype: torch.dtype) -> None:
     head = trained(**choices).to(dtype)
-    found = from_pretrained(save_pretrained(head, tmp_path))
+    found = TextGuidedHead.from_pretrained(head.save_pretrained(tmp_path))
     assert {k: v.tolist() for k, v in found.state_dict().items()} == {
         k: v.tolist() for k, v in head.state_dict().items()
     }
@@ -47,7 +46,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, choices: dict[str, bool], dtyp
 
 def test_random_rows_come_back(tmp_path: Path) -> None:
     head = TextGuidedHead(8, (3, 5))
-    found = from_pretrained(save_pretrained(head, tmp_path))
+    found = TextGuidedHead.from_pretrained(head.save_pretrained(tmp_path))
     assert torch.equal(found.projection.weight, head.projection.weight)
     assert found.text is None
     assert "random rows" in (tmp_path / "README.md").read_text()
@@ -58,19 +57,17 @@ def test_the_head_of_a_wrapped_model(tmp_path: Path) -> None:
     x = torch.randn(3, 5)
     other = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
     other[0].load_state_dict(model[0].state_dict())
-    wrap_model(other, head=from_pretrained(save_pretrained(model, tmp_path)))
+    wrap_model(other, head=TextGuidedHead.from_pretrained(model[2].save_pretrained(tmp_path)))
     assert torch.equal(other.eval()(x), model(x))
-    with pytest.raises(ModelError, match="save before"):
-        save_pretrained(fuse(model), tmp_path)
     with pytest.raises(ModelError, match="still open"):
-        save_pretrained(TextGuidedHead(None, TEXT), tmp_path)
+        TextGuidedHead(None, TEXT).save_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
     "damage", ["missing", "spare", "shape", "dtype", "cut", "config", "size", "flag", "text", "format"]
 )
 def test_loading_is_strict(tmp_path: Path, damage: str) -> None:
-    save_pretrained(trained(), tmp_path)
+    trained().save_pretrained(tmp_path)
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     state, record = load_file(weights), json.loads(config.read_text())
     if damage == "missing":
@@ -89,7 +86,7 @@ def test_loading_is_strict(tmp_path: Path, damage: str) -> None:
     if damage == "text":
         (tmp_path / "embeddings.safetensors").unlink()
     with pytest.raises(ModelError):
-        from_pretrained(tmp_path)
+        TextGuidedHead.from_pretrained(tmp_path)
 
 
 def test_push_then_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,19 +96,19 @@ def test_push_then_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     try:
         settings = HubSettings(endpoint=server.url, cache_dir=tmp_path / "cache", token="hf_test")
         head = trained()
-        commit = push_to_hub(head, "owner/head", tmp_path / "out", hub=settings)
-        push_to_hub(trained(), "owner/head", tmp_path / "newer", hub=settings)
-        found = from_pretrained("owner/head", revision=commit, hub=settings)
+        commit = head.push_to_hub("owner/head", hub=settings)
+        trained().push_to_hub("owner/head", hub=settings)
+        found = TextGuidedHead.from_pretrained("owner/head", revision=commit, hub=settings)
         assert torch.equal(found.projection.weight, head.projection.weight)
         card = server.commits["owner/head"][commit]["README.md"].decode()
-        assert 'rh.from_pretrained("owner/head")' in card
+        assert 'rh.TextGuidedHead.from_pretrained("owner/head")' in card
         assert not any(gap in card for gap in ("OWNER", "NAME", "COMMIT", "path/to"))
         with pytest.raises(HubError, match="no such repository"):
-            from_pretrained("owner/other", hub=settings)
+            TextGuidedHead.from_pretrained("owner/other", hub=settings)
         with pytest.raises(HubError, match="offline mode forbids"):
-            from_pretrained("owner/other", hub=settings, offline=True)
+            TextGuidedHead.from_pretrained("owner/other", hub=settings, offline=True)
         with pytest.raises(ModelError, match="leave revision='abc' out"):
-            from_pretrained(tmp_path / "out", revision="abc")
+            TextGuidedHead.from_pretrained(tmp_path, revision="abc")
     finally:
         server.shutdown()
         server.server_close()
@@ -123,11 +120,11 @@ def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
     summary = SimpleNamespace(
         trials=100, protocol=SimpleNamespace(name="raw"), images=7, accuracy=figure, level=0.99, scopes={"last": scope}
     )
-    save_pretrained(trained(), tmp_path, campaign=SimpleNamespace(summary=lambda: summary))
+    trained().save_pretrained(tmp_path, campaign=SimpleNamespace(summary=lambda: summary))
     card = (tmp_path / "README.md").read_text()
     assert "| last | 1.2500% (1.0000% to 2.0000%) | 1.2500% |" in card
     assert "100 trials, protocol `raw`" in card
-    save_pretrained(trained(), tmp_path)
+    trained().save_pretrained(tmp_path)
     assert "Not measured" in (tmp_path / "README.md").read_text()
     assert "have not been published" in (tmp_path / "README.md").read_text()
 
@@ -156,18 +153,18 @@ class Failing:
 def test_a_campaign_without_figures_harms_no_saved_head(
     tmp_path: Path, campaign: Any, error: type[Exception], message: str
 ) -> None:
-    save_pretrained(trained(), tmp_path)
+    trained().save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(error, match=message):
-        save_pretrained(TextGuidedHead(8, (3, 5)), tmp_path, campaign=campaign)
+        TextGuidedHead(8, (3, 5)).save_pretrained(tmp_path, campaign=campaign)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["README.md", "embeddings.safetensors", "model.safetensors", "config.json"])
 def test_files_of_somebody_else_are_never_replaced(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    with pytest.raises(ModelError, match=f"holds {name}, which no text-guided head"):
-        save_pretrained(TextGuidedHead(8, (3, 5)), tmp_path)
+    with pytest.raises(ModelError, match=f"holds {name}, which save_pretrained did not write"):
+        TextGuidedHead(8, (3, 5)).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "{}"
 
@@ -182,23 +179,22 @@ def test_files_of_somebody_else_are_never_replaced(tmp_path: Path, name: str) ->
     ],
 )
 def test_a_damaged_config_is_told(tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    save_pretrained(trained(), tmp_path)
+    trained().save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**record, **change}))
-    monkeypatch.setattr("resilient_heads.heads.pretrained.TextGuidedHead", None)  # nothing is built
-    with pytest.raises(ModelError):
-        from_pretrained(tmp_path)
+    monkeypatch.setattr(TextGuidedHead, "__init__", None)  # nothing is built
+    with pytest.raises(ModelError, match=r"config\.json"):
+        TextGuidedHead.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("repo", ["head", "a/b/c", "", "a b/c", None])
 def test_a_repository_has_an_owner(tmp_path: Path, repo: Any) -> None:
     with pytest.raises(HubError, match='must be "owner/name"'):
-        push_to_hub(trained(), repo, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        trained().push_to_hub(repo)
     with pytest.raises(HubError, match='must be "owner/name"'):
         publish(tmp_path, repo)
     with pytest.raises(ModelError, match="folder must be a path"):
-        save_pretrained(trained(), None)  # type: ignore[arg-type]
+        trained().save_pretrained(None)  # type: ignore[arg-type]
 
 
 def test_initialisations_of_the_ablation() -> None:

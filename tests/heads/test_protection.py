@@ -508,8 +508,8 @@ def test_the_constructor_takes_a_protection_and_files_keep_it(tmp_path: Path) ->
     choice = rh.Protection(bounds=True, checksum=True)
     head = rh.TextGuidedHead(8, (5, 6), protection=choice).eval()
     assert head.protection == choice
-    rh.save_pretrained(head, tmp_path / "head")
-    loaded = rh.from_pretrained(tmp_path / "head").eval()
+    head.save_pretrained(tmp_path / "head")
+    loaded = rh.TextGuidedHead.from_pretrained(tmp_path / "head").eval()
     assert loaded.protection == choice
     x = torch.randn(2, 8)
     assert same_bits(loaded(x), head(x))

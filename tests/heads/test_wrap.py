@@ -12,8 +12,9 @@ from torchvision import models
 import resilient_heads as rh
 from resilient_heads.errors import EmbeddingError, ModelError
 from resilient_heads.heads.find.locate import find_classifier, find_heads
+from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.swap.wrap import fuse, is_wrapped, unwrap_model, wrap_model
-from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
+from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 F, C, E = 8, 10, 12

@@ -9,7 +9,6 @@ from torch import nn
 
 import resilient_heads as rh
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LanguageModelError, ModelError
-from resilient_heads.heads.pretrained import push_to_hub
 from resilient_heads.text.descriptions.generate import generate_descriptions
 from resilient_heads.text.descriptions.openai_chat import OpenAIChat
 from resilient_heads.text.hub.settings import HubSettings
@@ -53,21 +52,21 @@ def test_an_answer_that_was_broken_off_is_no_description(monkeypatch: pytest.Mon
 
 
 def test_a_head_of_the_same_size_and_other_bits_is_refused(tmp_path: Path) -> None:
-    rh.save_pretrained(rh.TextGuidedHead(6, rh.load_embeddings("digits")), tmp_path)
+    rh.TextGuidedHead(6, rh.load_embeddings("digits")).save_pretrained(tmp_path)
     for name in ("model.safetensors", "embeddings.safetensors"):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         with pytest.raises(ModelError, match=f"{name} is missing or damaged"):
-            rh.from_pretrained(tmp_path)
+            rh.TextGuidedHead.from_pretrained(tmp_path)
         (tmp_path / name).write_bytes(content)
-    assert isinstance(rh.from_pretrained(tmp_path), nn.Module)
+    assert isinstance(rh.TextGuidedHead.from_pretrained(tmp_path), nn.Module)
 
 
 def test_text_of_an_earlier_head_does_not_stay(tmp_path: Path) -> None:
-    rh.save_pretrained(rh.TextGuidedHead(6, rh.load_embeddings("digits")), tmp_path)
-    rh.save_pretrained(rh.TextGuidedHead(6, (3, 4)), tmp_path)
+    rh.TextGuidedHead(6, rh.load_embeddings("digits")).save_pretrained(tmp_path)
+    rh.TextGuidedHead(6, (3, 4)).save_pretrained(tmp_path)
     assert not (tmp_path / "embeddings.safetensors").exists()
-    assert rh.from_pretrained(tmp_path).num_classes == 3
+    assert rh.TextGuidedHead.from_pretrained(tmp_path).num_classes == 3
 
 
 @pytest.mark.parametrize(
@@ -90,4 +89,4 @@ def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(HubError, match="could not be reached"):
         publish(folder, "o/n", hub=hub)
     with pytest.raises(HubError, match="could not be reached"):
-        push_to_hub(rh.TextGuidedHead(6, (3, 4)), "o/n", tmp_path / "head", hub=hub)
+        rh.TextGuidedHead(6, (3, 4)).push_to_hub("o/n", hub=hub)

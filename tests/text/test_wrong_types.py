@@ -74,7 +74,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
             (lambda _: rh.ClassDescriptions.load("half \ud800"), DescriptionError, "half \ud800"),
             (lambda _: rh.encoders.TransformersEncoder(3), EmbeddingError, 3),
             (lambda _: rh.encoders.SentenceTransformerEncoder(b"x"), EmbeddingError, b"x"),
-            (lambda _: rh.from_pretrained({}), ModelError, {}),
+            (lambda _: rh.TextGuidedHead.from_pretrained({}), ModelError, {}),
             (lambda _: publish(0.5, "owner/name"), EmbeddingError, 0.5),
             (lambda _: rh.generate_descriptions(["a"], str, answers=()), DescriptionError, ()),
         )

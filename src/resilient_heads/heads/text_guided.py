@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import EmbeddingError, ModelError
+from resilient_heads.heads.fused_cosine import FusedCosineHead, layer_of
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
+from resilient_heads.heads.pretrained.mixin import PretrainedHead
 from resilient_heads.heads.protection.guard import SMALLEST_NORM, HeadGraph, Product
 from resilient_heads.heads.protection.layers import Protectable, protected
 from resilient_heads.heads.protection.options import Protection
@@ -42,7 +44,7 @@ class UnitNorm(nn.Module):
         return f"dim={self.dim}"
 
 
-class TextGuidedHead(Protectable):
+class TextGuidedHead(PretrainedHead, Protectable):
     """A classifier whose last weights start as the text embeddings of the classes.
 
     ``latent`` maps F features to the E dimensions of a text encoder; ``projection`` compares the result with one row a
@@ -256,7 +258,7 @@ class TextGuidedHead(Protectable):
             self.latent.bias,
             self.projection.weight.flatten(1),
         )
-        layer = _layer(weight, bias, conv=self.is_conv)
+        layer = layer_of(weight, bias, conv=self.is_conv)
         trained = self.latent.weight.requires_grad or self.projection.weight.requires_grad
         for parameter in layer.parameters():
             parameter.requires_grad_(trained)
@@ -277,51 +279,6 @@ class TextGuidedHead(Protectable):
             f"in_features={self.in_features}, embed_dim={self.embed_dim}, num_classes={self.num_classes}, "
             f"normalize={self.normalize}, text={text}"
         )
-
-
-class FusedCosineHead(Protectable):
-    """A cosine head as one matrix product, exact up to rounding.
-
-    ``layer`` gives C scores followed by K numbers whose norm is the norm of the latent vector; see
-    :mod:`resilient_heads.heads.fusion`.
-
-    Args:
-        layer: Linear or 1x1 convolution with ``C + K`` outputs.
-        num_classes: C.
-        logit_scale: The head's learned log scale, ``(1,)``.
-    """
-
-    def __init__(self, layer: nn.Linear | nn.Conv2d, num_classes: int, logit_scale: Tensor) -> None:
-        super().__init__()
-        self.layer = layer
-        self.num_classes = num_classes
-        self.class_names: tuple[str, ...] | None = None
-        self.guard = None
-        self.logit_scale = nn.Parameter(logit_scale.detach().clone(), requires_grad=logit_scale.requires_grad)
-        self._dim = 1 if isinstance(layer, nn.Conv2d) else -1
-        self._sizes = [num_classes, int(layer.weight.shape[0]) - num_classes]
-
-    @property
-    def fault_sites(self) -> tuple[str, ...]:
-        """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
-        return ("layer", "") if self.guard is None else self.guarded_sites()
-
-    def plan(self) -> HeadGraph:
-        """Return what the head computes."""
-        return HeadGraph((Product("layer", self.layer),), self.logit_scale, self.num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits, ``(..., C)``."""
-        if self.guard is not None and not self.training:
-            return self.guard.run(self.plan(), x, self._dim)
-        scores, factor = self.layer(x).split(self._sizes, dim=self._dim)
-        norm = torch.linalg.vector_norm(factor, dim=self._dim, keepdim=True).clamp_min(SMALLEST_NORM)
-        cosine: Tensor = scores / norm
-        return cosine * self.logit_scale.exp().to(cosine.dtype)
-
-    def extra_repr(self) -> str:
-        """Show the sizes."""
-        return f"num_classes={self.num_classes}"
 
 
 def check_initialisation(init: str) -> Initialisation:
@@ -354,16 +311,3 @@ def _latent_layer(
         if conv:
             return nn.LazyConv2d(embed_dim, 1, bias=bias, **factory)
         return nn.LazyLinear(embed_dim, bias=bias, **factory)
-
-
-def _layer(weight: Tensor, bias: Tensor | None, *, conv: bool) -> nn.Linear | nn.Conv2d:
-    """Return a Linear or 1x1 Conv2d that holds exactly these tensors."""
-    out_features, in_features = weight.shape
-    layer = (
-        nn.Conv2d(in_features, out_features, 1, device="meta")
-        if conv
-        else nn.Linear(in_features, out_features, device="meta")
-    )
-    layer.weight = nn.Parameter(weight[:, :, None, None] if conv else weight)
-    layer.bias = None if bias is None else nn.Parameter(bias)
-    return layer

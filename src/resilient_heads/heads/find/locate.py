@@ -11,7 +11,8 @@ from resilient_heads.heads.find.candidates import Classifier as Classifier
 from resilient_heads.heads.find.candidates import Leaf as Leaf
 from resilient_heads.heads.find.candidates import candidates, is_leaf, leaf_names, place_of, why_not
 from resilient_heads.heads.find.trace import Trace, trace
-from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
+from resilient_heads.heads.fused_cosine import FusedCosineHead
+from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.heads.wrappers import Action
 
 logger = logging.getLogger(__name__)

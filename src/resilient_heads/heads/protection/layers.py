@@ -30,7 +30,7 @@ class Protectable(nn.Module):
         """Take up a protection, or drop it with None. Parameters, state dict and fault-free logits stay as they are.
 
         Raises:
-            ModelError: It is no :class:`Protection`.
+            ModelError: It is not a :class:`Protection`.
         """
         if protection is not None and not isinstance(protection, Protection):
             raise ModelError(
@@ -92,3 +92,8 @@ def protected(layer: nn.Linear | nn.Conv2d, protection: Protection) -> Protected
     assert isinstance(layer, ProtectedLinear | ProtectedConv2d)
     layer.protect(protection)
     return layer
+
+
+def find_protectable(model: nn.Module) -> dict[str, Protectable]:
+    """Return the heads within a model that can be protected as they are, by dotted path."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Protectable)}

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resilient_heads.errors import ModelError
+from resilient_heads.heads.protection.layers import find_protectable
 from resilient_heads.heads.protection.parts import Bounded, BoundedNorm, Choice, Vote
-from resilient_heads.heads.swap.protect import find_protectable
 
 
 @dataclass(frozen=True, slots=True)

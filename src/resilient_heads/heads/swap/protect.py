@@ -7,7 +7,13 @@ from torch import nn
 
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.find.locate import find_classifiers, layer_names
-from resilient_heads.heads.protection.layers import Protectable, ProtectedConv2d, ProtectedLinear, protected
+from resilient_heads.heads.protection.layers import (
+    Protectable,
+    ProtectedConv2d,
+    ProtectedLinear,
+    find_protectable,
+    protected,
+)
 from resilient_heads.heads.protection.options import Protection
 from resilient_heads.heads.wrappers import refuse_held
 
@@ -83,11 +89,6 @@ def unprotect_(model: M) -> M:
         else:
             head.protect(None)
     return model
-
-
-def find_protectable(model: nn.Module) -> dict[str, Protectable]:
-    """Return the heads within a model that can be protected as they are, by dotted path."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Protectable)}
 
 
 def _named(model: nn.Module, heads: dict[str, Protectable], classifier: str | Sequence[str]) -> dict[str, Protectable]:

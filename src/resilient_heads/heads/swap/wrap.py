@@ -11,12 +11,13 @@ from resilient_heads.errors import ModelError
 from resilient_heads.heads.find.candidates import Classifier, Leaf
 from resilient_heads.heads.find.locate import find_classifiers, find_heads
 from resilient_heads.heads.find.trace import shapes_after, trace
+from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.swap.checkpoint import guard_loading
 from resilient_heads.heads.swap.class_metadata import ClassMetadata, adapt, allow_reset, restore, survey
 from resilient_heads.heads.swap.fitting import Start, build_head, check_fits, fit_head, text_for
 from resilient_heads.heads.swap.replace import swap
 from resilient_heads.heads.swap.warm_start import warm_start_all
-from resilient_heads.heads.text_guided import FusedCosineHead, TextGuidedHead
+from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.heads.wrappers import refuse_held
 from resilient_heads.text.embeddings import ClassEmbeddings
 

@@ -1,0 +1,1 @@
+"""Text-guided heads on disk and on the Hugging Face Hub."""
