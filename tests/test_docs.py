@@ -1,6 +1,10 @@
-"""The code in README and docs runs as it stands, on a few small images."""
+"""README, docs, examples and docstrings: their code runs, and what they name exists."""
 
+import ast
+import importlib
+import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,14 +12,35 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import resilient_heads as rh
+from resilient_heads.cli import build_parser
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 
-ROOT = Path(__file__).parent.parent
 torchvision = pytest.importorskip("torchvision")
+ROOT = Path(__file__).parent.parent
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NAMESPACES = ("encoders", "errors", "faults", "formats", "report", "statistics")
+PUBLIC_MODULES = {"resilient_heads", "resilient_heads.demo", *(f"resilient_heads.{name}" for name in NAMESPACES)}
+RUN_ELSEWHERE = {
+    "embeddings.md": "tests/text/test_embeddings_page.py",
+    "training.md": "tests/deployment/test_pages.py",
+    "deployment.md": "tests/deployment/test_pages.py",
+}
 
 
-def blocks(path: Path) -> str:
-    return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL))
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Return the blocks of code in a page."""
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def code(path: Path) -> str:
+    """Return the Python of a page or a script as one program."""
+    return path.read_text() if path.suffix == ".py" else "\n".join(blocks(path, "python"))
 
 
 @pytest.fixture
@@ -70,39 +95,96 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     }
 
 
-PAGES = [
-    "README.md",
-    "docs/index.md",
-    "docs/faults.md",
-    "docs/heads.md",
-    "docs/protection.md",
-    "docs/measuring.md",
-    "docs/campaigns.md",
-    "docs/statistics.md",
-]
+RUN_HERE = [path for path in PROSE if code(path) and path.name not in RUN_ELSEWHERE]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_code_runs(page: str, namespace: dict[str, object]) -> None:
-    code = blocks(ROOT / page)
-    assert "rh." in code
-    if page == "docs/index.md":  # two classes there: one image of each, so that something is classified correctly
+@pytest.mark.parametrize("page", RUN_HERE, ids=named)
+def test_the_code_of_a_page_runs(page: Path, namespace: dict[str, object]) -> None:
+    if page.name == "index.md":  # two classes there: one image of each, so that something is classified correctly
         images = torch.randn(6, 3, 32, 32)
         both = torch.tensor([0, 1, 0, 1, 0, 1])
         namespace["images"] = images
         namespace["val_loader"] = namespace["train_loader"] = [(images, both)]
-    exec(compile(code, page, "exec"), namespace)
+    exec(compile(code(page), page.name, "exec"), namespace)
 
 
-def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\(([^)#]+?)\)", page.read_text()):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name}: {target}"
+def test_every_page_with_code_runs_in_some_test() -> None:
+    assert {"README.md", "index.md"} <= {path.name for path in RUN_HERE}
+    for page, test in RUN_ELSEWHERE.items():
+        assert page in (ROOT / test).read_text(), f"{test} no longer runs docs/{page}"
 
 
-def test_every_named_file_exists() -> None:
-    """Docs and README name tests and scripts as proof; they must be there."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"`(?:python )?((?:tests|examples)/[\w/.]+\.py)`", page.read_text()):
-            assert (ROOT / target).exists(), f"{page.name}: {target}"
+@pytest.mark.parametrize("page", PROSE, ids=named)
+def test_commands_in_a_page_are_accepted_by_the_command_line(page: Path) -> None:
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for command in re.split(r"&&|\|", line.partition("#")[0]):
+                words = shlex.split(command)
+                if "resilient-heads" in words:
+                    build_parser().parse_args(words[words.index("resilient-heads") + 1 :])
+
+
+@pytest.mark.parametrize("page", PROSE, ids=named)
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text()
+    links = [target for target in re.findall(r"\]\(([^)#]+?)\)", text) if not target.startswith("http")]
+    assert [target for target in links if not (page.parent / target).exists()] == []
+    files = re.findall(r"`(?:python )?((?:tests|examples|benchmarks|src|docs)/[\w/.]+\.\w+)", text)
+    assert [target for target in files if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", [*PROSE, *EXAMPLES], ids=named)
+def test_public_names_in_a_page_exist(page: Path) -> None:
+    for dotted in set(re.findall(r"\brh\.([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)", page.read_text())):
+        owner: object = rh
+        for name in dotted.split("."):
+            if not (inspect.ismodule(owner) or inspect.isclass(owner)):
+                break
+            if inspect.isclass(owner) and name in getattr(owner, "__annotations__", {}):
+                break
+            assert name in owner.__all__ if inspect.ismodule(owner) else hasattr(owner, name), f"rh.{dotted}"
+            owner = getattr(owner, name)
+
+
+@pytest.mark.parametrize("page", [*PROSE, *EXAMPLES], ids=named)
+def test_code_for_readers_imports_public_modules_only(page: Path) -> None:
+    used = set()
+    for part in ast.walk(ast.parse(code(page))):
+        if isinstance(part, ast.Import):
+            used |= {alias.name for alias in part.names}
+        elif isinstance(part, ast.ImportFrom):
+            used.add(part.module or "")
+    assert {name for name in used if name.split(".")[0] == "resilient_heads"} <= PUBLIC_MODULES
+
+
+def public_objects() -> dict[str, object]:
+    """Return every public function and class but errors, by its name as a reader types it."""
+    top = {f"rh.{name}": getattr(rh, name) for name in rh.__all__ if name not in NAMESPACES}
+    inner = {
+        f"rh.{space}.{name}": getattr(getattr(rh, space), name)
+        for space in NAMESPACES
+        if space != "errors"
+        for name in getattr(rh, space).__all__
+    }
+    return {name: value for name, value in {**top, **inner}.items() if callable(value)}
+
+
+@pytest.mark.parametrize("name", public_objects())
+def test_a_public_docstring_holds_an_example(name: str) -> None:
+    """Pytest runs the examples: it collects the docstrings of src."""
+    docstring = public_objects()[name].__doc__ or ""
+    assert docstring.count(">>>"), f"{name} has none"
+
+
+@pytest.mark.parametrize("name", re.findall(r"^\.\. auto\w+:: ([\w.]+)", (ROOT / "docs/api.md").read_text(), re.M))
+def test_the_reference_names_what_exists(name: str) -> None:
+    parts = name.split(".")
+    for split in range(len(parts), 0, -1):
+        try:
+            owner: object = importlib.import_module(".".join(parts[:split]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[split:]:
+            owner = getattr(owner, attribute)
+        return
+    pytest.fail(f"{name} does not exist")
