@@ -56,8 +56,8 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     def few(model: torch.nn.Module, data: object, **options: object) -> rh.CampaignResult:
         return campaign(model, data, **{**options, "trials_per_site": 3, "progress": False})
 
-    def cheap(pilot: rh.CampaignResult, *, trials: int) -> rh.StratifiedDesign:
-        return neyman_design(pilot, total_trials=trials // 40)
+    def cheap(pilot: rh.CampaignResult, *, total_trials: int) -> rh.StratifiedDesign:
+        return neyman_design(pilot, total_trials=total_trials // 40)
 
     def train(wrapped: torch.nn.Module) -> None:
         """Overfit, so that some image is classified correctly."""

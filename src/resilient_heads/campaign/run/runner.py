@@ -4,11 +4,10 @@ import contextlib
 import logging
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from resilient_heads.campaign.design.designs import Design, UniformDesign
 from resilient_heads.campaign.design.plan import SINGLE_FLIP, plan_trials
@@ -23,6 +22,7 @@ from resilient_heads.campaign.result.shards import Shard
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.run.execution import Engine, Execution
 from resilient_heads.campaign.run.prefix import Prefix
+from resilient_heads.campaign.run.progress import Progress, check_progress, show_progress
 from resilient_heads.campaign.trials.columns import CampaignSite, Trials
 from resilient_heads.errors import ArgumentError, DamagedChunkError, ModelError
 from resilient_heads.evaluation import device_of, evaluating
@@ -53,7 +53,7 @@ def run_campaign(
     shard: Shard | None = None,
     engine: Engine = "incremental",
     memory_limit: int | None = None,
-    progress: bool | Callable[[int, int], object] = True,
+    progress: Progress = True,
 ) -> CampaignResult:
     """Strike every site of a model with single bit flips and record how each trial ends.
 
@@ -123,8 +123,7 @@ def run_campaign(
     seed = _count("seed", seed, least=0)
     if engine not in ("incremental", "full"):
         raise ArgumentError(f'engine must be "incremental" or "full", found {engine!r}.')
-    if not (isinstance(progress, bool) or callable(progress)):
-        raise ArgumentError(f"progress must be True, False or a function of two numbers, found {progress!r}.")
+    check_progress(progress)
     memory_limit = None if memory_limit is None else _count("memory_limit", memory_limit, least=1)
     shard = Shard() if shard is None else shard
     if not isinstance(shard, Shard):
@@ -198,7 +197,7 @@ def _run(
     folder: CampaignFolder | None,
     shard: Shard,
     *,
-    progress: bool | Callable[[int, int], object],
+    progress: Progress,
 ) -> Trials:
     """Run the chunks of a shard that the folder does not have yet, and write each when it is done."""
     counts, size = record.plan.counts, record.config.chunk_size
@@ -212,16 +211,7 @@ def _run(
     done = folder.stored(shard) if folder is not None else {}
     total = sum(max(0, min(count - chunk * size, size)) for chunk in chunks for count in counts)
     finished = sum(map(len, done.values()))
-
-    def advance(trials: int) -> None:
-        nonlocal finished
-        finished += trials
-        bar.update(trials)
-        if callable(progress):
-            progress(finished, total)
-
-    hidden = callable(progress) or not progress
-    with tqdm(total=total, initial=finished, unit="trial", disable=hidden, desc="injecting", leave=False) as bar:
+    with show_progress(progress, total=total, done=finished, unit="trial") as advance:
         prefix = Prefix(record)
         for chunk in chunks:
             if prefix.complete(lambda number: _known(number, done, folder)):
