@@ -19,7 +19,7 @@ from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.campaign.trials.outcomes import Outcome, judge
 from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.injection.apply.inject import inject_batch
-from resilient_heads.injection.random.sampling import draw_faults
+from resilient_heads.injection.random.elements import draw_single_flips
 from resilient_heads.injection.sites.site import Site
 
 Data = tuple[Tensor, Tensor]
@@ -34,7 +34,7 @@ def test_uniform_draws_what_it_always_drew() -> None:
     assert plan.counts == (50, 50)
     for row, struck in enumerate(SITES):
         site = struck.site
-        expected = draw_faults(9, site.name, numbers, neurons=site.neurons, bits=site.word_bits)
+        expected = draw_single_flips(9, site.name, numbers, neurons=site.neurons, word_bits=site.word_bits)
         drawn = plan.draw(row, numbers)
         np.testing.assert_array_equal(drawn.neurons[:, 0], expected.neurons)
         np.testing.assert_array_equal(drawn.bits[:, 0], expected.bits)

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import resilient_heads as rh
-from resilient_heads.errors import FaultError
+from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.faults.effects import Effect
 from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.injection.faults.ranges import apply_range, zero_out_of_range
 from resilient_heads.injection.formats.base import NumberFormat
 from resilient_heads.injection.formats.bits import words
-from resilient_heads.injection.random.sampling import draw_errors, draw_faults
+from resilient_heads.injection.random.elements import draw_errors, draw_single_flips
 
 PROPERTY = settings(max_examples=30, deadline=None, derandomize=True, database=None)
 
@@ -87,8 +87,8 @@ def bits_of(x: torch.Tensor) -> list[int]:
 @given(st.integers(0, 2**64 - 1), st.integers(1, 10**6), st.sampled_from([8, 16, 32, 64]))
 def test_the_default_keeps_the_draws_of_single_flips(seed: int, neurons: int, bits: int) -> None:
     numbers = np.array([0, 5, 17, 2**40], dtype=np.int64)
-    single = draw_faults(seed, "fc", numbers, neurons=neurons, bits=bits)
-    draws = FaultModel().draw(seed, "fc", numbers, neurons=neurons, bits=bits)
+    single = draw_single_flips(seed, "fc", numbers, neurons=neurons, word_bits=bits)
+    draws = FaultModel().draw(seed, "fc", numbers, neurons=neurons, word_bits=bits)
     assert draws.neurons.tolist() == single.neurons[:, None].tolist()
     assert draws.bits.tolist() == single.bits[:, None].tolist()
     assert draws.flip.view(np.uint64).tolist() == [[1 << bit] for bit in single.bits.tolist()]
@@ -99,12 +99,12 @@ def test_the_default_keeps_the_draws_of_single_flips(seed: int, neurons: int, bi
 def test_a_trial_is_the_same_in_any_batch(kind: str) -> None:
     model = MODELS[kind]
     rows = torch.randn(20, 52)
-    whole = corrupted(model, rows, model.draw(7, "conv", trials(20), neurons=52, bits=32))
+    whole = corrupted(model, rows, model.draw(7, "conv", trials(20), neurons=52, word_bits=32))
     for part in (np.array([3]), np.array([11, 4]), np.arange(6, 19)):
-        draws = model.draw(7, "conv", part, neurons=52, bits=32)
+        draws = model.draw(7, "conv", part, neurons=52, word_bits=32)
         assert torch.equal(words(corrupted(model, rows[part], draws)), words(whole[part]))
     if kind not in ("zero", "bias", "scale"):  # which draw nothing
-        other = corrupted(model, rows, model.draw(8, "conv", trials(20), neurons=52, bits=32))
+        other = corrupted(model, rows, model.draw(8, "conv", trials(20), neurons=52, word_bits=32))
         assert not torch.equal(words(other), words(whole))
 
 
@@ -116,7 +116,7 @@ def test_only_what_is_drawn_changes(kind: str, dtype: torch.dtype) -> None:
         return
     rows = torch.randn(9, 52).to(dtype)
     rows[:, 3] = math.nan
-    draws = model.draw(1, "conv", trials(9), neurons=52, bits=width)
+    draws = model.draw(1, "conv", trials(9), neurons=52, word_bits=width)
     after = corrupted(model, rows, draws)
     assert after.dtype == dtype
     changed = set(map(tuple, (words(after) != words(rows)).nonzero().tolist()))
@@ -127,7 +127,7 @@ def test_only_what_is_drawn_changes(kind: str, dtype: torch.dtype) -> None:
 
 
 def test_sets_of_neurons_are_uniform() -> None:
-    draws = FaultModel(elements=rh.faults.RandomElements(count=3)).draw(3, "x", trials(40_000), neurons=7, bits=32)
+    draws = FaultModel(elements=rh.faults.RandomElements(count=3)).draw(3, "x", trials(40_000), neurons=7, word_bits=32)
     assert all(len(set(line)) == 3 for line in draws.neurons.tolist())
     counts = Counter(tuple(sorted(line)) for line in draws.neurons.tolist())
     sets = np.array([counts[chosen] for chosen in combinations(range(7), 3)])
@@ -137,7 +137,7 @@ def test_sets_of_neurons_are_uniform() -> None:
 
 def test_sets_of_bits_are_uniform() -> None:
     draws = FaultModel(elements=rh.faults.RandomElements(count=2), effect=rh.faults.Flip(count=2)).draw(
-        3, "x", trials(20_000), neurons=9, bits=8
+        3, "x", trials(20_000), neurons=9, word_bits=8
     )
     masks = draws.flip.reshape(-1)
     assert all(int(mask).bit_count() == 2 for mask in masks)
@@ -151,7 +151,7 @@ def test_sets_of_bits_are_uniform() -> None:
 def test_bursts_are_runs_and_uniform() -> None:
     draws = FaultModel(
         elements=rh.faults.RandomElements(count=3, adjacent=True), effect=rh.faults.Flip(count=4, adjacent=True)
-    ).draw(3, "x", trials(20_000), neurons=10, bits=16)
+    ).draw(3, "x", trials(20_000), neurons=10, word_bits=16)
     assert (np.diff(draws.neurons, axis=1) == 1).all()
     assert abs(chi_square(np.bincount(draws.neurons[:, 0], minlength=8))) < 4
     assert draws.neurons.max() == 9
@@ -159,18 +159,18 @@ def test_bursts_are_runs_and_uniform() -> None:
     assert set(starts) == {0b1111 << start for start in range(13)}
     assert abs(chi_square(np.array(list(starts.values())))) < 4
     everything = FaultModel(elements=rh.faults.RandomElements(count=10), effect=rh.faults.Flip(count=16)).draw(
-        0, "x", trials(3), neurons=10, bits=16
+        0, "x", trials(3), neurons=10, word_bits=16
     )
     assert np.sort(everything.neurons, axis=1).tolist() == [list(range(10))] * 3
     assert (everything.flip == 0xFFFF).all()
-    whole = FaultModel(effect=rh.faults.Flip(count=64, adjacent=True)).draw(0, "x", trials(2), neurons=4, bits=64)
+    whole = FaultModel(effect=rh.faults.Flip(count=64, adjacent=True)).draw(0, "x", trials(2), neurons=4, word_bits=64)
     assert (whole.flip == -1).all()
 
 
 @pytest.mark.parametrize(("places", "rate"), [(10, 0.001), (1000, 1e-5), (64, 0.02), (80, 0.5), (2000, 0.002)])
 def test_errors_are_independent_and_of_the_right_rate(places: int, rate: float) -> None:
     count = 20_000
-    found = draw_errors(11, "fc", trials(count), places=places, rate=rate)
+    found = draw_errors(11, "fc", trials(count), population=places, rate=rate)
     hits = found >= 0
     assert (np.diff(np.where(hits, found, 10**9), axis=1)[hits[:, 1:]] > 0).all(), "not ascending, or twice the same"
     assert found.max(initial=0) < places
@@ -192,23 +192,23 @@ def test_errors_are_independent_and_of_the_right_rate(places: int, rate: float) 
 def test_a_rate_below_one_error_a_layer_is_not_rounded_away() -> None:
     """A layer of 1,000 words at 5e-6: 0.16 errors are expected, which others round to none."""
     model = FaultModel(elements=rh.faults.ErrorRate(rate=5e-6))
-    draws = model.draw(2, "conv", trials(50_000), neurons=1000, bits=32)
+    draws = model.draw(2, "conv", trials(50_000), neurons=1000, word_bits=32)
     errors = (draws.neurons >= 0).sum()
     assert abs(errors - 8000) < 4.5 * math.sqrt(8000)
 
 
 def test_extreme_rates() -> None:
-    assert draw_errors(0, "x", trials(3), places=50, rate=0.0).shape == (3, 0)
-    assert draw_errors(0, "x", trials(2), places=50, rate=1.0).tolist() == [list(range(50))] * 2
-    assert draw_errors(0, "x", trials(4), places=10**15, rate=1e-18).shape == (4, 0)
-    every = FaultModel(elements=rh.faults.ErrorRate(rate=1.0)).draw(0, "x", trials(2), neurons=5, bits=32)
+    assert draw_errors(0, "x", trials(3), population=50, rate=0.0).shape == (3, 0)
+    assert draw_errors(0, "x", trials(2), population=50, rate=1.0).tolist() == [list(range(50))] * 2
+    assert draw_errors(0, "x", trials(4), population=10**15, rate=1e-18).shape == (4, 0)
+    every = FaultModel(elements=rh.faults.ErrorRate(rate=1.0)).draw(0, "x", trials(2), neurons=5, word_bits=32)
     assert every.neurons.tolist() == [list(range(5))] * 2
     assert (every.flip == 0xFFFFFFFF).all()
 
 
 def test_large_populations_are_drawn_in_pieces() -> None:
     places, rate = 20_000_000, 4e-3
-    found = draw_errors(5, "model", trials(1), places=places, rate=rate)[0]
+    found = draw_errors(5, "model", trials(1), population=places, rate=rate)[0]
     assert abs(len(found) - 80_000) < 4.5 * math.sqrt(80_000)
     assert (np.diff(found) > 0).all()
     assert abs(chi_square(np.bincount(found * 50 // places, minlength=50))) < 4
@@ -216,7 +216,7 @@ def test_large_populations_are_drawn_in_pieces() -> None:
 
 def test_an_error_rate_gathers_the_bits_of_a_word() -> None:
     model = FaultModel(elements=rh.faults.ErrorRate(rate=0.3), effect=rh.faults.Flip(bits=(1, 5, 31)))
-    draws = model.draw(5, "fc", trials(4000), neurons=6, bits=32)
+    draws = model.draw(5, "fc", trials(4000), neurons=6, word_bits=32)
     assert all(len(set(line)) == len(line) for line in ([n for n in row if n >= 0] for row in draws.neurons.tolist()))
     struck = draws.neurons >= 0
     assert set(np.unique(draws.flip[struck]).tolist()) == {
@@ -230,7 +230,7 @@ def test_an_error_rate_gathers_the_bits_of_a_word() -> None:
 def test_permanent_faults_strike_the_same_place_in_every_trial() -> None:
     for elements in (rh.faults.RandomElements(count=2, fixed=True), rh.faults.ErrorRate(rate=0.05, fixed=True)):
         draws = FaultModel(elements=elements, effect=rh.faults.StuckAt(value=1)).draw(
-            9, "fc", trials(30), neurons=40, bits=32
+            9, "fc", trials(30), neurons=40, word_bits=32
         )
         assert len({tuple(line) for line in draws.neurons.tolist()}) == 1
         assert len({tuple(line) for line in draws.flip.tolist()}) == 1
@@ -256,7 +256,7 @@ VALUES = [1.5, -0.0, 3.0, -2.0, math.inf, 0.25]
 def test_effects_by_hand(effect: Effect, expected: list[float]) -> None:
     rows = torch.tensor([VALUES])
     model = FaultModel(elements=rh.faults.AllElements(), effect=effect)
-    found = corrupted(model, rows, model.draw(0, "x", trials(1), neurons=6, bits=32))[0]
+    found = corrupted(model, rows, model.draw(0, "x", trials(1), neurons=6, word_bits=32))[0]
     if isinstance(effect, rh.faults.Flip) and effect.bits == (22, 23):
         assert bits_of(found) == [word ^ 0xC00000 for word in bits_of(rows)]
         return
@@ -267,17 +267,20 @@ def test_effects_by_hand(effect: Effect, expected: list[float]) -> None:
 def test_the_maximum_is_that_of_the_own_sample_without_nan() -> None:
     rows = torch.tensor([[1.0, 5.0, math.nan, -9.0], [-1.0, -2.0, -3.0, -4.0]])
     model = FaultModel(elements=rh.faults.RandomElements(count=4), effect=rh.faults.LayerMaximum())
-    assert corrupted(model, rows, model.draw(0, "x", trials(2), neurons=4, bits=32)).tolist() == [[5.0] * 4, [-1.0] * 4]
+    assert corrupted(model, rows, model.draw(0, "x", trials(2), neurons=4, word_bits=32)).tolist() == [
+        [5.0] * 4,
+        [-1.0] * 4,
+    ]
 
 
 def test_random_values_and_words() -> None:
     model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.RandomValue(low=-2.0, high=6.0))
-    found = corrupted(model, torch.zeros(1000, 20), model.draw(0, "x", trials(1000), neurons=20, bits=32))
+    found = corrupted(model, torch.zeros(1000, 20), model.draw(0, "x", trials(1000), neurons=20, word_bits=32))
     assert found.min() >= -2
     assert found.max() < 6
     assert abs(chi_square(torch.histc(found, 16, -2, 6).long().numpy())) < 4
     model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.RandomWord())
-    found = corrupted(model, torch.zeros(2000, 5), model.draw(0, "x", trials(2000), neurons=5, bits=32))
+    found = corrupted(model, torch.zeros(2000, 5), model.draw(0, "x", trials(2000), neurons=5, word_bits=32))
     ones = [sum(word >> bit & 1 for word in bits_of(found)) for bit in range(32)]
     assert all(abs(count - 5000) < 4.5 * 50 for count in ones)
 
@@ -298,9 +301,9 @@ def test_a_flip_through_a_format() -> None:
     form = rh.formats.FixedPoint(integer_bits=3, fraction_bits=2)
     model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.Flip(bits=(0,)), format=form)
     rows = torch.tensor([[1.1, -2.0]])
-    assert corrupted(model, rows, model.draw(0, "x", trials(1), neurons=2, bits=32)).tolist() == [[1.25, -1.75]]
+    assert corrupted(model, rows, model.draw(0, "x", trials(1), neurons=2, word_bits=32)).tolist() == [[1.25, -1.75]]
     model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.SetValue(value=0.3), format=form)
-    assert corrupted(model, rows, model.draw(0, "x", trials(1), neurons=2, bits=32)).tolist() == [[0.25, 0.25]]
+    assert corrupted(model, rows, model.draw(0, "x", trials(1), neurons=2, word_bits=32)).tolist() == [[0.25, 0.25]]
 
 
 def test_shared_words_are_struck_in_all_their_values() -> None:
@@ -309,7 +312,7 @@ def test_shared_words_are_struck_in_all_their_values() -> None:
     seen = set()
     for seed in range(30):
         model = FaultModel(effect=rh.faults.Flip(bits=(0,)), format=form, shared=True)
-        draws = model.draw(seed, "x", trials(1), neurons=5, bits=32)
+        draws = model.draw(seed, "x", trials(1), neurons=5, word_bits=32)
         found = corrupted(model, rows, draws)[0].tolist()
         # Stored exponents 15, 18 and 13: the lowest bit of an odd one falls to 0, of an even one rises to 1.
         expected = {
@@ -327,7 +330,7 @@ def test_an_error_rate_over_shared_words() -> None:
     form = rh.formats.BlockFloat(exponent_bits=5, mantissa_bits=8, block_size=2)
     model = FaultModel(elements=rh.faults.ErrorRate(rate=0.05), format=form, shared=True)
     rows = torch.randn(300, 6)
-    draws = model.draw(4, "x", trials(300), neurons=6, bits=32)
+    draws = model.draw(4, "x", trials(300), neurons=6, word_bits=32)
     struck = [sorted(n for n in line if n >= 0) for line in draws.neurons.tolist()]
     assert {tuple(line) for line in struck} >= {(), (0, 1), (2, 3), (4, 5), (0, 1, 2, 3)}
     assert all(line in ([], [0, 1], [2, 3], [4, 5]) or len(line) in (4, 6) for line in struck)
@@ -337,10 +340,12 @@ def test_an_error_rate_over_shared_words() -> None:
 
 def test_draws_of_a_format_follow_its_width() -> None:
     draws = FaultModel(format=rh.formats.FixedPoint(integer_bits=2, fraction_bits=3)).draw(
-        0, "x", trials(3000), neurons=10, bits=32
+        0, "x", trials(3000), neurons=10, word_bits=32
     )
     assert set(draws.bits.flatten().tolist()) == set(range(6))
-    draws = FaultModel(format=rh.formats.AffineInteger(), shared=True).draw(0, "x", trials(3000), neurons=10, bits=16)
+    draws = FaultModel(format=rh.formats.AffineInteger(), shared=True).draw(
+        0, "x", trials(3000), neurons=10, word_bits=16
+    )
     assert draws.neurons.shape == (3000, 10)
     assert set(draws.bits.flatten().tolist()) == set(range(32))
 
@@ -348,7 +353,7 @@ def test_draws_of_a_format_follow_its_width() -> None:
 def test_the_range_detector() -> None:
     rows = torch.tensor([[0.75, 1.5, -0.5, 1.0]])
     model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.Flip(bits=(30,)))
-    draws = model.draw(0, "x", trials(1), neurons=4, bits=32)
+    draws = model.draw(0, "x", trials(1), neurons=4, word_bits=32)
     assert model.corrupt(rows, draws, range_limit=2.0).tolist() == [[2.0, 2.0, -2.0, 2.0]]
     assert model.corrupt(rows, draws, range_limit=2.0, detector="zero").tolist() == [[0.0] * 4]
     # What is not struck is not looked at.
@@ -373,29 +378,29 @@ def test_float8_detectors(dtype: torch.dtype) -> None:
 
 def test_draws_of_another_dtype_are_refused() -> None:
     """As under autocast, when a campaign took the output for float32."""
-    draws = FaultModel(effect=rh.faults.Flip(bits=(3, 20))).draw(0, "x", trials(1), neurons=1, bits=32)
+    draws = FaultModel(effect=rh.faults.Flip(bits=(3, 20))).draw(0, "x", trials(1), neurons=1, word_bits=32)
     with pytest.raises(FaultError, match="Bit 20 does not exist in a word of 16 bits"):
         FaultModel().corrupt(torch.ones(1, 1, dtype=torch.bfloat16), draws)
 
 
 def test_more_elements_than_a_trial_has_blocks() -> None:
     model = FaultModel(elements=rh.faults.AllElements(), effect=rh.faults.RandomValue(low=0.0, high=1.0))
-    uniforms = model.draw(0, "x", trials(2), neurons=150_000, bits=32).uniforms
+    uniforms = model.draw(0, "x", trials(2), neurons=150_000, word_bits=32).uniforms
     assert len(np.unique(uniforms)) == 300_000
     assert abs(chi_square(np.bincount((uniforms * 50).astype(np.int64).reshape(-1), minlength=50))) < 4
-    few = model.draw(0, "x", trials(2), neurons=1000, bits=32).uniforms
+    few = model.draw(0, "x", trials(2), neurons=1000, word_bits=32).uniforms
     assert np.array_equal(few, uniforms[:, :1000])
 
 
 def test_three_bits_against_plain_floyd() -> None:
     """The i-th neuron takes its first bit from block i, the others from the blocks behind."""
-    from resilient_heads.injection.random.sampling import _words
+    from resilient_heads.injection.random.streams import random_words
 
     draws = FaultModel(elements=rh.faults.RandomElements(count=4), effect=rh.faults.Flip(count=3)).draw(
-        9, "x", trials(50), neurons=20, bits=16
+        9, "x", trials(50), neurons=20, word_bits=16
     )
     for trial in range(50):
-        blocks = [[int(w[0]) for w in _words(9, "x", np.array([trial]), block=b)] for b in range(6)]
+        blocks = [[int(w[0]) for w in random_words(9, "x", np.array([trial]), block=b)] for b in range(6)]
         for i in range(4):
             chosen = {blocks[i][2] * 14 >> 32}
             for j in range(2):
@@ -438,26 +443,28 @@ HALF: NumberFormat = rh.formats.FloatingPoint(exponent_bits=5, mantissa_bits=10)
             "can be flipped, stuck",
         ),
         (
-            lambda: FaultModel(effect=rh.faults.Flip(bits=(32,))).draw(0, "x", trials(1), neurons=3, bits=32),
+            lambda: FaultModel(effect=rh.faults.Flip(bits=(32,))).draw(0, "x", trials(1), neurons=3, word_bits=32),
             "Bit 32 does not",
         ),
         (
-            lambda: FaultModel(effect=rh.faults.Flip(count=9)).draw(0, "x", trials(1), neurons=3, bits=8),
-            "9 different bits",
+            lambda: FaultModel(effect=rh.faults.Flip(count=9)).draw(0, "x", trials(1), neurons=3, word_bits=8),
+            "count=9 different bits",
         ),
         (
-            lambda: FaultModel(elements=rh.faults.RandomElements(count=4)).draw(0, "x", trials(1), neurons=3, bits=8),
-            "4 different el",
+            lambda: FaultModel(elements=rh.faults.RandomElements(count=4)).draw(
+                0, "x", trials(1), neurons=3, word_bits=8
+            ),
+            "count=4 different el",
         ),
-        (lambda: FaultModel().draw(-1, "x", trials(1), neurons=3, bits=8), "seed must lie"),
+        (lambda: FaultModel().draw(-1, "x", trials(1), neurons=3, word_bits=8), "seed must be a whole number"),
         (
             lambda: FaultModel(effect=rh.faults.LayerMaximum()).corrupt(
-                torch.ones(1, 1), FaultModel().draw(0, "x", trials(1), neurons=1, bits=8)
+                torch.ones(1, 1), FaultModel().draw(0, "x", trials(1), neurons=1, word_bits=8)
             ),
             "needs context=",
         ),
     ],
 )
 def test_choices_that_do_not_go_together(build: object, message: str) -> None:
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises((ArgumentError, FaultError), match=message):
         build()  # type: ignore[operator]

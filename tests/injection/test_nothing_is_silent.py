@@ -177,7 +177,7 @@ def test_channels_last_is_struck_where_contiguous_is(kind: str) -> None:
     model = nn.Sequential(nn.Identity(), nn.Identity())
     x, chosen = torch.randn(3, 4, 5, 6), KINDS[kind]
     last = x.to(memory_format=torch.channels_last)
-    draws = chosen.draw(1, "0", np.arange(3), neurons=120, bits=32)
+    draws = chosen.draw(1, "0", np.arange(3), neurons=120, word_bits=32)
     fault = rh.Fault(
         layer="0", elements=chosen.elements, effect=chosen.effect, format=chosen.format, shared=chosen.shared, seed=1
     )

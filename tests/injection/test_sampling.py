@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from resilient_heads.errors import ArgumentError, FaultError
-from resilient_heads.injection.random.sampling import draw_faults, draw_images
+from resilient_heads.injection.random.elements import draw_single_flips
+from resilient_heads.injection.random.images import draw_images
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 SEED = st.integers(0, 2**64 - 1)
@@ -67,7 +68,7 @@ def chi_square(counts: NDArray[np.int64]) -> float:
 @PROPERTY
 @given(SEED, st.text("abc.01é", max_size=8), TRIALS, st.integers(1, 2**31), st.sampled_from([16, 32, 64]))
 def test_faults_agree_with_python_integers(seed: int, layer: str, trials: list[int], neurons: int, bits: int) -> None:
-    drawn = draw_faults(seed, layer, numbered(trials), neurons=neurons, bits=bits)
+    drawn = draw_single_flips(seed, layer, numbered(trials), neurons=neurons, word_bits=bits)
     expected = [reference_fault(seed, layer, trial, neurons, bits) for trial in trials]
     assert list(zip(drawn.neurons.tolist(), drawn.bits.tolist(), strict=True)) == expected
 
@@ -83,7 +84,7 @@ def test_images_agree_with_python_integers(seed: int, trials: list[int], mask: l
 
 def test_draws_of_a_campaign_stay_what_they_were() -> None:
     # Stored results name trials by number: another value here means that old results can no longer be continued.
-    drawn = draw_faults(0, "layer1.0.conv1", numbered(range(6)), neurons=4096, bits=32)
+    drawn = draw_single_flips(0, "layer1.0.conv1", numbered(range(6)), neurons=4096, word_bits=32)
     assert drawn.neurons.tolist() == [606, 989, 1869, 1096, 1159, 3079]
     assert drawn.bits.tolist() == [28, 15, 2, 29, 17, 8]
     assert draw_images(0, numbered(range(6)), np.arange(100) % 3 > 0).tolist() == [43, 46, 38, 22, 98, 74]
@@ -92,28 +93,28 @@ def test_draws_of_a_campaign_stay_what_they_were() -> None:
 def test_a_trial_is_the_same_in_any_subset_and_order() -> None:
     everything = numbered(range(1000))
     eligible = np.arange(50) % 4 > 0
-    drawn = draw_faults(9, "fc", everything, neurons=777, bits=32)
+    drawn = draw_single_flips(9, "fc", everything, neurons=777, word_bits=32)
     images = draw_images(9, everything, eligible)
     rng = np.random.default_rng(0)
     for part in (everything[::-1], rng.permutation(1000)[:100], numbered([999]), numbered([5, 5, 5])):
-        some = draw_faults(9, "fc", part, neurons=777, bits=32)
+        some = draw_single_flips(9, "fc", part, neurons=777, word_bits=32)
         np.testing.assert_array_equal(some.neurons, drawn.neurons[part])
         np.testing.assert_array_equal(some.bits, drawn.bits[part])
         np.testing.assert_array_equal(draw_images(9, part, eligible), images[part])
-    assert len(draw_faults(9, "fc", numbered([]), neurons=777, bits=32).neurons) == 0
+    assert len(draw_single_flips(9, "fc", numbered([]), neurons=777, word_bits=32).neurons) == 0
     assert len(draw_images(9, numbered([]), eligible)) == 0
 
 
 def test_another_seed_or_layer_gives_other_draws() -> None:
     trials = numbered(range(2000))
-    base = draw_faults(1, "fc", trials, neurons=1000, bits=32)
+    base = draw_single_flips(1, "fc", trials, neurons=1000, word_bits=32)
     others = [
-        draw_faults(2, "fc", trials, neurons=1000, bits=32),
-        draw_faults(1 + 2**32, "fc", trials, neurons=1000, bits=32),
-        draw_faults(1 + 2**63, "fc", trials, neurons=1000, bits=32),
-        draw_faults(1, "fd", trials, neurons=1000, bits=32),
-        draw_faults(1, "", trials, neurons=1000, bits=32),
-        draw_faults(1, "fc", trials + 2**32, neurons=1000, bits=32),
+        draw_single_flips(2, "fc", trials, neurons=1000, word_bits=32),
+        draw_single_flips(1 + 2**32, "fc", trials, neurons=1000, word_bits=32),
+        draw_single_flips(1 + 2**63, "fc", trials, neurons=1000, word_bits=32),
+        draw_single_flips(1, "fd", trials, neurons=1000, word_bits=32),
+        draw_single_flips(1, "", trials, neurons=1000, word_bits=32),
+        draw_single_flips(1, "fc", trials + 2**32, neurons=1000, word_bits=32),
     ]
     for other in others:
         # By chance one in 1000 neurons and one in 32 bits agree.
@@ -127,7 +128,7 @@ def test_another_seed_or_layer_gives_other_draws() -> None:
 
 @pytest.mark.parametrize("bits", [16, 32, 64])
 def test_neurons_and_bits_are_uniform(bits: int) -> None:
-    drawn = draw_faults(12345, "features.0", numbered(range(200_000)), neurons=97, bits=bits)
+    drawn = draw_single_flips(12345, "features.0", numbered(range(200_000)), neurons=97, word_bits=bits)
     neurons = np.bincount(drawn.neurons, minlength=97)
     positions = np.bincount(drawn.bits, minlength=bits)
     assert len(neurons) == 97
@@ -142,7 +143,7 @@ def test_neurons_and_bits_are_uniform(bits: int) -> None:
 @pytest.mark.parametrize("neurons", [1, 2, 3, 10, 2**20 + 1])
 @pytest.mark.parametrize("bits", [1, 16, 32, 64])
 def test_draws_stay_in_range(neurons: int, bits: int) -> None:
-    drawn = draw_faults(3, "fc", numbered(range(5000)), neurons=neurons, bits=bits)
+    drawn = draw_single_flips(3, "fc", numbered(range(5000)), neurons=neurons, word_bits=bits)
     assert drawn.neurons.dtype == drawn.bits.dtype == np.int64
     assert drawn.neurons.min() >= 0
     assert drawn.neurons.max() < neurons
@@ -189,11 +190,11 @@ def test_nothing_eligible(mask: NDArray[np.bool_]) -> None:
 @pytest.mark.parametrize("seed", [-1, 2**64, 2**70])
 def test_a_seed_out_of_range(seed: int) -> None:
     with pytest.raises(ArgumentError, match=r"seed must be a whole number from 0 to 2\*\*64 - 1, found"):
-        draw_faults(seed, "fc", numbered(range(3)), neurons=4, bits=32)
+        draw_single_flips(seed, "fc", numbered(range(3)), neurons=4, word_bits=32)
     with pytest.raises(ArgumentError, match="seed"):
         draw_images(seed, numbered(range(3)), np.ones(3, dtype=bool))
 
 
 def test_the_largest_seed_is_allowed() -> None:
-    drawn = draw_faults(2**64 - 1, "fc", numbered([0]), neurons=10**6, bits=32)
+    drawn = draw_single_flips(2**64 - 1, "fc", numbered([0]), neurons=10**6, word_bits=32)
     assert (drawn.neurons[0], drawn.bits[0]) == reference_fault(2**64 - 1, "fc", 0, 10**6, 32)

@@ -22,7 +22,7 @@ from resilient_heads.injection.faults.ranges import RangeDetector, apply_range
 from resilient_heads.injection.formats.bits import bit_masks
 from resilient_heads.injection.formats.bits import words as words_of
 from resilient_heads.injection.formats.dtypes import format_of
-from resilient_heads.injection.random.sampling import Indices
+from resilient_heads.injection.random.streams import Indices
 from resilient_heads.statistics.intervals import Floats
 
 EDGES = (0.25, 1.0, 2.0, 4.0, 8.0, 128.0)

@@ -17,13 +17,10 @@ from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.injection.faults.ranges import RangeDetector
-from resilient_heads.injection.random.sampling import (
-    Indices,
-    draw_faults,
-    draw_images,
-    draw_uniforms,
-    draw_weighted_images,
-)
+from resilient_heads.injection.random.elements import draw_single_flips
+from resilient_heads.injection.random.images import draw_images, draw_weighted_images
+from resilient_heads.injection.random.streams import Indices, stream_name
+from resilient_heads.injection.random.words import draw_uniforms
 from resilient_heads.statistics.intervals import Floats
 
 SINGLE_FLIP = FaultModel()
@@ -112,10 +109,10 @@ class InjectionPlan:
         """
         site = self.sites[row].site
         if isinstance(self.design, UniformDesign):
-            return self.fault.draw(self.seed, site.name, numbers, neurons=site.neurons, bits=site.word_bits)
+            return self.fault.draw(self.seed, site.name, numbers, neurons=site.neurons, word_bits=site.word_bits)
         if not self.design.by:
-            stream = f"{site.name}\0stratum"
-            return self.fault.draw(self.seed, stream, numbers, neurons=site.neurons, bits=site.word_bits)
+            stream = stream_name(site.name, "stratum")
+            return self.fault.draw(self.seed, stream, numbers, neurons=site.neurons, word_bits=site.word_bits)
         if self.design.by_perturbation:
             raise ArgumentError(
                 "Where a trial strikes depends on the values that it meets; call draw_with_weights() with them."
@@ -128,7 +125,9 @@ class InjectionPlan:
             chosen = own == stratum
             size, width = strata.size(int(stratum))
             # A stream of its own: a uniform campaign of the same seed shares no draw.
-            drawn = draw_faults(self.seed, f"{site.name}\0stratum", numbers[chosen], neurons=size, bits=width)
+            drawn = draw_single_flips(
+                self.seed, stream_name(site.name, "stratum"), numbers[chosen], neurons=size, word_bits=width
+            )
             neurons[chosen], bits[chosen] = strata.place(int(stratum), drawn.neurons, drawn.bits)
         return Draws.single_flips(neurons, bits)
 
@@ -150,8 +149,8 @@ class InjectionPlan:
         assert design.scales is not None
         site = struck.site
         classes = _visits(site.name, design.counts[site.name])[numbers]
-        stream = f"{site.name}\0stratum"
-        starts = draw_faults(self.seed, stream, numbers, neurons=site.neurons, bits=site.word_bits).neurons
+        stream = stream_name(site.name, "stratum")
+        starts = draw_single_flips(self.seed, stream, numbers, neurons=site.neurons, word_bits=site.word_bits).neurons
         picks = draw_uniforms(self.seed, stream, numbers, elements=1)[:, 0]  # of words that give no neuron
         changes = PerturbationStrata(struck, detector, design.scales[site.name])
         chosen = changes.choose(tensor, classes, starts, picks)

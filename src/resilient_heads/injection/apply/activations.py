@@ -17,6 +17,7 @@ from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.faults.targets import Activation, Input, Key
 from resilient_heads.injection.formats.bits import stored_words
 from resilient_heads.injection.formats.dtypes import format_of
+from resilient_heads.injection.random.streams import stream_name
 from resilient_heads.injection.sites.modules import leaves_matching, module_named, refuse_scripts
 from resilient_heads.injection.sites.nested import locate, replaced
 
@@ -176,8 +177,8 @@ def _faulty(golden: Tensor, watch: _Watch, numbers: list[int], report: Injection
             rows = rows[[fault.tensor.batch_index]]
         if not len(rows):
             continue
-        path = "" if fault.tensor.path is None else f"\0{fault.tensor.path}"
-        stream = layer + (f"\0{kind}" if kind == "input" else "") + path
+        purpose = (["input"] if kind == "input" else []) + ([] if fault.tensor.path is None else [fault.tensor.path])
+        stream = stream_name(layer, *purpose)
         own = rows + watch.samples[number]
         strike(target, clean, rows, own, fault=fault, given=given, stream=stream, what=what, ledger=ledger)
         watch.samples[number] += len(target)

@@ -9,7 +9,7 @@ from torch import Tensor
 from resilient_heads.injection.apply.verification import Ledger
 from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.formats.bits import stored_words
-from resilient_heads.injection.random.sampling import Indices
+from resilient_heads.injection.random.streams import Indices
 
 Undo = Callable[[], None]
 

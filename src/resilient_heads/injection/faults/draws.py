@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resilient_heads.injection.random.sampling import Indices, Masks
+from resilient_heads.injection.random.streams import Indices, Masks
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,7 +23,7 @@ from resilient_heads.injection.faults.fault_model import FaultModel, check_combi
 from resilient_heads.injection.faults.targets import Activation, Input, Output, Place, StoredTensor
 from resilient_heads.injection.formats.base import NumberFormat
 from resilient_heads.injection.formats.dtypes import format_of, word_of
-from resilient_heads.injection.random.sampling import Indices
+from resilient_heads.injection.random.streams import Indices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,21 +94,21 @@ class Fault:
         Raises:
             FaultError: An element or a bit that does not exist.
         """
-        bits, count, model = word_of(dtype)[1], shape.numel(), self.model
+        word_bits, count, model = word_of(dtype)[1], shape.numel(), self.model
         if self.format is None and isinstance(self.effect, BitEffect) and dtype.is_floating_point:
             for bit in self.effect.bits or ():
                 format_of(dtype).check(bit)
         if not count:
             raise FaultError(f"{what} is empty: its shape is {tuple(shape)}.")
         if not isinstance(self.elements, IndexedElements):
-            return model.draw(self.seed, stream, numbers, neurons=count, bits=bits)
+            return model.draw(self.seed, stream, numbers, neurons=count, word_bits=word_bits)
         within = shape
         if self.shared and self.format is not None:
             within = torch.Size((self.format.groups(count),))
         for index in self.elements.each:
             check_index(index, within, what)
         flat = np.ravel_multi_index(np.array(self.elements.each).T, within) if within else np.zeros(1)
-        return model.draw_at(self.seed, stream, numbers, flat.astype(np.int64), neurons=count, bits=bits)
+        return model.draw_at(self.seed, stream, numbers, flat.astype(np.int64), neurons=count, word_bits=word_bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,15 +22,9 @@ from resilient_heads.injection.faults.ranges import RangeDetector, apply_range
 from resilient_heads.injection.formats.base import NumberFormat
 from resilient_heads.injection.formats.bits import apply_masks, stored_words
 from resilient_heads.injection.formats.dtypes import word_of
-from resilient_heads.injection.random.sampling import (
-    Indices,
-    Masks,
-    draw_bits,
-    draw_elements,
-    draw_errors,
-    draw_uniforms,
-    draw_words,
-)
+from resilient_heads.injection.random.elements import draw_elements, draw_errors
+from resilient_heads.injection.random.streams import Indices, Masks
+from resilient_heads.injection.random.words import draw_bits, draw_uniforms, draw_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +57,7 @@ class FaultModel:
         """Whether :meth:`corrupt` needs what :meth:`context` gives."""
         return isinstance(self.effect, LayerMaximum) or (self.format is not None and self.format.shared_bits > 0)
 
-    def draw(self, seed: int, stream: str, trials: Indices, *, neurons: int, bits: int) -> Draws:
+    def draw(self, seed: int, stream: str, trials: Indices, *, neurons: int, word_bits: int) -> Draws:
         """Draw what each trial does: a pure function of (seed, stream, trial), whatever the batch.
 
         Args:
@@ -71,48 +65,56 @@ class FaultModel:
             stream: Name of what is struck, as the layer's.
             trials: ``(N,)``, int64, numbers of the trials.
             neurons: Elements of one sample.
-            bits: Width of the tensor's own words; a ``format`` has its own.
+            word_bits: Width of the tensor's own words; a ``format`` has its own.
 
         Raises:
             FaultError: More elements or bits are asked for than there are, or a bit that the word lacks.
         """
         own = np.zeros_like(trials) if self.elements.fixed else trials
-        population, width = neurons, bits
+        population, width = neurons, word_bits
         if self.format is not None:
             width = self.format.shared_bits if self.shared else self.format.word_bits
             population = self.format.groups(neurons) if self.shared else neurons
         if isinstance(self.elements, ErrorRate):
             drawn = self._errors(seed, stream, own, population, width)
         else:
-            drawn = self.strike(seed, stream, own, self._elements(seed, stream, own, population), bits=width)
+            drawn = self.draw_effect(seed, stream, own, self._elements(seed, stream, own, population), word_bits=width)
         return self._spread(drawn, neurons) if self.shared else drawn
 
-    def draw_at(self, seed: int, stream: str, trials: Indices, chosen: Indices, *, neurons: int, bits: int) -> Draws:
+    def draw_at(
+        self, seed: int, stream: str, trials: Indices, chosen: Indices, *, neurons: int, word_bits: int
+    ) -> Draws:
         """Draw what happens to named elements: ``chosen (K,)``, flat indices, or groups for shared words."""
         trials = np.zeros_like(trials) if self.elements.fixed else trials
         each = np.tile(chosen, (len(trials), 1))
         if self.format is None:
-            return self.strike(seed, stream, trials, each, bits=bits)
+            return self.draw_effect(seed, stream, trials, each, word_bits=word_bits)
         if not self.shared:
-            return self.strike(seed, stream, trials, each, bits=self.format.word_bits)
-        return self._spread(self.strike(seed, stream, trials, each, bits=self.format.shared_bits), neurons)
+            return self.draw_effect(seed, stream, trials, each, word_bits=self.format.word_bits)
+        return self._spread(self.draw_effect(seed, stream, trials, each, word_bits=self.format.shared_bits), neurons)
 
-    def strike(self, seed: int, stream: str, trials: Indices, neurons: Indices, *, bits: int) -> Draws:
-        """Draw what happens to elements that are known: ``neurons (N, K)`` and words of ``bits``."""
+    def draw_effect(self, seed: int, stream: str, trials: Indices, neurons: Indices, *, word_bits: int) -> Draws:
+        """Draw what happens to elements that are known: ``neurons (N, K)`` and words of ``word_bits``."""
         elements, effect = neurons.shape[1], self.effect
         ones = np.full(neurons.shape, ~np.uint64(0))
         nothing = np.zeros_like(ones)
         if isinstance(effect, BitEffect):
             if effect.bits is not None:
-                masks = np.full(neurons.shape, named_mask(effect.bits, bits))
+                masks = np.full(neurons.shape, named_mask(effect.bits, word_bits))
             else:
                 masks = draw_bits(
-                    seed, stream, trials, elements=elements, width=bits, count=effect.count, adjacent=effect.adjacent
+                    seed,
+                    stream,
+                    trials,
+                    elements=elements,
+                    word_bits=word_bits,
+                    count=effect.count,
+                    adjacent=effect.adjacent,
                 )
             return Draws.of_masks(neurons, *_masks(effect, masks))
         if isinstance(effect, RandomWord):
             words = draw_words(seed, stream, trials, elements=elements)
-            low = np.uint64((1 << bits) - 1)
+            low = np.uint64((1 << word_bits) - 1)
             return Draws.of_masks(neurons, ~np.full_like(words, low), words & low)
         draws = Draws.of_masks(neurons, ones, nothing)
         if isinstance(effect, RandomValue):
@@ -218,7 +220,7 @@ class FaultModel:
         assert isinstance(self.effect, BitEffect)
         named = self.effect.bits or tuple(range(width))
         named_mask(named, width)
-        places = draw_errors(seed, stream, trials, places=population * len(named), rate=self.elements.rate)
+        places = draw_errors(seed, stream, trials, population=population * len(named), rate=self.elements.rate)
         hit = places >= 0
         words = np.where(hit, places // len(named), -1)
         bits = np.uint64(1) << np.array(named, dtype=np.uint64)[np.where(hit, places % len(named), 0)]

@@ -1,1 +1,1 @@
-"""Random draws indexed by trial number."""
+"""Random draws that depend on the seed, a stream's name and the trial's number alone."""

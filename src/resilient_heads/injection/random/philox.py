@@ -1,7 +1,7 @@
-"""Random numbers that are indexed, not drawn: Philox 4x32-10, a counter-based generator.
+"""Philox 4x32-10, a counter-based random number generator.
 
-Word ``i`` depends on the key and ``i`` alone. So trial i is the same trial whatever ran before it, on however many
-machines, in whatever batches.
+Random word ``i`` is a function of the key and of ``i`` alone, so trial i draws the same numbers in any batch, after any
+restart and on any number of machines.
 
 Source: Salmon et al., *Parallel random numbers: as easy as 1, 2, 3*, SC 2011.
 """
@@ -22,11 +22,11 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int])
     """Return four random 32-bit words for each counter.
 
     Args:
-        counter: Four arrays of 32-bit words held in uint64, of one shape.
+        counter: Four arrays of one shape, each of 32-bit words held in uint64.
         key: Two 32-bit words.
 
     Returns:
-        Four arrays of that shape, 32-bit words held in uint64.
+        Four arrays of that shape, each of 32-bit words held in uint64.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = np.uint64(key[0]), np.uint64(key[1])
@@ -38,5 +38,10 @@ def philox4x32(counter: tuple[Words, Words, Words, Words], key: tuple[int, int])
 
 
 def uniform(high: Words, low: Words) -> NDArray[np.float64]:
-    """Turn two 32-bit words into a number in ``[0, 1)`` with 53 random bits."""
+    """Turn pairs of 32-bit words into numbers in ``[0, 1)`` with 53 random bits."""
     return ((high << _SHIFT | low) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def below(word: Words, count: int) -> Words:
+    """Turn 32-bit words into whole numbers in ``[0, count)``, for a count of at most 2**32."""
+    return word * np.uint64(count) >> _SHIFT
