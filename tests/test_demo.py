@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 import resilient_heads as rh
 from resilient_heads import cli, demo
 from resilient_heads.demo import DemoOptions, run_demo
-from resilient_heads.errors import DataError, MissingExtraError
+from resilient_heads.errors import ArgumentError, MissingExtraError
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_split_is_stratified_and_disjoint() -> None:
 
 @pytest.mark.parametrize("device", ["nowhere", "meta"])
 def test_an_unusable_device_is_refused(tmp_path: Path, device: str) -> None:
-    with pytest.raises(DataError, match=f"'{device}' cannot be used"):
+    with pytest.raises(ArgumentError, match=f"'{device}' cannot be used"):
         run_demo(DemoOptions(output=tmp_path, device=device))
     assert list(tmp_path.iterdir()) == []
 

@@ -20,10 +20,10 @@ from tqdm import tqdm
 import resilient_heads as rh
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.errors import ArgumentError
+from resilient_heads.evaluation import usable_device
 from resilient_heads.extras import require
 from resilient_heads.files import write_atomic
 from resilient_heads.heads.cost import count_flops, count_parameters
-from resilient_heads.inputs.devices import usable_device
 from resilient_heads.report.tables import notes
 
 EPOCHS = 5
@@ -124,7 +124,7 @@ def run_demo(options: DemoOptions) -> str:
         The table and what its words mean, as they stand in ``table.md``.
 
     Raises:
-        DataError: The device cannot be used.
+        ArgumentError: The device cannot be used, or the folder cannot be made.
         MissingExtraError: The extra ``demo`` is not installed.
     """
     usable_device(options.device)

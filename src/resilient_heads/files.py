@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 def as_path(given: str | os.PathLike[str], what: str, *, error: type[Exception]) -> Path:
     """Return a path, or raise ``error`` where something is none; ``what`` is what the message calls it."""
@@ -60,49 +62,30 @@ def leftovers(path: str | os.PathLike[str]) -> list[Path]:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
-    """Keep other processes out of the block that lock the same path; the end of a process, however it ends, unlocks.
+    """Keep other processes that lock the same path out of the block; the system unlocks when a process ends.
 
-    The file ``path`` is there inside the block only. Where the system has no such locks, nobody is kept out.
+    The file ``path`` exists inside the block only.
 
     Args:
-        path: A file for the lock alone, in an existing folder.
-        wait: Wait for the other process.
+        path: A file that serves as the lock alone, in an existing folder.
+        wait: Wait for the other process, instead of raising an error.
 
     Raises:
-        BlockingIOError: Another process is in its block, and ``wait`` is False.
+        BlockingIOError: Another process is inside its block, and ``wait`` is False.
         OSError: The file cannot be made.
     """
+    lock = FileLock(path, timeout=-1 if wait else 0)
     try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(handle)
-            raise
-        except OSError:  # a file system without locks
-            break
-        if _still_there(path, handle):
-            break
-        os.close(handle)  # whoever held it has removed the file meanwhile
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(f"Another process has locked {path}.") from error
     try:
         yield
     finally:
+        # Removed before the release: a process that waited for this file notices, and locks a new one.
         with contextlib.suppress(OSError):
             os.unlink(path)
-        os.close(handle)
-
-
-def _still_there(path: str | os.PathLike[str], handle: int) -> bool:
-    """Whether a path still names the open file."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
-    except FileNotFoundError:
-        return False
+        lock.release()
 
 
 def _sync_folder(folder: Path) -> None:

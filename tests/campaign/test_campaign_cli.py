@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 import resilient_heads as rh
 from helpers.small_campaign import Net, arguments, campaign, labelled, net
 from resilient_heads.cli import _warnings_in_a_line, main
-from resilient_heads.errors import DamagedChunkWarning, DataError, ModelError
-from resilient_heads.inputs.checkpoints import load_checkpoint
-from resilient_heads.inputs.devices import usable_device
+from resilient_heads.errors import ArgumentError, DamagedChunkWarning, DataError, ModelError
+from resilient_heads.inputs.checkpoints import read_checkpoint
 from resilient_heads.inputs.images import read_images
 from resilient_heads.inputs.models import named_model
 from resilient_heads.inputs.preprocessing import Preprocessing, preprocessing_from
@@ -89,7 +88,7 @@ def test_mistakes_are_told_in_a_line(
     assert "There is no" in fails([*words, "--data", str(tmp_path / "absent")], capsys)
     assert "'warp' cannot be used" in fails([*words, "--device", "warp"], capsys)
     assert "No model is named 'resnet50'; expected torchvision:NAME" in fails([*words, "--model", "resnet50"], capsys)
-    assert "--images must be at least 1" in fails([*words, "--images", "0"], capsys)
+    assert "--images must be a whole number of at least 1" in fails([*words, "--images", "0"], capsys)
     assert "holds no campaign" in fails(["merge", str(tmp_path)], capsys)
     assert "holds no complete campaign" in fails(["report", str(tmp_path)], capsys)
     monkeypatch.setenv("RANK", "0")
@@ -270,37 +269,40 @@ class Code:
         return (exec, ("raise SystemExit('pickle ran')",))
 
 
-def test_checkpoints(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.ckpt", "module.pt"])
+def test_a_checkpoint_is_read_and_unwrapped(tmp_path: Path, name: str) -> None:
     state = net(3).state_dict()
-    save_file(state, tmp_path / "a.safetensors")
-    torch.save(state, tmp_path / "a.pt")
-    torch.save({"model": {f"_orig_mod.{name}": tensor for name, tensor in state.items()}}, tmp_path / "a.ckpt")
-    for name in ("a.safetensors", "a.pt", "a.ckpt"):
-        model = net()
-        load_checkpoint(model, tmp_path / name)
-        assert torch.equal(model.fc.weight, state["fc.weight"])
-    torch.save(Code(), tmp_path / "code.pt")
-    (tmp_path / "text.pt").write_text("weights")
-    (tmp_path / "text.safetensors").write_text("weights")
-    torch.save({name: tensor for name, tensor in state.items() if name != "fc.bias"}, tmp_path / "few.pt")
-    torch.save({**state, "extra": torch.zeros(1)}, tmp_path / "many.pt")
-    torch.save({**state, "fc.weight": torch.zeros(5, 64)}, tmp_path / "other.pt")
-    torch.save([1, 2], tmp_path / "list.pt")
-    for name, message in (
-        ("code.pt", "cannot be read as weights: UnpicklingError"),
-        ("text.pt", "cannot be read as weights"),
-        ("text.safetensors", "cannot be read as weights"),
-        ("few.pt", r"does not fit Net: it lacks fc\.bias\."),
-        ("many.pt", "has extra too many"),
-        ("other.pt", r"'fc\.weight' has the shape \(5, 64\), expected \(4, 64\)"),
-        ("list.pt", "holds no state dict"),
-    ):
-        model = net()
-        with pytest.raises(ModelError, match=message):
-            load_checkpoint(model, tmp_path / name)
-        assert torch.equal(model.fc.weight, net().fc.weight)
+    wrapped = {"model": {f"_orig_mod.{key}": tensor for key, tensor in state.items()}, "epoch": 3}
+    prefixed = {f"module.{key}": tensor for key, tensor in state.items()}
+    if name == "a.safetensors":
+        save_file(state, tmp_path / name)
+    else:
+        torch.save({"a.pt": state, "a.ckpt": wrapped, "module.pt": prefixed}[name], tmp_path / name)
+    read = read_checkpoint(tmp_path / name)
+    assert {key: tensor.tolist() for key, tensor in read.items()} == {key: t.tolist() for key, t in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("code.pt", Code(), "cannot be read as weights: UnpicklingError"),
+        ("text.pt", None, "cannot be read as weights"),
+        ("text.safetensors", None, "cannot be read as weights"),
+        ("list.pt", [1, 2], "holds no state dict"),
+        ("empty.pt", {}, "holds no state dict"),
+    ],
+)
+def test_a_file_without_weights_is_refused(tmp_path: Path, name: str, content: object, message: str) -> None:
+    (tmp_path / name).write_text("weights")
+    if content is not None:
+        torch.save(content, tmp_path / name)
+    with pytest.raises(ModelError, match=message):
+        read_checkpoint(tmp_path / name)
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        load_checkpoint(net(), tmp_path / "absent.pt")
+        read_checkpoint(tmp_path / "absent.pt")
 
 
 def test_arrays(tmp_path: Path) -> None:
@@ -350,14 +352,6 @@ def test_folders(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder with a subfolder of images"):
         read_images(tmp_path / "empty", ours)
     for wrong in ({"mean": [0.1]}, {"mean": [0.1], "std": [0.0]}, {"resize": 0}):
-        with pytest.raises(DataError, match="--"):
+        with pytest.raises(ArgumentError, match="--"):
             preprocessing_from(**{"resize": None, "crop": None, "mean": None, "std": None, **wrong})
     assert preprocessing_from(resize=None, crop=None, mean=None, std=None) is None
-
-
-def test_a_launchers_process_takes_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert usable_device("cpu").type == "cpu"
-    monkeypatch.setenv("LOCAL_RANK", "7")
-    assert usable_device("cpu").type == "cpu"
-    with pytest.raises(DataError, match="'cuda:7' cannot be used"):
-        usable_device("cuda")

@@ -40,8 +40,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def load_model(arguments: argparse.Namespace) -> tuple["nn.Module", "Preprocessing"]:
     """Return the model, with its weights and on its device, and how it wants its pictures."""
-    from resilient_heads.inputs.checkpoints import load_checkpoint  # torch takes seconds: --help must not wait for it
-    from resilient_heads.inputs.devices import usable_device
+    # torch takes seconds: --help must not wait for it
+    from resilient_heads.evaluation import usable_device
+    from resilient_heads.heads.swap.checkpoint import load_checkpoint
+    from resilient_heads.inputs.checkpoints import read_checkpoint
     from resilient_heads.inputs.models import named_model
     from resilient_heads.inputs.preprocessing import preprocessing_from
 
@@ -50,7 +52,7 @@ def load_model(arguments: argparse.Namespace) -> tuple["nn.Module", "Preprocessi
     if arguments.wrap is not None:
         _wrap(found.model, arguments.wrap)
     if arguments.checkpoint is not None:
-        load_checkpoint(found.model, arguments.checkpoint)
+        load_checkpoint(found.model, read_checkpoint(arguments.checkpoint))
     own = preprocessing_from(resize=arguments.resize, crop=arguments.crop, mean=arguments.mean, std=arguments.std)
     return found.model.to(device).eval(), own or found.preprocessing
 

@@ -42,21 +42,6 @@ class Batching:
             raise EmbeddingError(f"batch_size must be a positive integer, found {self.batch_size!r}.")
 
 
-def usable_device(device: torch.device | str) -> torch.device:
-    """Return the device, or say that there is none of that name.
-
-    Raises:
-        EmbeddingError: torch knows no such device, or this machine has none.
-    """
-    try:
-        found = torch.device(device)
-        torch.empty(1, device=found).fill_(0)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [repr(error)])[0]
-        raise EmbeddingError(f"The device {device!r} cannot be used, try 'cpu' or 'cuda': {reason:.160}") from error
-    return found
-
-
 def usable_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype, or say that no weights can have it.
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
+from resilient_heads.evaluation import usable_device
 from resilient_heads.extras import require
 from resilient_heads.files import as_path, file_sha256
 from resilient_heads.text.encoders.batching import (
     Batching,
     LongText,
     encode_in_batches,
-    usable_device,
     usable_dtype,
 )
 from resilient_heads.text.hub.settings import HubSettings

@@ -10,11 +10,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
+from resilient_heads.evaluation import usable_device
 from resilient_heads.text.encoders.batching import (
     Batching,
     LongText,
     encode_in_batches,
-    usable_device,
     usable_dtype,
 )
 from resilient_heads.text.encoders.openclip_source import find_source
