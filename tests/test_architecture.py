@@ -17,7 +17,18 @@ PACKAGE = "resilient_heads"
 SOURCE = Path(rh.__file__).parent
 DESIGN = Path(__file__).parents[1] / "docs" / "design.md"
 SHELL = {"", "__main__"}  # the public face and `python -m`: they may import every module
-NAMESPACES = ("encoders", "errors", "faults", "formats", "report", "statistics")
+NAMESPACES = (
+    "descriptions",
+    "encoders",
+    "errors",
+    "faults",
+    "formats",
+    "heads",
+    "hub",
+    "report",
+    "results",
+    "statistics",
+)
 MOST_MODULES = 12
 MOST_LINES = 350
 MOST_PUBLIC_NAMES = 50

@@ -116,7 +116,7 @@ def test_the_sign_of_zero_stays_where_values_leave_the_format(kind: str) -> None
                 assert caught.counts["0"].median == 0
 
 
-def before_the_logits(model: nn.Module, x: Tensor, choice: rh.Protection) -> rh.ExhaustiveResult:
+def before_the_logits(model: nn.Module, x: Tensor, choice: rh.Protection) -> rh.results.ExhaustiveResult:
     """Strike all tensors of a protected head but its logits."""
     protect(model, choice)
     labels = model(x).argmax(1)

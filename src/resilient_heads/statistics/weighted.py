@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, MIN_IMAGES, RESAMPLES, Estimate, Floats, normal_quantile
 from resilient_heads.statistics.sample import Sample, group_sums, influence
@@ -89,6 +88,8 @@ def _weights(sample: Sample) -> Floats:
 
 def _upper(rate: float, effective: float, unseen: float, level: float) -> float:
     """Return the upper end when one more event, of weight ``unseen``, may have been missed."""
+    from scipy.special import betaincinv  # 0.2 s, and only intervals need it
+
     if rate >= 1:
         return 1.0
     unseen = max(unseen, 1 / effective)
