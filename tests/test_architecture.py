@@ -86,7 +86,8 @@ def inner_modules() -> list[Module]:
 @cache
 def rows() -> list[tuple[list[str], str, str]]:
     """Return the rows of the map: places, what they are for, what they may import."""
-    found = re.findall(r"^\| ([a-z_., ]+) \| (.+) \| ([a-z_., ]+) \|$", DESIGN.read_text(), re.M)
+    section = DESIGN.read_text().partition("## The map")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| ([a-z_., ]+) \| (.+) \| ([a-z_., ]+) \|$", section, re.M)
     return [(places.split(", "), purpose, allowed) for places, purpose, allowed in found if "folder" not in places]
 
 

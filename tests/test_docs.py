@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import resilient_heads as rh
+from resilient_heads import demo
 from resilient_heads.cli import build_parser
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 
@@ -20,8 +21,10 @@ ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PACKAGE = "src/resilient_heads"
 NAMESPACES = ("encoders", "errors", "faults", "formats", "report", "statistics")
 PUBLIC_MODULES = {"resilient_heads", "resilient_heads.demo", *(f"resilient_heads.{name}" for name in NAMESPACES)}
+COMPLETE_SCRIPTS = ("README.md", "index.md")  # a reader pastes them into an empty file
 RUN_ELSEWHERE = {
     "embeddings.md": "tests/text/test_embeddings_page.py",
     "training.md": "tests/deployment/test_pages.py",
@@ -51,13 +54,17 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     model = torchvision.models.resnet18(num_classes=10).eval()
     labels = model(images).argmax(dim=1)
     loader = DataLoader(TensorDataset(images, labels), batch_size=4)
-    campaign, neyman_design = rh.run_campaign, rh.neyman_design
+    campaign, neyman_design, digits = rh.run_campaign, rh.neyman_design, demo.digits
 
     def few(model: torch.nn.Module, data: object, **options: object) -> rh.CampaignResult:
         return campaign(model, data, **{**options, "trials_per_site": 3, "progress": False})
 
     def cheap(pilot: rh.CampaignResult, *, total_trials: int) -> rh.StratifiedDesign:
         return neyman_design(pilot, total_trials=total_trials // 40)
+
+    def few_digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
+        train_set, test_set = digits(seed)
+        return TensorDataset(*train_set[:192]), TensorDataset(*test_set[:64])
 
     def train(wrapped: torch.nn.Module) -> None:
         """Overfit, so that some image is classified correctly."""
@@ -71,6 +78,7 @@ def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, obje
     result.save("campaign.parquet")
     monkeypatch.setattr(rh, "run_campaign", few, raising=False)
     monkeypatch.setattr(rh, "neyman_design", cheap, raising=False)
+    monkeypatch.setattr(demo, "digits", few_digits)
     generator = torch.Generator().manual_seed(0)
 
     class Encoder(PrecomputedEncoder):
@@ -100,12 +108,8 @@ RUN_HERE = [path for path in PROSE if code(path) and path.name not in RUN_ELSEWH
 
 @pytest.mark.parametrize("page", RUN_HERE, ids=named)
 def test_the_code_of_a_page_runs(page: Path, namespace: dict[str, object]) -> None:
-    if page.name == "index.md":  # two classes there: one image of each, so that something is classified correctly
-        images = torch.randn(6, 3, 32, 32)
-        both = torch.tensor([0, 1, 0, 1, 0, 1])
-        namespace["images"] = images
-        namespace["val_loader"] = namespace["train_loader"] = [(images, both)]
-    exec(compile(code(page), page.name, "exec"), namespace)
+    given = {} if page.name in COMPLETE_SCRIPTS else namespace
+    exec(compile(code(page), page.name, "exec"), given)
 
 
 def test_every_page_with_code_runs_in_some_test() -> None:
@@ -131,6 +135,16 @@ def test_links_and_named_files_exist(page: Path) -> None:
     assert [target for target in links if not (page.parent / target).exists()] == []
     files = re.findall(r"`(?:python )?((?:tests|examples|benchmarks|src|docs)/[\w/.]+\.\w+)", text)
     assert [target for target in files if not (ROOT / target).exists()] == []
+
+
+def test_design_says_where_lines_go_and_names_files_that_exist() -> None:
+    section = (ROOT / "docs/design.md").read_text().partition("## Where does a new line go?")[2].partition("\n## ")[0]
+    rows = [row for row in section.splitlines() if row.startswith("| ")][1:]
+    assert len(rows) >= 8
+    for row in rows:
+        files = re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?|\w+\.pyi?)`", row)
+        assert files, row
+        assert [file for file in files if not any((ROOT / folder / file).exists() for folder in (PACKAGE, "."))] == []
 
 
 @pytest.mark.parametrize("page", [*PROSE, *EXAMPLES], ids=named)
