@@ -34,10 +34,10 @@ def sample_of(counts: tuple[int, int], image: NDArray[np.int64]) -> Sample:
     stratum = np.repeat([0, 1], counts)
     return Sample(
         weight=(SHARES / np.array(counts))[stratum],
-        layer=np.zeros_like(stratum),
+        site=np.zeros_like(stratum),
         stratum=stratum,
         image=image,
-        trial=np.arange(len(stratum)),
+        image_draw=np.arange(len(stratum)),
     )
 
 

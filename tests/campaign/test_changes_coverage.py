@@ -136,10 +136,10 @@ def test_the_simulation_catches_shares_that_are_forgotten() -> None:
         each = np.bincount(drawn.stratum, weights=drawn.weight) / np.bincount(drawn.stratum)
         even = Sample(
             weight=np.full(len(drawn), each.mean() / each.sum()),
-            layer=drawn.layer,
+            site=drawn.site,
             stratum=drawn.stratum,
             image=drawn.image,
-            trial=drawn.trial,
+            image_draw=drawn.image_draw,
         )
         return weighted_rate(events, even)
 

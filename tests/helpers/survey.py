@@ -25,10 +25,10 @@ def survey(weights: Floats, trials: int, image: NDArray[np.int64] | None = None)
     number = np.tile(np.arange(trials), len(weights))
     return Sample(
         weight=np.repeat(np.asarray(weights, dtype=float) / max(trials, 1), trials),
-        layer=layer,
+        site=layer,
         stratum=layer,
         image=number if image is None else np.tile(image, len(weights)),
-        trial=number,
+        image_draw=number,
     )
 
 

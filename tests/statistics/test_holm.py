@@ -53,10 +53,10 @@ def test_a_stratum_of_hits_alone_widens_the_interval_downwards() -> None:
     stratum = np.repeat([0, 1], [2, 80])
     sample = Sample(
         weight=np.array([0.1, 0.01])[stratum],
-        layer=np.zeros(82, dtype=np.int64),
+        site=np.zeros(82, dtype=np.int64),
         stratum=stratum,
         image=np.arange(82),
-        trial=np.arange(82),
+        image_draw=np.arange(82),
     )
     found = weighted_rate(stratum == 0, sample)
     assert found.value == pytest.approx(0.2)

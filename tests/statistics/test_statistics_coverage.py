@@ -22,10 +22,10 @@ def stratified(counts: list[int], shares: Floats, images: int, rng: np.random.Ge
     stratum = np.repeat(np.arange(len(counts)), counts)
     return Sample(
         weight=(shares / np.array(counts))[stratum],
-        layer=np.zeros(len(stratum), dtype=np.int64),
+        site=np.zeros(len(stratum), dtype=np.int64),
         stratum=stratum,
         image=rng.integers(0, images, len(stratum)),
-        trial=np.arange(len(stratum)),
+        image_draw=np.arange(len(stratum)),
     )
 
 
@@ -89,7 +89,9 @@ def test_rare_events_on_images_struck_several_times_by_simulation(events: float)
         weak = (rng.random(500) < 0.5)[image]
         hits = rng.random(2000) < np.where(weak, 1.8, 0.2) * events / 2000
         zeros = np.zeros(2000, dtype=np.int64)
-        drawn = Sample(weight=np.full(2000, 1 / 2000), layer=zeros, stratum=zeros, image=image, trial=np.arange(2000))
+        drawn = Sample(
+            weight=np.full(2000, 1 / 2000), site=zeros, stratum=zeros, image=image, image_draw=np.arange(2000)
+        )
         held += events / 2000 in weighted_rate(hits, drawn)
     assert held / repetitions >= LEAST
 
@@ -167,10 +169,10 @@ def sequential_coverage(rate: float, half_width: float, step: int, repetitions: 
             number = np.arange(len(stratum))
             drawn = Sample(
                 weight=(shares / (counts * look))[stratum],
-                layer=np.zeros_like(stratum),
+                site=np.zeros_like(stratum),
                 stratum=stratum,
                 image=number,
-                trial=number,
+                image_draw=number,
             )
             estimate = weighted_rate(np.concatenate(hits), drawn)
             if (estimate.high - estimate.low) / 2 <= half_width:

@@ -74,16 +74,16 @@ def wilson(rate: float, trials: float, *, level: float = DEFAULT_LEVEL) -> Estim
     return Estimate(rate, low, high, level, "wilson")
 
 
-def clopper_pearson(hits: int, trials: int, *, level: float = DEFAULT_LEVEL) -> Estimate:
+def clopper_pearson(events: int, trials: int, *, level: float = DEFAULT_LEVEL) -> Estimate:
     """Clopper and Pearson's interval of a rate: it covers at least its level, whatever the rate.
 
     Args:
-        hits: Trials with the outcome.
+        events: Trials with the outcome.
         trials: All trials.
         level: Confidence level.
 
     Raises:
-        ArgumentError: More hits than trials, or a level that is none.
+        ArgumentError: More events than trials, or a level that is none.
 
     Source: Clopper and Pearson, *The use of confidence or fiducial limits*, Biometrika 1934.
     """
@@ -91,13 +91,13 @@ def clopper_pearson(hits: int, trials: int, *, level: float = DEFAULT_LEVEL) -> 
 
     normal_quantile(level)
     whole_number("trials", trials, least=0)
-    whole_number("events", hits, least=0, most=trials)
+    whole_number("events", events, least=0, most=trials)
     if not trials:
         return Estimate(math.nan, 0.0, 1.0, level, "clopper-pearson")
     tail = (1 - level) / 2
-    low = float(betaincinv(hits, trials - hits + 1, tail)) if hits else 0.0
-    high = float(betaincinv(hits + 1, trials - hits, 1 - tail)) if hits < trials else 1.0
-    return Estimate(hits / trials, low, high, level, "clopper-pearson")
+    low = float(betaincinv(events, trials - events + 1, tail)) if events else 0.0
+    high = float(betaincinv(events + 1, trials - events, 1 - tail)) if events < trials else 1.0
+    return Estimate(events / trials, low, high, level, "clopper-pearson")
 
 
 def mean_interval(values: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:

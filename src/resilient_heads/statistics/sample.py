@@ -1,4 +1,4 @@
-"""Trials with weights: what they estimate, and how each of them moves the estimate."""
+"""Weighted samples of trials: what they estimate, and how much each trial moves the estimate."""
 
 from dataclasses import dataclass
 
@@ -12,76 +12,93 @@ Codes = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Sample:
-    """N trials as a survey: layers are averaged, strata were drawn by themselves, images are clusters.
+    """N trials of a campaign with their sampling weights, as a stratified survey with clusters.
+
+    The estimate is a weighted mean over fault sites. Trials are drawn independently in each stratum. Trials on the
+    same image are a cluster: they tend to have the same outcome.
 
     Attributes:
-        weight: ``(N,)``, what a trial counts: the share of its stratum divided by the trials run in it; where trials
-            find the share themselves, weights within a stratum differ. The weights of a layer add up to the layer's
-            weight, all of them to 1.
-        layer: ``(N,)``, from 0.
-        stratum: ``(N,)``, from 0; trials of one stratum share the layer.
-        image: ``(N,)``, the struck images.
-        trial: ``(N,)``, labels of the draws of an image: trials of one draw may be alike in all layers.
+        weight: ``(N,)``, the sampling weight of each trial: the fraction of its stratum divided by the number of trials
+            in the stratum, times the trial's own weight where the design gives it one. The weights of a site add up to
+            the site's weight; all weights add up to 1.
+        site: ``(N,)``, the position of the fault site, from 0.
+        stratum: ``(N,)``, the stratum, from 0. Each stratum lies within one site.
+        image: ``(N,)``, the image.
+        image_draw: ``(N,)``, the draw of the image. Trials at several sites may share one draw, and then tend to have
+            the same outcome.
+
+    >>> import numpy as np
+    >>> sample = Sample(
+    ...     weight=np.full(4, 0.25),
+    ...     site=np.zeros(4, dtype=int),
+    ...     stratum=np.array([0, 0, 1, 1]),
+    ...     image=np.arange(4),
+    ...     image_draw=np.arange(4),
+    ... )
+    >>> len(sample)
+    4
     """
 
     weight: Floats
-    layer: Codes
+    site: Codes
     stratum: Codes
     image: Codes
-    trial: Codes
+    image_draw: Codes
 
     def __len__(self) -> int:
         return len(self.weight)
 
     def only(self, chosen: NDArray[np.bool_], *, stratified: bool) -> "Sample":
-        """Return some of the trials as a domain, taken as one layer, with weights that add up to 1.
+        """Return some of the trials as one site, with weights that add up to 1.
 
         Args:
-            chosen: ``(N,)``.
-            stratified: Whether each stratum lies in the domain or outside it as a whole; else how many trials fell
-                into the domain is chance, and the strata are given up.
+            chosen: ``(N,)``, whether to take the trial.
+            stratified: Whether ``chosen`` takes whole strata. If it does not, chance decides how many trials of a
+                stratum it takes, so all chosen trials become one stratum.
         """
         weight = self.weight[chosen]
         total = weight.sum()
         zeros = np.zeros(len(weight), dtype=np.int64)
         return Sample(
             weight=weight / total if total > 0 else weight,
-            layer=zeros,
+            site=zeros,
             stratum=np.unique(self.stratum[chosen], return_inverse=True)[1] if stratified else zeros,
             image=self.image[chosen],
-            trial=self.trial[chosen],
+            image_draw=self.image_draw[chosen],
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Influence:
-    """An estimate and what each trial adds to its error.
+    """An estimate and the contribution of each trial to its error.
 
     Attributes:
-        value: The weighted mean; NaN where a layer has no value.
-        parts: ``(N,)``, adding up to 0; their squares, summed within independent groups first, add up to the variance.
+        value: The weighted mean; NaN where a site has no value.
+        parts: ``(N,)``, the contributions. Their sum is 0. Summed within independent groups and then squared, they add
+            up to the variance of the estimate.
     """
 
     value: float
     parts: Floats
 
     def variance(self, groups: Codes | None = None) -> float:
-        """Return the estimate's variance if trials of one group are alike, or if all are independent.
+        """Return the variance of the estimate.
 
         Args:
-            groups: ``(N,)``, labels of the groups.
+            groups: ``(N,)``, the group of each trial: trials of different groups are independent. None: all trials are
+                independent.
         """
         if groups is None:
             return float(np.square(self.parts).sum())
         sums = group_sums(self.parts, groups)
         if len(sums) < 2:
             return 0.0
-        few = 1.0 if len(sums) == len(self.parts) else len(sums) / (len(sums) - 1)
-        return float(np.square(sums).sum()) * few
+        correction = 1.0 if len(sums) == len(self.parts) else len(sums) / (len(sums) - 1)
+        return float(np.square(sums).sum()) * correction
 
 
 def influence(sample: Sample, values: Floats) -> Influence:
-    """Return the weighted mean of layers, each a mean over its values that are not NaN, and its linearisation.
+    """Return the weighted mean over sites and its linearisation; each site's mean leaves out NaN values.
 
     Args:
         sample: N trials.
@@ -94,23 +111,23 @@ def influence(sample: Sample, values: Floats) -> Influence:
     filled = np.where(present, values, 0.0)
     kept = sample.weight * present
     with np.errstate(invalid="ignore", divide="ignore"):
-        layers = np.bincount(sample.layer, weights=sample.weight)
-        mass = np.bincount(sample.layer, weights=kept, minlength=len(layers))
-        means = np.bincount(sample.layer, weights=kept * filled, minlength=len(layers)) / mass
-        counted = layers > 0
-        value = float((layers[counted] * means[counted]).sum()) if counted.any() else float("nan")
-        parts = kept * (filled - means[sample.layer]) * (layers / mass)[sample.layer]
+        sites = np.bincount(sample.site, weights=sample.weight)
+        mass = np.bincount(sample.site, weights=kept, minlength=len(sites))
+        means = np.bincount(sample.site, weights=kept * filled, minlength=len(sites)) / mass
+        counted = sites > 0
+        value = float((sites[counted] * means[counted]).sum()) if counted.any() else float("nan")
+        parts = kept * (filled - means[sample.site]) * (sites / mass)[sample.site]
     parts = np.where(kept > 0, parts, 0.0)
     counts = np.bincount(sample.stratum)
     centre = np.bincount(sample.stratum, weights=parts) / np.maximum(counts, 1)
-    # A stratum of one trial has no residual of its own: there the deviation from the layer's mean stands for it.
+    # A stratum with one trial gives no deviation from its own mean: use the deviation from the site's mean.
     several = counts > 1
     scale = np.sqrt(np.where(several, counts / np.maximum(counts - 1, 1), 1.0))
     parts = (parts - np.where(several, centre, 0.0)[sample.stratum]) * scale[sample.stratum]
     return Influence(value, parts)
 
 
-def group_sums(parts: Floats, groups: Codes) -> Floats:
-    """Add up by group; the groups in sorted order."""
+def group_sums(values: Floats, groups: Codes) -> Floats:
+    """Return the sum of each group's values, the groups in sorted order."""
     codes = np.unique(groups, return_inverse=True)[1]
-    return np.bincount(codes, weights=parts).astype(np.float64)
+    return np.bincount(codes, weights=values).astype(np.float64)

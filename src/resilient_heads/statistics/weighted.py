@@ -49,7 +49,7 @@ def rate_intervals(hits: NDArray[np.bool_], sample: Sample) -> Callable[[float],
     misses = np.bincount(sample.stratum, weights=~hits & counted)
     if not events.any() or not misses.any():
         rate = float(events.any())  # the sum of the weights may miss 1 by rounding
-    variance = max(found.variance(), found.variance(sample.trial), found.variance(sample.image))
+    variance = max(found.variance(), found.variance(sample.image_draw), found.variance(sample.image))
     own = rate * (1 - rate)
     effective = own / variance + 1 if variance > 0 and own > 0 else math.inf
     each = _weights(sample)

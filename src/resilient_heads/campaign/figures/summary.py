@@ -251,8 +251,8 @@ def weigh_trials(sites: Sequence[CampaignSite], trials: Trials, design: Design, 
         weight[:] = 0.0
     return Sample(
         weight=weight,
-        layer=trials.site.astype(np.int64),
+        site=trials.site.astype(np.int64),
         stratum=stratum,
         image=trials.image,
-        trial=trials.image * (int(trials.trial.max(initial=0)) + 1) + trials.trial,
+        image_draw=trials.image * (int(trials.trial.max(initial=0)) + 1) + trials.trial,
     )
