@@ -72,11 +72,11 @@ def imported(path: Path, known: set[str]) -> frozenset[str]:
 def modules() -> dict[str, Module]:
     """Return every module of the package by its dotted name."""
     paths = {dotted(path): path for path in sorted(SOURCE.rglob("*.py"))}
-    found = {}
+    result = {}
     for name, path in paths.items():
         place = name if path.name == "__init__.py" else name.rpartition(".")[0] or name
-        found[name] = Module(name, path, place, imported(path, set(paths)) - {name})
-    return found
+        result[name] = Module(name, path, place, imported(path, set(paths)) - {name})
+    return result
 
 
 def inner_modules() -> list[Module]:
@@ -87,8 +87,8 @@ def inner_modules() -> list[Module]:
 def rows() -> list[tuple[list[str], str, str]]:
     """Return the rows of the map: places, what they are for, what they may import."""
     section = DESIGN.read_text().partition("## The map")[2].partition("\n## ")[0]
-    found = re.findall(r"^\| ([a-z_., ]+) \| (.+) \| ([a-z_., ]+) \|$", section, re.M)
-    return [(places.split(", "), purpose, allowed) for places, purpose, allowed in found if "folder" not in places]
+    matches = re.findall(r"^\| ([a-z_., ]+) \| (.+) \| ([a-z_., ]+) \|$", section, re.M)
+    return [(places.split(", "), purpose, allowed) for places, purpose, allowed in matches if "folder" not in places]
 
 
 @cache
@@ -111,8 +111,8 @@ def allowed_imports() -> dict[str, set[str] | None]:
 
 
 def places_used_by(place: str) -> set[str]:
-    own = [module for module in inner_modules() if module.place == place]
-    return {modules()[target].place for module in own for target in module.imports} - {place}
+    members = [module for module in inner_modules() if module.place == place]
+    return {modules()[target].place for module in members for target in module.imports} - {place}
 
 
 def test_the_map_names_every_folder_and_no_other() -> None:

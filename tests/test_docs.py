@@ -190,9 +190,9 @@ def test_a_public_docstring_holds_an_example(name: str) -> None:
     assert docstring.count(">>>"), f"{name} has none"
 
 
-@pytest.mark.parametrize("name", re.findall(r"^\.\. auto\w+:: ([\w.]+)", (ROOT / "docs/api.md").read_text(), re.M))
-def test_the_reference_names_what_exists(name: str) -> None:
-    parts = name.split(".")
+def resolve(dotted: str) -> object:
+    """Return the module, class or function of a dotted name."""
+    parts = dotted.split(".")
     for split in range(len(parts), 0, -1):
         try:
             owner: object = importlib.import_module(".".join(parts[:split]))
@@ -200,5 +200,19 @@ def test_the_reference_names_what_exists(name: str) -> None:
             continue
         for attribute in parts[split:]:
             owner = getattr(owner, attribute)
-        return
-    pytest.fail(f"{name} does not exist")
+        return owner
+    raise ModuleNotFoundError(dotted)
+
+
+def referenced() -> list[tuple[str, list[str]]]:
+    """Return what docs/api.md documents: dotted names, and the members that each shows."""
+    directive = r"^\.\. auto\w+:: ([\w.]+)\n(?:   :members:(.*)\n)?"
+    matches = re.findall(directive, (ROOT / "docs/api.md").read_text(), re.M)
+    return [(name, [member.strip() for member in members.split(",") if member.strip()]) for name, members in matches]
+
+
+@pytest.mark.parametrize(("name", "members"), referenced())
+def test_the_reference_names_what_exists(name: str, members: list[str]) -> None:
+    owner = resolve(name)
+    annotated = getattr(owner, "__annotations__", {})
+    assert [member for member in members if not hasattr(owner, member) and member not in annotated] == []
