@@ -1,7 +1,6 @@
 """README, docs, examples and docstrings: their code runs, and what they name exists."""
 
 import ast
-import importlib
 import inspect
 import re
 import shlex
@@ -12,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import resilient_heads as rh
+from helpers.public_face import NAMESPACES, public_objects
 from resilient_heads import demo
 from resilient_heads.cli import build_parser
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
@@ -22,7 +22,6 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PACKAGE = "src/resilient_heads"
-NAMESPACES = ("encoders", "errors", "faults", "formats", "report", "statistics")
 PUBLIC_MODULES = {"resilient_heads", "resilient_heads.demo", *(f"resilient_heads.{name}" for name in NAMESPACES)}
 COMPLETE_SCRIPTS = ("README.md", "index.md")  # a reader pastes them into an empty file
 RUN_ELSEWHERE = {
@@ -171,48 +170,15 @@ def test_code_for_readers_imports_public_modules_only(page: Path) -> None:
     assert {name for name in used if name.split(".")[0] == "resilient_heads"} <= PUBLIC_MODULES
 
 
-def public_objects() -> dict[str, object]:
-    """Return every public function and class but errors, by its name as a reader types it."""
-    top = {f"rh.{name}": getattr(rh, name) for name in rh.__all__ if name not in NAMESPACES}
-    inner = {
-        f"rh.{space}.{name}": getattr(getattr(rh, space), name)
-        for space in NAMESPACES
-        if space != "errors"
-        for name in getattr(rh, space).__all__
-    }
-    return {name: value for name, value in {**top, **inner}.items() if callable(value)}
+EXPLAINED = {
+    name: value
+    for name, value in public_objects().items()
+    if callable(value) and not (isinstance(value, type) and issubclass(value, (Exception, Warning)))
+}
 
 
-@pytest.mark.parametrize("name", public_objects())
+@pytest.mark.parametrize("name", EXPLAINED)
 def test_a_public_docstring_holds_an_example(name: str) -> None:
     """Pytest runs the examples: it collects the docstrings of src."""
-    docstring = public_objects()[name].__doc__ or ""
+    docstring = EXPLAINED[name].__doc__ or ""
     assert docstring.count(">>>"), f"{name} has none"
-
-
-def resolve(dotted: str) -> object:
-    """Return the module, class or function of a dotted name."""
-    parts = dotted.split(".")
-    for split in range(len(parts), 0, -1):
-        try:
-            owner: object = importlib.import_module(".".join(parts[:split]))
-        except ModuleNotFoundError:
-            continue
-        for attribute in parts[split:]:
-            owner = getattr(owner, attribute)
-        return owner
-    raise ModuleNotFoundError(dotted)
-
-
-def referenced() -> list[tuple[str, list[str]]]:
-    """Return what docs/api.md documents: dotted names, and the members that each shows."""
-    directive = r"^\.\. auto\w+:: ([\w.]+)\n(?:   :members:(.*)\n)?"
-    matches = re.findall(directive, (ROOT / "docs/api.md").read_text(), re.M)
-    return [(name, [member.strip() for member in members.split(",") if member.strip()]) for name, members in matches]
-
-
-@pytest.mark.parametrize(("name", "members"), referenced())
-def test_the_reference_names_what_exists(name: str, members: list[str]) -> None:
-    owner = resolve(name)
-    annotated = getattr(owner, "__annotations__", {})
-    assert [member for member in members if not hasattr(owner, member) and member not in annotated] == []
