@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.incremental.equivalence.batch_sizes import smaller_batches
-from resilient_heads.incremental.player import Player
+from resilient_heads.incremental.equivalence.batch_sizes import record_smaller_batches
 from resilient_heads.incremental.recording.batch_layout import BatchLayout, layout_from_shapes, resolve_order
-from resilient_heads.incremental.recording.batches import Batch, whole_batch
-from resilient_heads.incremental.recording.recorder import Recorder, copy_memory, record
-from resilient_heads.incremental.recording.slices import slice_after
-from resilient_heads.incremental.recording.tape import ControlFlowError
+from resilient_heads.incremental.recording.forward_slice import slice_after
+from resilient_heads.incremental.recording.recorded_pass import RecordedPass, locate_images
+from resilient_heads.incremental.recording.recorder import Recorder, record
+from resilient_heads.incremental.recording.tape import ControlFlowError, copy_memory
 from resilient_heads.incremental.recording.words import words
+from resilient_heads.incremental.slice_runner import SliceRunner
 
 pytestmark = pytest.mark.engine
 
@@ -70,16 +70,16 @@ def test_what_is_written_over_is_golden_again_for_every_rerun() -> None:
     images = torch.randn(4, 3)
     recorder, logits = record(run, images)
     piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
-    player = Player(Batch(4, recorder.tape, {}), lambda size: None, ())
-    kept, _ = record(run, images, piece.needs | {piece.source.view.moment})
+    player = SliceRunner(RecordedPass(4, recorder.tape, {}), lambda size: None, ())
+    kept, _ = record(run, images, piece.golden_inputs | {piece.source.view.content})
     golden = kept.kept
     for _ in range(2):
-        root = copy_memory(golden[piece.source.view.moment])
+        root = copy_memory(golden[piece.source.view.content])
         root[1] += 5
-        played = player.play(piece, golden, root)
+        played = player.run(piece, golden, root)
         expected = (images + ((images + 1) + torch.tensor([[0.0], [5.0], [0.0], [0.0]]))).relu() * 2
         assert torch.equal(played.logits, expected)
-        assert torch.equal(player.play(piece, golden, copy_memory(golden[piece.source.view.moment])).logits, logits)
+        assert torch.equal(player.run(piece, golden, copy_memory(golden[piece.source.view.content])).logits, logits)
 
 
 def test_a_buffer_is_kept_as_it_was_when_it_was_read() -> None:
@@ -94,10 +94,10 @@ def test_a_buffer_is_kept_as_it_was_when_it_was_read() -> None:
     images = torch.randn(4, 3)
     recorder, logits = record(run, images)
     piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
-    kept, _ = record(run, images, piece.needs | {piece.source.view.moment})
-    player = Player(Batch(4, recorder.tape, {}), lambda size: None, ())
-    root = copy_memory(kept.kept[piece.source.view.moment])
-    assert torch.equal(player.play(piece, kept.kept, root).logits, logits)
+    kept, _ = record(run, images, piece.golden_inputs | {piece.source.view.content})
+    player = SliceRunner(RecordedPass(4, recorder.tape, {}), lambda size: None, ())
+    root = copy_memory(kept.kept[piece.source.view.content])
+    assert torch.equal(player.run(piece, kept.kept, root).logits, logits)
 
 
 def test_memory_that_was_freed_is_not_taken_for_new_memory() -> None:
@@ -107,7 +107,7 @@ def test_memory_that_was_freed_is_not_taken_for_new_memory() -> None:
         return here(x) * 2
 
     recorder, _ = record(marked(function), torch.randn(64, 64))
-    assert len(recorder.tape.roots) == 52
+    assert len(recorder.tape.bases) == 52
 
 
 DECISIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -137,7 +137,7 @@ def test_rows_are_picked_and_found(dim: int, interleaved: bool) -> None:
     images = torch.tensor([2, 0])
     small = [*shape]
     small[dim] = 6
-    picked = rows.pick(source, images, torch.empty(small))
+    picked = rows.select_images(source, images, torch.empty(small))
     for place, image in enumerate(images.tolist()):
         assert torch.equal(rows.of_image(picked, place), rows.of_image(source, image))
     before, after = torch.zeros(shape), torch.zeros(shape)
@@ -172,8 +172,8 @@ def test_an_operator_that_differs_with_the_batch_is_run_on_the_whole_of_it() -> 
 
     run, images = marked(function), torch.randn(16, 40)
     recorder, _ = record(run, images)
-    whole = whole_batch(run, recorder.tape, images)
-    small = smaller_batches(run, whole, images, [4])[4]
+    whole = locate_images(run, recorder.tape, images)
+    small = record_smaller_batches(run, whole, images, [4])[4]
     kinds = [recorder.tape.steps[number].func._schema.name for number in small.inexact]
     assert "aten::sigmoid" in kinds  # full vectors and what is left over take different paths
     assert "aten::relu" not in kinds
@@ -186,8 +186,8 @@ def test_values_that_hide_a_difference_do_not_make_an_operator_exact() -> None:
     def inexact(images: Tensor) -> list[frozenset[int]]:
         run = marked(lambda x, here: layer(here(x)) * 2)
         recorder, _ = record(run, images)
-        whole = whole_batch(run, recorder.tape, torch.randn(8, 6))
-        return [batch.inexact for batch in smaller_batches(run, whole, images, [2, 4]).values()]
+        whole = locate_images(run, recorder.tape, torch.randn(8, 6))
+        return [batch.inexact for batch in record_smaller_batches(run, whole, images, [2, 4]).values()]
 
     # Of a batch of zeros every sum has the same bits, in whatever order.
     assert inexact(torch.zeros(8, 6)) == inexact(torch.randn(8, 6))
@@ -205,25 +205,25 @@ def test_rows_that_are_golden_again_are_dropped_and_the_rest_is_exact() -> None:
 
     images = torch.randn(32, 6)
     recorder, logits = record(run, images)
-    whole = whole_batch(run, recorder.tape, images)
+    whole = locate_images(run, recorder.tape, images)
     made: list[int] = []
 
-    fewer = smaller_batches(run, whole, images, range(4, 32, 4))
+    fewer = record_smaller_batches(run, whole, images, range(4, 32, 4))
 
-    def smaller(size: int) -> Batch | None:
+    def smaller(size: int) -> RecordedPass | None:
         made.append(size)
         return fewer[size]
 
     piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
-    player = Player(whole, smaller, tuple(range(4, 32, 4)))
-    kept, _ = record(run, images, player.needs(piece) | {piece.source.view.moment})
-    root = copy_memory(kept.kept[piece.source.view.moment])
+    player = SliceRunner(whole, smaller, tuple(range(4, 32, 4)))
+    kept, _ = record(run, images, player.golden_inputs(piece) | {piece.source.view.content})
+    root = copy_memory(kept.kept[piece.source.view.content])
     struck = torch.arange(0, 32, 3)
     root[struck, 0] = 7.0
     dead = torch.tensor([1, 4])  # changed, but negative before and after: the ReLU hides it
     root[dead] = torch.where(root[dead] < 0, root[dead] - 1, root[dead])
     faulty = root.clone()
-    played = player.play(piece, kept.kept, root)
+    played = player.run(piece, kept.kept, root)
     assert set(played.images.tolist()) == set(struck.tolist())
     assert made
     assert torch.equal(played.logits, layers[1:](faulty)[played.images])

@@ -5,16 +5,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.incremental.equivalence.window_checks import _tiles, settle, try_windows
-from resilient_heads.incremental.player import Player
-from resilient_heads.incremental.recording.batches import whole_batch
-from resilient_heads.incremental.recording.operators import noise_like, rounds
-from resilient_heads.incremental.recording.recorder import Recorder, copy_memory, record
-from resilient_heads.incremental.recording.slices import Slice, slice_after
+from resilient_heads.incremental.equivalence.random_values import random_like, rounds_needed
+from resilient_heads.incremental.equivalence.window_checks import check_windows, choose_counts, window_positions
+from resilient_heads.incremental.recording.forward_slice import ForwardSlice, slice_after
+from resilient_heads.incremental.recording.recorded_pass import locate_images
+from resilient_heads.incremental.recording.recorder import Recorder, record
+from resilient_heads.incremental.recording.tape import copy_memory
+from resilient_heads.incremental.slice_runner import SliceRunner
 from resilient_heads.incremental.windows.crops import crop, inside, paste_
-from resilient_heads.incremental.windows.follow import Follower
-from resilient_heads.incremental.windows.receptive_field import Local, Reach, WindowPlan, plan_windows
-from resilient_heads.incremental.windows.windows import Window, cover, put_, struck_pixels
+from resilient_heads.incremental.windows.plan import WindowPlan, WindowStep, plan_windows
+from resilient_heads.incremental.windows.receptive_field import ReceptiveField
+from resilient_heads.incremental.windows.window import Window, copy_overlap_, crop_window, faulty_pixels
+from resilient_heads.incremental.windows.window_runner import WindowRunner
 
 pytestmark = pytest.mark.engine
 
@@ -67,22 +69,22 @@ def test_parts_take_from_windows_what_both_hold(stride: tuple[int, int], starts:
     begin = start * stride
     part, expected = (crop(source, rows, begin, size, stride) for source in (maps, painted))
     within = inside((16, 16), begin, size, stride)
-    put_(part, window, start, stride)
+    copy_overlap_(part, window, start, stride)
     known = torch.ones(2, 1, 4, 3, dtype=torch.bool) if within is None else torch.from_numpy(within)
     assert torch.equal(part * known, expected * known)
-    covered = cover(window, start, size, stride)
+    covered = crop_window(window, start, size, stride)
     assert (covered is not None) == bool((expected * known < 0).all())
     assert covered is None or torch.equal(covered, expected)
 
 
-def test_struck_pixels() -> None:
+def test_faulty_pixels() -> None:
     golden = torch.randn(5, 3, 4, 6)
     struck = golden.clone()
     struck[2, 1, 3, 5] += 1
     struck[4, ::2, 0, 3] += 1  # two channels of one pixel
-    assert struck_pixels(struck, golden).tolist() == [[0, 0], [0, 0], [3, 5], [0, 0], [0, 3]]  # type: ignore[union-attr]
+    assert faulty_pixels(struck, golden).tolist() == [[0, 0], [0, 0], [3, 5], [0, 0], [0, 3]]  # type: ignore[union-attr]
     struck[2, 0, 0, 0] += 1
-    assert struck_pixels(struck, golden) is None
+    assert faulty_pixels(struck, golden) is None
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
@@ -90,15 +92,15 @@ def test_struck_pixels() -> None:
 @pytest.mark.parametrize("dilation", [1, 2])
 def test_every_output_that_a_change_reaches_lies_in_the_window(kernel: int, stride: int, dilation: int) -> None:
     spread = (kernel - 1) * dilation + 1
-    reach = Reach((spread, spread), (stride, stride), (1, 1), 0.0)
+    reach = ReceptiveField((spread, spread), (stride, stride), (1, 1), 0.0)
     conv = nn.Conv2d(1, 1, kernel, stride, 1, dilation, bias=False)
     nn.init.ones_(conv.weight)
     for y in range(12):
         changed = torch.zeros(1, 1, 12, 12)
         changed[0, 0, y : y + 2, 5] = 1
         rows = conv(changed).abs().sum((0, 1, 3)).nonzero().flatten()
-        first = int(reach.first(np.array([[y, 5]]))[0, 0])
-        size = reach.touched((2, 1))[0]
+        first = int(reach.first_output(np.array([[y, 5]]))[0, 0])
+        size = reach.outputs_reached((2, 1))[0]
         assert all(first <= row < first + size for row in rows.tolist())
 
 
@@ -124,18 +126,18 @@ class Residual(nn.Module):
 
 def followed(
     model: Residual, images: Tensor
-) -> tuple[Player, Slice, WindowPlan, dict[tuple[int, int], Tensor], Tensor]:
+) -> tuple[SliceRunner, ForwardSlice, WindowPlan, dict[tuple[int, int], Tensor], Tensor]:
     """Record a pass, plan its windows and try them."""
     recorder, _ = record(model, images)
-    whole = whole_batch(model, recorder.tape, images)
+    whole = locate_images(model, recorder.tape, images)
     piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
     hoped = plan_windows(piece, whole)
     assert hoped is not None
-    counts, able = settle(try_windows(model, whole, images, hoped.locals, COUNTS), COUNTS)
+    counts, able = choose_counts(check_windows(model, whole, images, hoped.steps, COUNTS), COUNTS)
     plan = plan_windows(piece, whole, able)
     assert plan is not None
-    player = Player(whole, lambda size: None, (), Follower(whole, counts, {piece.source: plan}))
-    kept, logits = record(model, images, player.needs(piece) | {piece.source.view.moment})
+    player = SliceRunner(whole, lambda size: None, (), WindowRunner(whole, counts, {piece.source: plan}))
+    kept, logits = record(model, images, player.golden_inputs(piece) | {piece.source.view.content})
     return player, piece, plan, kept.kept, logits
 
 
@@ -146,15 +148,15 @@ def test_faults_followed_on_windows_are_exact(corner: int, memory_format: torch.
     model = Residual().eval().to(memory_format=memory_format)  # type: ignore[call-overload]
     images = torch.randn(8, 3, 32, 32).contiguous(memory_format=memory_format)
     player, piece, plan, golden, logits = followed(model, images)
-    assert any(local.reach is not None for local in plan.locals)
-    root = copy_memory(golden[piece.source.view.moment])
+    assert any(local.field is not None for local in plan.steps)
+    root = copy_memory(golden[piece.source.view.content])
     struck = piece.source.view.on(root)
     struck[1:6, 2, corner, 31 - corner] = torch.tensor([1e3, -5.0, 1e-42, torch.inf, 3.0])
     tail = nn.Sequential(nn.Identity())
     model.stem, keep = tail, model.stem
     expected = model(None, struck.clone(memory_format=torch.preserve_format))
     model.stem = keep
-    played = player.play(piece, golden, root)
+    played = player.run(piece, golden, root)
     result = logits.clone()
     result[played.images] = played.logits
     assert torch.equal(result.nan_to_num(7), expected.nan_to_num(7))
@@ -167,14 +169,14 @@ def test_a_zero_over_the_rim_ends_the_windows(corner: int, stops: bool) -> None:
     model = Residual().eval()
     model.down.weight[0] = 0  # its zeros may have another sign where padding was left out
     player, piece, plan, golden, _ = followed(model, torch.randn(8, 3, 32, 32))
-    assert player._follower is not None
-    root = copy_memory(golden[piece.source.view.moment])
+    assert player._windows is not None
+    root = copy_memory(golden[piece.source.view.content])
     piece.source.view.on(root)[:, 2, corner, corner] += 1
-    done = player._follower.follow(piece, plan, golden, root)
+    done = player._windows.run(piece, golden, root)
     assert done is not None
-    first = next(at for at, local in enumerate(plan.locals) if local.reach is not None)
-    assert (done.done == first) == stops
-    assert (done.done > first) != stops
+    first = next(at for at, local in enumerate(plan.steps) if local.field is not None)
+    assert (done.steps_done == first) == stops
+    assert (done.steps_done > first) != stops
 
 
 @pytest.mark.parametrize("tells", [True, False])
@@ -186,7 +188,7 @@ def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.
         for weight in model.parameters():
             weight.copy_(weight.mul(9).round())
     recorder, _ = record(model, images)
-    whole = whole_batch(model, recorder.tape, images)
+    whole = locate_images(model, recorder.tape, images)
     piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
     hoped = plan_windows(piece, whole)
     assert hoped is not None
@@ -197,19 +199,19 @@ def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.
 
     from resilient_heads.incremental.equivalence import window_checks as local_trial
 
-    run = local_trial.run_local
-    monkeypatch.setattr(local_trial, "run_local", off)
-    found = try_windows(model, whole, images, hoped.locals, (8,))
-    assert not any(found[local] for local in hoped.locals if local.reach is not None)
-    _, able = settle(found, (8,))
+    run = local_trial.run_on_windows
+    monkeypatch.setattr(local_trial, "run_on_windows", off)
+    found = check_windows(model, whole, images, hoped.steps, (8,))
+    assert not any(found[local] for local in hoped.steps if local.field is not None)
+    _, able = choose_counts(found, (8,))
     plan = plan_windows(piece, whole, able)
-    assert plan is None or all(local.reach is None for local in plan.locals)
+    assert plan is None or all(local.field is None for local in plan.steps)
 
 
 @pytest.mark.parametrize("limit", [(4, 4), (4, 6), (9, 7), (7, 30)])
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 1)])
 def test_windows_are_tried_everywhere(limit: tuple[int, int], size: tuple[int, int]) -> None:
-    places = _tiles(Local(0, size, limit, None, 0), 8, 1000)[:, 1:]
+    places = window_positions(WindowStep(0, size, limit, None, 0), 8, 1000)[:, 1:]
     last = limit[0] - size[0], limit[1] - size[1]
     assert {(0, 0), (0, last[1]), (last[0], 0), last} <= set(map(tuple, places.tolist()))
     for dim in (0, 1):
@@ -219,22 +221,22 @@ def test_windows_are_tried_everywhere(limit: tuple[int, int], size: tuple[int, i
 
 
 def test_random_values_use_all_digits() -> None:
-    noise = noise_like(torch.empty(100, dtype=torch.float64), torch.Generator().manual_seed(0))
+    noise = random_like(torch.empty(100, dtype=torch.float64), torch.Generator().manual_seed(0))
     assert (noise != noise.float()).sum() > 90
-    assert noise_like(torch.empty(70_000), torch.Generator().manual_seed(0)).unique().numel() > 60_000
+    assert random_like(torch.empty(70_000), torch.Generator().manual_seed(0)).unique().numel() > 60_000
 
 
 def test_short_formats_need_more_values() -> None:
-    assert rounds("convolution", 4096, torch.float32) == 1
-    assert rounds("convolution", 4096, torch.bfloat16) == 16
-    assert rounds("convolution", 10, torch.float32) == 32
-    assert rounds("convolution", 10, torch.float16) is None
-    assert rounds("relu", 10, torch.float16) == 0
+    assert rounds_needed("convolution", 4096, torch.float32) == 1
+    assert rounds_needed("convolution", 4096, torch.bfloat16) == 16
+    assert rounds_needed("convolution", 10, torch.float32) == 32
+    assert rounds_needed("convolution", 10, torch.float16) is None
+    assert rounds_needed("relu", 10, torch.float16) == 0
 
 
 def test_numbers_that_few_operations_take_are_left_out() -> None:
-    ops = [Local(number, (3, 3), (9, 9), None, number) for number in range(22)]
+    ops = [WindowStep(number, (3, 3), (9, 9), None, number) for number in range(22)]
     found = {op: frozenset({4, 8} if op.number else {2, 8}) for op in ops[:20]}
     found |= {ops[20]: frozenset({2, 4, 8}), ops[21]: frozenset()}
-    assert settle(found, (2, 4, 8)) == ((4, 8), frozenset(ops[1:21]))
-    assert settle({ops[0]: frozenset()}, (2, 8)) == ((2, 8), frozenset())
+    assert choose_counts(found, (2, 4, 8)) == ((4, 8), frozenset(ops[1:21]))
+    assert choose_counts({ops[0]: frozenset()}, (2, 8)) == ((2, 8), frozenset())

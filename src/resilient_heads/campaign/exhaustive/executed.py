@@ -1,6 +1,5 @@
 """The execution of every single flip in some tensors, for some images."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,13 +13,10 @@ from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
 from resilient_heads.campaign.trials.outcomes import Outcome, classify
 from resilient_heads.errors import InjectionError
-from resilient_heads.incremental.recording.tape import ControlFlowError
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.injection.formats.bits import flip_bits, words
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
-
-logger = logging.getLogger(__name__)
 
 _AT_ONCE = 64
 """Images whose faults are worked out together; bounds the memory."""
@@ -56,8 +52,6 @@ class Exhaustion:
         batches = sum(site.neurons * site.word_bits // self._group for site in sites)
         reruns = IncrementalEngine(self._model, sites, self._batch(0)[0], batches=batches)
         reruns.check_sites()
-        for name, reason in reruns.blocked.items():
-            logger.warning("Each batch of faults at %r takes a full pass of the model: %s.", name, reason)
         return reruns
 
     def run(self, *, progress: bool) -> dict[str, Tensor]:
@@ -139,15 +133,12 @@ class Exhaustion:
         again: Tensor | None = None
         if found is not None:
             _flip(found[0], where, bits)
-            try:
-                again = self._reruns.rerun(site.name, golden, found[1], where)
-            except (ControlFlowError, RuntimeError) as error:
-                self._block(site, f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
+            again = self._reruns.rerun(site.name, golden, found[1], where)
         if again is not None and not check:
             return again
         full = self._full(site, inputs, where, bits)
         if again is not None and not same_bits(again, full):
-            self._block(site, "a rerun of a whole batch differs from a full pass")
+            self._reruns.block([site.name], "a rerun of a whole batch differs from a full pass")
         return full
 
     def _full(self, site: Site, inputs: Tensor, where: tuple[Tensor, ...], bits: Tensor) -> Tensor:
@@ -166,11 +157,6 @@ class Exhaustion:
         if seen != 1:
             raise InjectionError(f"No fault struck {site.name!r}: it came by {seen} times in a pass.")
         return logits
-
-    def _block(self, site: Site, reason: str) -> None:
-        """Take full passes for a site from now on."""
-        self._reruns.block(site.name, reason)
-        logger.warning("Each batch of faults at %r takes a full pass of the model: %s.", site.name, reason)
 
 
 def _count(counts: Tensor, outcomes: Tensor, bits: Tensor | None) -> None:

@@ -1,6 +1,5 @@
 """Run the trials of a plan, batch by batch."""
 
-import logging
 from collections.abc import Callable
 from typing import Literal
 
@@ -19,14 +18,11 @@ from resilient_heads.campaign.trials.columns import COLUMNS, Trials
 from resilient_heads.campaign.trials.outcomes import judge
 from resilient_heads.errors import InjectionError
 from resilient_heads.evaluation import device_of
-from resilient_heads.incremental.recording.tape import ControlFlowError
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.injection.apply.hits import Hit, first, hit_
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
-
-logger = logging.getLogger(__name__)
 
 _WITNESSES = 4
 """Sites whose first batch is also run in full, as a check of everything that is only done for whole batches."""
@@ -105,11 +101,6 @@ class Execution:
         """Share sites out among golden passes."""
         return [names] if self._reruns is None else self._reruns.group_sites(names)
 
-    @property
-    def full_passes(self) -> dict[str, str]:
-        """Sites that need a full pass for each batch though reruns were asked for, and why."""
-        return {} if self._reruns is None else dict(self._reruns.blocked)
-
     def run(self, start: int, stop: int, *, advance: Callable[[int], object] = lambda trials: None) -> Trials:
         """Run trials ``start`` to ``stop`` of every site that has them.
 
@@ -183,12 +174,8 @@ class Execution:
         if self._reruns is None or found is None:
             return None
         struck = hit(found[0])
-        try:
-            return struck, self._reruns.rerun(site.name, golden, found[1], struck.where)
-        except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
-            self._reruns.block(site.name, f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
-            _tell(repr(site.name), self._reruns.blocked[site.name])
-            return None
+        faulty = self._reruns.rerun(site.name, golden, found[1], struck.where)
+        return None if faulty is None else (struck, faulty)
 
     def _full(self, site: Site, inputs: Tensor, hit: Callable[[Tensor], Hit]) -> tuple[Hit, Tensor]:
         """Strike a site while the whole model runs."""
@@ -208,9 +195,8 @@ class Execution:
     def _distrust(self) -> None:
         """Take full passes from now on: a rerun of a whole batch gave other bits."""
         assert self._reruns is not None
-        for struck in self._plan.sites:
-            self._reruns.block(struck.site.name, "a rerun of a whole batch differs from a full pass")
-        _tell("every site", "a rerun of a whole batch differs from a full pass")
+        names = [struck.site.name for struck in self._plan.sites]
+        self._reruns.block(names, "a rerun of a whole batch differs from a full pass")
         raise _DistrustedError
 
     def _strike(
@@ -259,11 +245,6 @@ class Execution:
             name: column.cpu().numpy() if isinstance(column, Tensor) else column for name, column in columns.items()
         }
         return Trials(**{name: plain[name].astype(kind) for name, kind in COLUMNS.items()})
-
-
-def _tell(where: str, reason: str) -> None:
-    """Say that reruns are given up."""
-    logger.warning("Each batch of trials at %s takes a full pass of the model: %s.", where, reason)
 
 
 def _require_same(golden: Tensor, again: Tensor, what: str) -> None:

@@ -1,7 +1,6 @@
 """Run a campaign: many single flips at every site of a model."""
 
 import contextlib
-import logging
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -30,8 +29,6 @@ from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.hooks import open_attention
 from resilient_heads.injection.sites.site import SiteMap
-
-logger = logging.getLogger(__name__)
 
 
 def run_campaign(
@@ -178,8 +175,6 @@ def run_campaign(
             engine=engine,
             memory_limit=memory_limit,
         )
-        for name, reason in execution.full_passes.items():
-            logger.warning("Each batch of trials at %r takes a full pass of the model: %s.", name, reason)
         with contextlib.ExitStack() as stack:
             folder = None
             if output is not None:

@@ -1,168 +1,175 @@
-"""Try which operations give the same bits for fewer images."""
+"""Check which operations give the same bits for fewer images."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from resilient_heads.incremental.recording.batch_layout import BatchLayout
-from resilient_heads.incremental.recording.batches import Batch
-from resilient_heads.incremental.recording.execute import as_list, run_step
-from resilient_heads.incremental.recording.operators import fits, noise_like, rounds, trial_tells
-from resilient_heads.incremental.recording.recorder import Run, copy_memory, record
-from resilient_heads.incremental.recording.tape import Step, View, flat_tensors
+from resilient_heads.incremental.equivalence.random_values import random_like, rounds_needed
+from resilient_heads.incremental.recording.execute import run_step
+from resilient_heads.incremental.recording.observer import observe_pass
+from resilient_heads.incremental.recording.operators import can_be_checked
+from resilient_heads.incremental.recording.recorded_pass import RecordedPass
+from resilient_heads.incremental.recording.recorder import RunModel, record
+from resilient_heads.incremental.recording.tape import Step, View, as_list, copy_memory
 from resilient_heads.incremental.recording.words import words
 
 
-def smaller_batches(run: Run, whole: Batch, inputs: Tensor, sizes: Sequence[int]) -> dict[int, Batch]:
-    """Record passes over fewer images, and try each operation on the whole batch and on all the smaller ones.
+def record_smaller_batches(
+    run: RunModel, full: RecordedPass, images: Tensor, batch_sizes: Sequence[int]
+) -> dict[int, RecordedPass]:
+    """Record passes over fewer images, and compare each of their operations with the one on the full batch.
+
+    Args:
+        run: Runs the model.
+        full: The pass over the full batch.
+        images: The images of the full batch.
+        batch_sizes: Numbers of images.
 
     Returns:
-        Size to pass; without those sizes at which the model does other operations.
+        Batch size to pass; without the sizes at which the model runs other operations.
     """
-    found = {}
-    for size in sizes:
-        batch = _recorded(run, whole, inputs[:size].clone(memory_format=torch.preserve_format))
-        if batch is not None:
-            found[size] = batch
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0)).to(inputs.device)
-    trial = _Sizes(whole, [(batch, order[:size]) for size, batch in found.items()])
-    with trial:
-        run(None, inputs)
-    if trial.strayed:
+    smaller = {size: _record(run, full, images[:size]) for size in batch_sizes}
+    passes = [recorded for recorded in smaller.values() if recorded is not None]
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(images.device)
+    check = _BatchSizeCheck(full, passes, order)
+    if not observe_pass(run, full.tape, images, check.observe):
         return {}
     return {
-        size: dataclasses.replace(batch, inexact=frozenset(inexact))
-        for (size, batch), inexact in zip(found.items(), trial.inexact, strict=True)
+        recorded.batch_size: dataclasses.replace(recorded, inexact=frozenset(inexact))
+        for recorded, inexact in zip(passes, check.inexact, strict=True)
     }
 
 
-def _recorded(run: Run, whole: Batch, fewer: Tensor) -> Batch | None:
-    """Return a smaller pass, or None if it does other operations or has other shapes."""
-    recorded, _ = record(run, fewer)
-    small, tape = recorded.tape, whole.tape
-    if [step.func for step in small.steps] != [step.func for step in tape.steps]:
+def _record(run: RunModel, full: RecordedPass, images: Tensor) -> RecordedPass | None:
+    """Return a smaller pass; None if it runs other operations or has unexpected shapes."""
+    recorder, _ = record(run, images.clone(memory_format=torch.preserve_format))
+    small = recorder.tape
+    if not small.same_operators(full.tape):
         return None
-    rows = {buffer: where for buffer, where in whole.rows.items() if buffer in small.whole or where is None}
-    for buffer, where in rows.items():
-        expected = list(tape.roots[buffer].size)
-        if where is not None:
-            expected[where.dim] = where.fold * len(fewer)
-        if tuple(expected) != small.roots[buffer].size:
+    layouts = {b: layout for b, layout in full.layouts.items() if b in small.dense or layout is None}
+    for buffer, layout in layouts.items():
+        expected = list(full.tape.bases[buffer].size)
+        if layout is not None:
+            expected[layout.dim] = layout.fold * len(images)
+        if tuple(expected) != small.bases[buffer].size:
             return None
-    return Batch(len(fewer), small, rows)
+    return RecordedPass(len(images), small, layouts)
 
 
-class _Sizes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Repeats each operation of a pass on the rows of some images, and notes where a bit differs."""
+class _BatchSizeCheck:
+    """Repeats each operation of a pass for fewer images.
 
-    def __init__(self, whole: Batch, smaller: Sequence[tuple[Batch, Tensor]]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    Attributes:
+        inexact: For each smaller pass, the operations of which a bit differs, or that cannot be checked.
+    """
+
+    def __init__(self, full: RecordedPass, smaller: Sequence[RecordedPass], order: Tensor) -> None:
         self.inexact: list[set[int]] = [set() for _ in smaller]
-        self.strayed = False  # the pass took another way than the recorded one, so nothing is known
-        self._whole, self._smaller = whole, smaller
-        self._numbers: Iterator[int] = iter(range(len(whole.tape.steps)))
+        self._full = full
+        self._smaller = smaller
+        self._order = order
 
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operation on the whole batch and on parts of it."""
-        kwargs = kwargs or {}
-        number, tensors = next(self._numbers, -1), flat_tensors((args, tuple(kwargs.values())))
-        self.strayed |= number < 0 or not fits(self._whole.tape.steps[number], func, tensors)
-        if self.strayed:
-            return func(*args, **kwargs)
-        step = self._whole.tape.steps[number]
-        kind = func._schema.name.removeprefix("aten::")
+    def observe(self, number: int, step: Step, tensors: dict[View, Tensor], run: Callable[[], Any]) -> Any:
+        """Run an operation on the full batch and on parts of it."""
         involved = step.reads | step.creates
-        if step.is_view or all(self._whole.rows.get(buffer, 0) is None for buffer in involved):
-            return func(*args, **kwargs)
-        if not trial_tells(kind, args, kwargs):
-            for inexact in self.inexact:
-                inexact.add(number)
-            return func(*args, **kwargs)
-        before = [self._before(step, tensors, *small) for small in self._smaller]
-        result = func(*args, **kwargs)
-        after = {view.buffer: tensor for view, tensor in zip(step.views, tensors, strict=True)}
-        for view, value in zip(step.outputs, as_list(result), strict=True):
-            if view is not None:
-                after[view.buffer] = value
-        for inexact, roots, small in zip(self.inexact, before, self._smaller, strict=True):
-            if roots is None or not self._agree(number, roots, after, *small):
-                inexact.add(number)
+        if step.is_view or all(self._full.layouts.get(buffer, 0) is None for buffer in involved):
+            return run()
+        if not can_be_checked(step):
+            self._mark_inexact(number)
+            return run()
+        # The inputs for fewer images are copied first, as the operation may write to its own.
+        inputs = [self._inputs(step, tensors, small, self._order[: small.batch_size]) for small in self._smaller]
+        result = run()
+        outputs = {view.buffer: tensor for view, tensor in tensors.items()}
+        outputs |= {v.buffer: t for v, t in zip(step.outputs, as_list(result), strict=True) if v is not None}
+        for at, small in enumerate(self._smaller):
+            self._compare(at, number, inputs[at], outputs, self._order[: small.batch_size])
         first = as_list(result)[0]
-        least = min((small.size for small, _ in self._smaller), default=0)
-        needed = rounds(kind, first.numel() // self._whole.size * least, first.dtype)
-        for inexact in self.inexact if needed is None else ():
-            inexact.add(number)
-        for seed in range(needed or 0):
-            self._try_noise(number, dict(zip(step.views, tensors, strict=True)), torch.Generator().manual_seed(seed))
+        smallest = min((small.batch_size for small in self._smaller), default=0)
+        rounds = rounds_needed(step.operator, first.numel() // self._full.batch_size * smallest, first.dtype)
+        if rounds is None:
+            self._mark_inexact(number)
+        for seed in range(rounds or 0):
+            self._check_random_values(number, tensors, torch.Generator().manual_seed(seed))
         return result
 
-    def _try_noise(self, number: int, given: dict[View, Tensor], generator: torch.Generator) -> None:
-        """Repeat an operation, which writes over nothing, on random values, with images at other places."""
-        step = self._whole.tape.steps[number]
-        noise = {
-            view.buffer: noise_like(self._whole.tape.roots[view.buffer].on(tensor), generator)
-            for view, tensor in given.items()
-            if self._whole.rows.get(view.buffer) is not None
-        }
-        after = dict(noise)
-        run_step(step, after, given.__getitem__)
-        tensors = [noise.get(view.buffer, given[view]) for view in step.views]
-        for inexact, (small, images) in zip(self.inexact, self._smaller, strict=True):
-            order = torch.randperm(self._whole.size, generator=generator)[: len(images)].to(images.device)
-            if number in inexact:
-                continue
-            roots = self._before(step, tensors, small, order)
-            if roots is None or not self._agree(number, roots, after, small, order):
-                inexact.add(number)
+    def _mark_inexact(self, number: int) -> None:
+        """Run an operation on the full batch, whatever the number of images."""
+        for inexact in self.inexact:
+            inexact.add(number)
 
-    def _before(self, step: Step, tensors: list[Tensor], small: Batch, images: Tensor) -> dict[int, Tensor] | None:
-        """Return the memory of a smaller operation; None where it cannot be had."""
-        roots: dict[int, Tensor] = {}
+    def _check_random_values(self, number: int, tensors: dict[View, Tensor], generator: torch.Generator) -> None:
+        """Check an operation that writes to none of its inputs on random values, with images in random order."""
+        step = self._full.tape.steps[number]
+        random = {
+            view.buffer: random_like(self._full.tape.bases[view.buffer].on(tensor), generator)
+            for view, tensor in tensors.items()
+            if self._full.layouts.get(view.buffer) is not None
+        }
+        outputs = dict(random)
+        run_step(step, outputs, tensors.__getitem__)
+        given = {view: random.get(view.buffer, tensor) for view, tensor in tensors.items()}
+        for at, small in enumerate(self._smaller):
+            order = torch.randperm(self._full.batch_size, generator=generator)[: small.batch_size]
+            if number not in self.inexact[at]:
+                images = order.to(self._order.device)
+                self._compare(at, number, self._inputs(step, given, small, images), outputs, images)
+
+    def _inputs(
+        self, step: Step, tensors: dict[View, Tensor], small: RecordedPass, images: Tensor
+    ) -> dict[int, Tensor] | None:
+        """Return the buffers that an operation reads, for fewer images; None if their layout is unknown."""
+        buffers: dict[int, Tensor] = {}
         try:
-            for view, tensor in zip(step.views, tensors, strict=True):
-                where = small.rows[view.buffer]
-                if where is None and view.buffer not in roots:
-                    roots[view.buffer] = copy_memory(tensor) if view.buffer in step.writes else tensor
-                elif where is not None and view.buffer not in roots:
-                    roots[view.buffer] = self._pick(view.buffer, where, tensor, small, images)
+            for view, tensor in tensors.items():
+                if view.buffer in buffers:
+                    continue
+                if small.layouts[view.buffer] is None:
+                    buffers[view.buffer] = copy_memory(tensor) if view.buffer in step.writes else tensor
+                else:
+                    buffers[view.buffer] = self._select(view.buffer, tensor, small, images)
         except (KeyError, RuntimeError):
             return None
-        return roots
+        return buffers
 
-    def _agree(
-        self, number: int, roots: dict[int, Tensor], after: dict[int, Tensor], small: Batch, images: Tensor
-    ) -> bool:
-        """Whether a smaller operation gives the bits of the whole one, in the expected layout."""
-        step = self._whole.tape.steps[number]
+    def _compare(
+        self, at: int, number: int, buffers: dict[int, Tensor] | None, outputs: dict[int, Tensor], images: Tensor
+    ) -> None:
+        """Run an operation for fewer images, and mark it inexact unless it gives the bits of the full batch."""
+        small = self._smaller[at]
         try:
-            run_step(small.tape.steps[number], roots, _nothing)
-            for buffer in step.creates | step.writes:
-                where, expected = small.rows[buffer], small.tape.roots[buffer]
-                if where is None:
-                    same = torch.equal(words(after[buffer]), words(roots[buffer]))
-                elif buffer in step.creates and roots[buffer].stride() != expected.stride and roots[buffer].numel() > 1:
-                    same = False
-                else:
-                    picked = self._pick(buffer, where, after[buffer], small, images)
-                    same = torch.equal(words(picked), words(expected.on(roots[buffer])))
-                if not same:
-                    return False
+            agrees = buffers is not None and self._agrees(small, number, buffers, outputs, images)
         except (KeyError, RuntimeError):
-            return False
+            agrees = False
+        if not agrees:
+            self.inexact[at].add(number)
+
+    def _agrees(
+        self, small: RecordedPass, number: int, buffers: dict[int, Tensor], outputs: dict[int, Tensor], images: Tensor
+    ) -> bool:
+        """Return whether a smaller operation gives the bits of the full one, in the recorded memory layout."""
+        step = self._full.tape.steps[number]
+        run_step(small.tape.steps[number], buffers, _no_golden_content)
+        for buffer in step.creates | step.writes:
+            result, base = buffers[buffer], small.tape.bases[buffer]
+            if small.layouts[buffer] is None:
+                expected = outputs[buffer]
+            elif buffer in step.creates and result.stride() != base.stride and result.numel() > 1:
+                return False
+            else:
+                expected, result = self._select(buffer, outputs[buffer], small, images), base.on(result)
+            if not torch.equal(words(expected), words(result)):
+                return False
         return True
 
-    def _pick(self, buffer: int, where: BatchLayout, tensor: Tensor, small: Batch, images: Tensor) -> Tensor:
-        """Return the rows of some images on memory of their own."""
-        root = self._whole.tape.roots[buffer].on(tensor)
-        return where.pick(root, images, small.shaped(buffer, tensor.device))
+    def _select(self, buffer: int, tensor: Tensor, small: RecordedPass, images: Tensor) -> Tensor:
+        """Return the parts of some images on new memory."""
+        return small.select_images(buffer, self._full.tape.bases[buffer].on(tensor), images)
 
 
-def _nothing(view: View) -> Tensor:
-    """Fail: all memory of the smaller operation was given."""
+def _no_golden_content(view: View) -> Tensor:
+    """Fail: the smaller operation has all of its inputs."""
     raise KeyError(view.buffer)

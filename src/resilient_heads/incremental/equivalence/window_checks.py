@@ -1,170 +1,173 @@
-"""Try which operations give the same bits on windows as on whole maps."""
+"""Check which operations give the same bits on windows as on whole maps."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from resilient_heads.incremental.recording.batches import Batch
-from resilient_heads.incremental.recording.execute import as_list
-from resilient_heads.incremental.recording.operators import EXACT, enough, fits, noise_like, rounds
-from resilient_heads.incremental.recording.recorder import Run, copy_memory
-from resilient_heads.incremental.recording.tape import View, flat_tensors, replace_views
+from resilient_heads.incremental.equivalence.random_values import random_like, rounds_needed, values_needed
+from resilient_heads.incremental.recording.observer import observe_pass
+from resilient_heads.incremental.recording.operators import ELEMENTWISE
+from resilient_heads.incremental.recording.recorded_pass import RecordedPass
+from resilient_heads.incremental.recording.recorder import RunModel
+from resilient_heads.incremental.recording.tape import Step, View, as_list, copy_memory, replace_views
 from resilient_heads.incremental.recording.words import words
-from resilient_heads.incremental.windows.crops import Numbers, as_tensor, crop, inside
-from resilient_heads.incremental.windows.receptive_field import Local
-from resilient_heads.incremental.windows.windows import input_window, run_local
+from resilient_heads.incremental.windows.crops import IntArray, crop
+from resilient_heads.incremental.windows.plan import WindowStep
+from resilient_heads.incremental.windows.window import crop_input, run_on_windows
 
 _NEARLY_ALL = 0.9
-_TIMES = 8
-"""How many times as many windows are tried at once, at most, as it takes to be everywhere."""
+"""A number of windows that fewer operations allow would end the windows of the others too early."""
+_MOST_ROUNDS_OF_POSITIONS = 8
+"""Bounds the number of windows in one check, as a multiple of those that cover all rows, columns and corners."""
 
 
-def try_windows(
-    run: Run, batch: Batch, inputs: Tensor, wanted: Collection[Local], counts: Sequence[int]
-) -> dict[Local, frozenset[int]]:
-    """Run operations on windows of a pass, in every row and every column of their results, and compare the bits.
+def check_windows(
+    run: RunModel, full: RecordedPass, images: Tensor, steps: Collection[WindowStep], counts: Sequence[int]
+) -> dict[WindowStep, frozenset[int]]:
+    """Run operations on windows in every row and every column of their maps, and compare the bits.
 
     Args:
         run: Runs the model.
-        batch: The recorded pass.
-        inputs: Its images.
-        wanted: What to try.
-        counts: Numbers of windows that may be run at once.
+        full: The recorded pass.
+        images: Its images.
+        steps: The operations to check.
+        counts: Numbers of windows that may run at once, ascending; the last is the size of the batch.
 
     Returns:
-        Operation to the numbers at which every bit was the same.
+        Operation to the numbers of windows at which every bit was the same.
     """
-    trial = _Windows(batch, wanted, counts)
-    with trial:
-        run(None, inputs)
-    return dict.fromkeys(wanted, frozenset()) if trial.strayed else trial.able
+    check = _WindowCheck(full, steps, counts)
+    repeated = observe_pass(run, full.tape, images, check.observe)
+    return check.exact if repeated else dict.fromkeys(steps, frozenset())
 
 
-def settle(found: Mapping[Local, frozenset[int]], counts: Sequence[int]) -> tuple[tuple[int, ...], frozenset[Local]]:
-    """Choose the numbers of windows that nearly all operations take, and the operations that take all of these.
+def choose_counts(
+    exact: Mapping[WindowStep, frozenset[int]], counts: Sequence[int]
+) -> tuple[tuple[int, ...], frozenset[WindowStep]]:
+    """Choose the numbers of windows that nearly all operations allow, and the operations that allow all of these.
 
     Args:
-        found: See :func:`try_windows`.
-        counts: Numbers of windows; the last is that of a whole batch, which is always kept.
+        exact: See :func:`check_windows`.
+        counts: Numbers of windows; the last is the size of the batch, which is always chosen.
     """
-    able = [own for own in found.values() if counts[-1] in own]
-    kept = tuple(c for c in counts if c == counts[-1] or sum(c in own for own in able) >= _NEARLY_ALL * len(able))
-    return kept, frozenset(local for local, own in found.items() if own >= set(kept))
+    allowed = [own for own in exact.values() if counts[-1] in own]
+    needed = _NEARLY_ALL * len(allowed)
+    chosen = tuple(c for c in counts if c == counts[-1] or sum(c in own for own in allowed) >= needed)
+    return chosen, frozenset(step for step, own in exact.items() if own >= set(chosen))
 
 
-class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Repeats operations of a pass on windows."""
+class _WindowCheck:
+    """Repeats operations of a pass on windows.
 
-    def __init__(self, batch: Batch, wanted: Collection[Local], counts: Sequence[int]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.able: dict[Local, frozenset[int]] = dict.fromkeys(wanted, frozenset())
-        self.strayed = False
-        self._batch, self._counts = batch, counts
-        self._wanted: dict[int, list[Local]] = {}
-        for local in wanted:
-            self._wanted.setdefault(local.number, []).append(local)
-        self._numbers: Iterator[int] = iter(range(len(batch.tape.steps)))
+    Attributes:
+        exact: Operation to the numbers of windows at which every bit was the same.
+    """
 
-    def __torch_dispatch__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __init__(self, full: RecordedPass, steps: Collection[WindowStep], counts: Sequence[int]) -> None:
+        self.exact: dict[WindowStep, frozenset[int]] = dict.fromkeys(steps, frozenset())
+        self._full = full
+        self._counts = counts
+        self._by_number: dict[int, list[WindowStep]] = {}
+        for step in steps:
+            self._by_number.setdefault(step.number, []).append(step)
+
+    def observe(self, number: int, step: Step, tensors: dict[View, Tensor], run: Callable[[], Any]) -> Any:
         """Run an operation on whole maps and on windows."""
-        kwargs = kwargs or {}
-        number, given = next(self._numbers, -1), flat_tensors((args, tuple(kwargs.values())))
-        self.strayed |= number < 0 or not fits(self._batch.tape.steps[number], func, given)
-        if self.strayed or number not in self._wanted:
-            return func(*args, **kwargs)
-        step = self._batch.tape.steps[number]
-        kind = func._schema.name.removeprefix("aten::")
-        tensors = {
-            view: copy_memory(tensor) if view.buffer in step.writes else tensor
-            for view, tensor in zip(step.views, given, strict=True)
-        }
-        result = func(*args, **kwargs)
+        if number not in self._by_number:
+            return run()
+        # The inputs are copied before the operation writes to them.
+        inputs = {view: copy_memory(t) if view.buffer in step.writes else t for view, t in tensors.items()}
+        result = run()
         whole = as_list(result)[0]
-        rest: dict[Local, tuple[Numbers, int]] = {}
-        for local in self._wanted[number]:
-            own = whole.shape[1] * local.size[0] * local.size[1]
-            tiles = _tiles(local, self._batch.size, enough(whole.dtype) // own)
-            needed = rounds(kind, own * len(tiles), whole.dtype)
-            # What treats every element alike is tried for shapes alone.
-            seen = tiles[:1] if kind in EXACT else tiles
-            if needed is not None and self._agrees(local, tensors, whole, self._counts[-1], seen):
-                self.able[local] = frozenset(self._counts)
-                rest[local] = tiles, needed
-        for seed in range(max((needed for _, needed in rest.values()), default=0)):
-            generator = torch.Generator().manual_seed(seed)
-            noise = {view: self._noise(view, tensor, generator) for view, tensor in tensors.items()}
-            again = func(
-                *(replace_views(value, noise.__getitem__) for value in step.args),
-                **{name: replace_views(value, noise.__getitem__) for name, value in step.kwargs},
-            )
-            for local, (tiles, needed) in rest.items():
-                if seed < needed:
-                    self.able[local] = self._agreeing(local, noise, as_list(again)[0], self.able[local], tiles)
+        rounds: dict[WindowStep, int] = {}
+        positions: dict[WindowStep, IntArray] = {}
+        for window_step in self._by_number[number]:
+            elements = whole.shape[1] * window_step.size[0] * window_step.size[1]
+            everywhere = window_positions(window_step, self._full.batch_size, values_needed(whole.dtype) // elements)
+            needed = rounds_needed(step.operator, elements * len(everywhere), whole.dtype)
+            # One window shows for an elementwise operator that the shapes agree; its bits are the same everywhere.
+            checked = everywhere[:1] if step.operator in ELEMENTWISE else everywhere
+            if needed is not None and self._agrees(window_step, inputs, whole, self._counts[-1], checked):
+                self.exact[window_step] = frozenset(self._counts)
+                rounds[window_step], positions[window_step] = needed, everywhere
+        for seed in range(max(rounds.values(), default=0)):
+            random, whole = self._run_on_random_values(step, inputs, seed)
+            for window_step in (own for own, needed in rounds.items() if seed < needed):
+                exact = self._exact_counts(window_step, random, whole, positions[window_step])
+                self.exact[window_step] = exact
         return result
 
-    def _noise(self, view: View, tensor: Tensor, generator: torch.Generator) -> Tensor:
-        """Return random maps for maps, and all else as it is."""
-        return tensor if self._batch.rows.get(view.buffer) is None else noise_like(tensor, generator)
+    def _run_on_random_values(
+        self, step: Step, inputs: dict[View, Tensor], seed: int
+    ) -> tuple[dict[View, Tensor], Tensor]:
+        """Run an operation on random maps; return its inputs and its first result."""
+        generator = torch.Generator().manual_seed(seed)
+        random = {
+            view: tensor if self._full.layouts.get(view.buffer) is None else random_like(tensor, generator)
+            for view, tensor in inputs.items()
+        }
+        args = [replace_views(value, random.__getitem__) for value in step.args]
+        kwargs = {name: replace_views(value, random.__getitem__) for name, value in step.kwargs}
+        return random, as_list(step.func(*args, **kwargs))[0]
 
-    def _agreeing(
-        self, local: Local, tensors: dict[View, Tensor], result: Tensor, counts: frozenset[int], tiles: Numbers
+    def _exact_counts(
+        self, window_step: WindowStep, inputs: dict[View, Tensor], whole: Tensor, positions: IntArray
     ) -> frozenset[int]:
-        """Return those numbers of windows at which they have the bits of the whole; none if all at once have not."""
-        if self._counts[-1] not in counts or not self._agrees(local, tensors, result, self._counts[-1], tiles):
+        """Return the numbers of windows, of those that passed so far, that give the bits of the whole maps."""
+        exact, most = self.exact[window_step], self._counts[-1]
+        if most not in exact or not self._agrees(window_step, inputs, whole, most, positions):
             return frozenset()
-        fewer = counts - {self._counts[-1]}
-        return counts - {count for count in fewer if not self._agrees(local, tensors, result, count, tiles)}
+        fewer = exact - {most}
+        return exact - {count for count in fewer if not self._agrees(window_step, inputs, whole, count, positions)}
 
-    def _agrees(self, local: Local, tensors: dict[View, Tensor], result: Tensor, count: int, tiles: Numbers) -> bool:
-        """Whether windows, so many at once, give the bits of the whole."""
-        step = self._batch.tape.steps[local.number]
-        for part in tiles[np.arange(-(-len(tiles) // count) * count) % len(tiles)].reshape(-1, count, 3):
-            images, origin = part[:, 0], part[:, 1:]
+    def _agrees(
+        self, window_step: WindowStep, inputs: dict[View, Tensor], whole: Tensor, count: int, positions: IntArray
+    ) -> bool:
+        """Return whether windows give the bits of the whole maps, ``count`` windows at once."""
+        step = self._full.tape.steps[window_step.number]
+        groups = -(-len(positions) // count)
+        for group in positions[np.arange(groups * count) % len(positions)].reshape(groups, count, 3):
+            images, origin = group[:, 0], group[:, 1:]
             try:
-                got = run_local(step, local, lambda view: self._cut(local, view, tensors[view], images, origin))  # noqa: B023
+                cropped = {view: self._crop(window_step, view, inputs[view], images, origin) for view in step.views}
+                result = run_on_windows(step, window_step, cropped.__getitem__)
             except (IndexError, RuntimeError):
                 return False
-            expected = crop(result, images, origin, local.size)
-            if got.shape != expected.shape or not torch.equal(words(got), words(expected)):
+            expected = crop(whole, images, origin, window_step.size)
+            if result.shape != expected.shape or not torch.equal(words(result), words(expected)):
                 return False
         return True
 
-    def _cut(self, local: Local, view: View, tensor: Tensor, images: Numbers, origin: Numbers) -> Tensor:
-        """Return what windows read of an argument."""
-        if self._batch.rows.get(view.buffer) is None:
+    def _crop(self, window_step: WindowStep, view: View, tensor: Tensor, images: IntArray, origin: IntArray) -> Tensor:
+        """Return what result windows at ``origin`` read of an argument."""
+        if self._full.layouts.get(view.buffer) is None:
             return tensor
-        if local.reach is None and tensor.shape[2:] == (1, 1):
-            return crop(tensor, images, np.zeros_like(origin), (1, 1))
-        start, size = input_window(local.reach, origin, local.size)
-        values = crop(tensor, images, start, size)
-        within = inside((tensor.shape[2], tensor.shape[3]), start, size)
-        if within is not None and local.reach is not None:
-            values.masked_fill_(as_tensor(~within, values), local.reach.fill)
-        return values
+        return crop_input(window_step, tensor, images, origin)[0]
 
 
-def _tiles(local: Local, batch: int, least: int) -> Numbers:
-    """Return images and origins of windows that lie in every row, every column and all corners; ``(n, 3)``.
+def window_positions(step: WindowStep, batch_size: int, wanted: int) -> IntArray:
+    """Return positions of result windows that cover every row, every column and all corners of their map.
 
     Args:
-        local: What gives the windows.
-        batch: Number of images.
-        least: How many windows are wanted; no more than a few times those that it takes to be everywhere.
+        step: The operation on windows.
+        batch_size: Number of images, which the windows take in turn.
+        wanted: Number of windows to aim at; random positions are added up to a few times those that cover the map.
+
+    Returns:
+        ``(n, 3)``, image, row and column of each window.
     """
-    ys, xs = (
-        np.append(np.arange(0, whole - own + 1, own), whole - own)
-        for own, whole in zip(local.size, local.limit, strict=True)
+    rows, columns = (
+        np.append(np.arange(0, whole - window + 1, window), whole - window)
+        for window, whole in zip(step.size, step.map_size, strict=True)
     )
-    along = np.arange(max(len(ys), len(xs)))
-    lines = np.stack([ys[along % len(ys)], xs[along % len(xs)]], axis=1)
-    corners = np.array([[y, x] for y in ys[[0, -1]] for x in xs[[0, -1]]])
-    more = min(least, _TIMES * (len(lines) + 4)) - len(lines) - 4
-    anywhere = np.random.default_rng(0).integers(0, (ys[-1] + 1, xs[-1] + 1), (max(more, 0), 2))
-    origins = np.concatenate([lines, corners, anywhere])
-    return np.column_stack([np.arange(len(origins)) % batch, origins])
+    along = np.arange(max(len(rows), len(columns)))
+    diagonal = np.stack([rows[along % len(rows)], columns[along % len(columns)]], axis=1)
+    corners = np.array([[row, column] for row in rows[[0, -1]] for column in columns[[0, -1]]])
+    covering = len(diagonal) + len(corners)
+    extra = max(min(wanted, _MOST_ROUNDS_OF_POSITIONS * covering) - covering, 0)
+    anywhere = np.random.default_rng(0).integers(0, (rows[-1] + 1, columns[-1] + 1), (extra, 2))
+    origins = np.concatenate([diagonal, corners, anywhere])
+    return np.column_stack([np.arange(len(origins)) % batch_size, origins])

@@ -11,12 +11,12 @@ from resilient_heads.incremental.recording.words import words
 
 @dataclass(frozen=True, slots=True)
 class BatchLayout:
-    """The part of each image in a tensor.
+    """Which part of a tensor belongs to which image of the batch.
 
     Attributes:
         dim: The dimension that grows with the batch.
-        fold: Entries of that dimension for each image, as for windows that are folded into the batch.
-        interleaved: Whether entry f of image i is number ``f * batch + i``, not ``i * fold + f``.
+        fold: Entries of that dimension for each image; above 1 where a model folds windows or tokens into the batch.
+        interleaved: If True, entry f of image i has index ``f * batch + i``; otherwise ``i * fold + f``.
     """
 
     dim: int = 0
@@ -24,7 +24,7 @@ class BatchLayout:
     interleaved: bool = False
 
     def split_images(self, tensor: Tensor) -> tuple[Tensor, int]:
-        """Return a view of the tensor in which images have a dimension of their own, and which it is."""
+        """Return a view of the tensor in which images have a dimension of their own, and this dimension."""
         if self.fold == 1:
             return tensor, self.dim
         if self.interleaved:
@@ -33,68 +33,76 @@ class BatchLayout:
 
     def of_image(self, tensor: Tensor, image: int) -> Tensor:
         """Return the part of one image, as a view."""
-        parts, dim = self.split_images(tensor)
-        return parts.select(dim, image)
+        split, dim = self.split_images(tensor)
+        return split.select(dim, image)
 
-    def pick(self, source: Tensor, images: Tensor, into: Tensor) -> Tensor:
-        """Copy the parts of some images, in their order, into a tensor for that many images."""
-        parts, dim = self.split_images(source)
-        places, _ = self.split_images(into)
-        if places.is_contiguous() and parts.is_contiguous():
-            torch.index_select(parts, dim, images, out=places)
+    def select_images(self, source: Tensor, images: Tensor, out: Tensor) -> Tensor:
+        """Copy the parts of some images, in this order, to ``out``, which has room for that many images."""
+        split, dim = self.split_images(source)
+        target, _ = self.split_images(out)
+        if target.is_contiguous() and split.is_contiguous():
+            torch.index_select(split, dim, images, out=target)
         else:
-            places.copy_(parts.index_select(dim, images))
-        return into
+            target.copy_(split.index_select(dim, images))
+        return out
 
 
-def layout_from_shapes(many: tuple[int, ...], few: tuple[int, ...], batch: int, smaller: int) -> BatchLayout | None:
-    """Return how a tensor grows from ``smaller`` to ``batch`` images; its order is left open where several are folded.
+def layout_from_shapes(
+    large: tuple[int, ...], small: tuple[int, ...], large_batch: int, small_batch: int
+) -> BatchLayout | None:
+    """Return where images lie in a tensor, given its shape for two batch sizes; ``interleaved`` remains False.
 
-    None means that its shape does not depend on the batch.
+    Returns:
+        The layout; None if the shape does not depend on the batch size.
 
     Raises:
-        ValueError: The shapes differ in another way.
+        ValueError: The shapes differ in more than one dimension that grows in proportion to the batch.
     """
-    if many == few:
+    if large == small:
         return None
-    if len(many) == len(few):
-        growing = [dim for dim, (a, b) in enumerate(zip(many, few, strict=True)) if a != b]
+    if len(large) == len(small):
+        growing = [dim for dim, (a, b) in enumerate(zip(large, small, strict=True)) if a != b]
         if len(growing) == 1:
             dim = growing[0]
-            fold, rest = divmod(few[dim], smaller)
-            if not rest and many[dim] == fold * batch:
+            fold, rest = divmod(small[dim], small_batch)
+            if not rest and large[dim] == fold * large_batch:
                 return BatchLayout(dim, fold)
-    raise ValueError(f"shapes {many} and {few} do not belong to {batch} and {smaller} images")
+    raise ValueError(f"shapes {large} and {small} do not belong to batches of {large_batch} and {small_batch} images")
 
 
-def resolve_order(rows: BatchLayout, contents: Sequence[Tensor], images: Sequence[int]) -> BatchLayout | None:
-    """Return the order of images in a tensor, by what changing one of them changed; None if it is unclear.
+def resolve_order(layout: BatchLayout, contents: Sequence[Tensor], images: Sequence[int]) -> BatchLayout | None:
+    """Find out whether a layout is interleaved, from the entries that change when one image changes.
 
     Args:
-        rows: Where they lie, with the order left open.
-        contents: The tensor for some images, and again with one image changed, for each of ``images``.
-        images: Which image was changed.
+        layout: The layout, with ``interleaved`` unknown.
+        contents: The tensor for some images, and again after a change of one image, for each of ``images``.
+        images: The changed image.
+
+    Returns:
+        The layout; None if the contents fit both orders, or neither.
     """
-    fitting = [rows, BatchLayout(rows.dim, rows.fold, interleaved=True)] if rows.fold > 1 else [rows]
-    others = [dim for dim in range(contents[0].ndim) if dim != rows.dim]
+    candidates = [layout]
+    if layout.fold > 1:
+        candidates.append(BatchLayout(layout.dim, layout.fold, interleaved=True))
+    others = [dim for dim in range(contents[0].ndim) if dim != layout.dim]
     for content, image in zip(contents[1:], images, strict=True):
         differs = words(contents[0]) != words(content)
-        along = differs.amax(dim=others) if others else differs
-        if not bool(along.any()):
+        entries = differs.amax(dim=others) if others else differs
+        if not bool(entries.any()):
             return None
-        fitting = [choice for choice in fitting if not bool((along & ~_places(choice, along, image)).any())]
-    return fitting[0] if len(fitting) == 1 else None
+        candidates = [known for known in candidates if not bool((entries & ~_entries(known, entries, image)).any())]
+    return candidates[0] if len(candidates) == 1 else None
 
 
-def _places(rows: BatchLayout, along: Tensor, image: int) -> Tensor:
-    """Return which entries of a dimension belong to an image."""
-    own = torch.zeros_like(along)
-    BatchLayout(0, rows.fold, rows.interleaved).of_image(own, image).fill_(True)
-    return own
+def _entries(layout: BatchLayout, like: Tensor, image: int) -> Tensor:
+    """Return a mask of the entries of the batch dimension that belong to an image."""
+    mask = torch.zeros_like(like)
+    BatchLayout(0, layout.fold, layout.interleaved).of_image(mask, image).fill_(True)
+    return mask
 
 
 def with_changed_image(images: Tensor, image: int) -> Tensor:
-    """Return some images, one of them another one."""
-    others = images.clone(memory_format=torch.preserve_format)
-    others[image] = images[image].flip(-1) * -1.5 + images[image - 1] * 0.25
-    return others
+    """Return a copy of a batch in which one image is replaced by another one."""
+    changed = images.clone(memory_format=torch.preserve_format)
+    changed[image] = images[image].flip(-1) * -1.5 + images[image - 1] * 0.25
+    return changed

@@ -1,28 +1,37 @@
-"""What one forward pass did: its operations in order, and the memory that they read and wrote."""
+"""A forward pass as data: its operations in order, and the memory that they read and write."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Moment = tuple[int, int]
-"""A buffer and its version: the content of a piece of memory between two writes."""
-
 
 class ControlFlowError(Exception):
-    """What comes after a tensor cannot be run again by itself; the message says why."""
+    """The operations after a tensor cannot be run again on their own; the message says why."""
+
+
+class BufferVersion(NamedTuple):
+    """The content of a memory block between two writes.
+
+    Attributes:
+        buffer: Number of the block, in the order of first use.
+        version: Number of operations that had written to the block before.
+    """
+
+    buffer: int
+    version: int
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How a tensor looks at a buffer.
+    """A tensor as a window onto a memory block.
 
     Attributes:
-        buffer: Number of the memory block, in the order of first use.
-        version: How often the block had been written to.
+        buffer, version: See :class:`BufferVersion`.
         dtype: Of the elements.
-        size, stride, offset: As of the tensor, in elements.
+        size, stride, offset: Of the tensor, in elements.
     """
 
     buffer: int
@@ -33,33 +42,33 @@ class View:
     offset: int
 
     @property
-    def moment(self) -> Moment:
-        """The content that is seen."""
-        return self.buffer, self.version
+    def content(self) -> BufferVersion:
+        """The content that the tensor shows."""
+        return BufferVersion(self.buffer, self.version)
 
-    def on(self, root: Tensor) -> Tensor:
-        """Return this view of the memory behind ``root``, whatever part of it ``root`` shows."""
-        if not is_plain(root):
-            return root
-        if root.dtype == self.dtype:
-            return root.as_strided(self.size, self.stride, self.offset)
-        blank = torch.empty(0, dtype=self.dtype, device=root.device)
-        return blank.set_(root.untyped_storage(), self.offset, self.size, self.stride)
+    def on(self, memory: Tensor) -> Tensor:
+        """Return this view of all memory behind a tensor, whatever part of it the tensor shows."""
+        if not is_plain(memory):
+            return memory
+        if memory.dtype == self.dtype:
+            return memory.as_strided(self.size, self.stride, self.offset)
+        blank = torch.empty(0, dtype=self.dtype, device=memory.device)
+        return blank.set_(memory.untyped_storage(), self.offset, self.size, self.stride)
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operation.
+    """One operation of a pass.
 
     Attributes:
         func: The ATen operator.
-        args: Its arguments; tensors are given as views, also within lists.
-        kwargs: Likewise, by name.
-        outputs: Views of its results, None for what is no tensor.
-        views: Its tensor arguments, in order.
-        reads: Their buffers.
-        writes: Those among them that it writes to.
-        creates: Buffers that it made.
+        args: Its positional arguments; each tensor, also in a list, is replaced by its view.
+        kwargs: Its keyword arguments, likewise.
+        outputs: Views of its results; None for a result that is no tensor.
+        views: Views of its tensor arguments, in order.
+        reads: Buffers of its tensor arguments.
+        writes: Those of ``reads`` that it writes to.
+        creates: Buffers that it makes.
     """
 
     func: Any
@@ -72,77 +81,108 @@ class Step:
     creates: frozenset[int]
 
     @property
+    def operator(self) -> str:
+        """Name of the operator, such as ``"convolution"``; overloads of one operator share it."""
+        name: str = self.func._schema.name
+        return name.removeprefix("aten::")
+
+    @property
     def is_view(self) -> bool:
-        """Whether it only looks at memory in another way."""
+        """Whether the operation only shows the same memory in another way."""
         return not self.writes and not self.creates and any(view is not None for view in self.outputs)
+
+    def argument(self, name: str) -> Any:
+        """Return an argument, or its default, by the name that it has in the operator's schema."""
+        for position, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                given = self.args[position:] or tuple(value for key, value in self.kwargs if key == name)
+                return given[0] if given else argument.default_value
+        raise KeyError(f"{self.func} has no argument {name!r}")
+
+    def args_with(self, **values: object) -> tuple[Any, ...]:
+        """Return the positional arguments with some of them replaced; arguments left at their default stay so."""
+        names = [argument.name for argument in self.func._schema.arguments]
+        return tuple(values.get(name, value) for name, value in zip(names, self.args, strict=False))
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A tensor that was pointed out while the pass ran.
+class MarkedTensor:
+    """A tensor that the caller marked while the pass ran.
 
     Attributes:
         view: The tensor.
-        position: Number of steps before it.
+        steps_before: Number of operations before the mark.
     """
 
     view: View
-    position: int
+    steps_before: int
 
 
 @dataclass(slots=True)
 class Tape:
-    """A forward pass.
+    """A recorded forward pass.
 
     Attributes:
-        steps: In order.
-        marks: Tensors that were pointed out, by name; one for each time.
-        roots: For each buffer, the tensor through which it was first seen.
-        external: Buffers that the pass found and did not make: inputs, weights, constants.
-        whole: Buffers of which ``roots`` shows every element once.
-        images: The buffer of the images.
+        steps: The operations, in order.
+        marks: By name, the tensors that the caller marked; a name used several times has several.
+        bases: For each buffer, the tensor through which the pass first saw it.
+        external: Buffers that exist before the pass: inputs, weights, constants.
+        dense: Buffers whose base shows every element of the memory exactly once.
+        images: The buffer of the input images.
         logits: The result.
-        obstacle: Why the pass cannot be run again in part, or None; with the number of steps before it.
+        obstacle: Why no part of the pass can be run again; None if it can.
     """
 
     steps: list[Step] = field(default_factory=list)
-    marks: dict[str, list[Mark]] = field(default_factory=dict)
-    roots: list[View] = field(default_factory=list)
+    marks: dict[str, list[MarkedTensor]] = field(default_factory=dict)
+    bases: list[View] = field(default_factory=list)
     external: set[int] = field(default_factory=set)
-    whole: set[int] = field(default_factory=set)
+    dense: set[int] = field(default_factory=set)
     images: int = 0
     logits: View | None = None
-    obstacle: tuple[int, str] | None = None
+    obstacle: str | None = None
+
+    def same_operators(self, other: "Tape") -> bool:
+        """Return whether another pass ran the same operators in the same order."""
+        return [step.func for step in self.steps] == [step.func for step in other.steps]
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is strided memory and nothing else: no subclass, not sparse, not quantised."""
+    """Return whether a tensor is strided memory and nothing else: no subclass, not sparse, not quantised."""
     plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
     return plain and tensor.layout == torch.strided and not tensor.is_quantized
 
 
-def replace_views(template: Any, tensor: Any) -> Any:
-    """Return an argument with its views replaced by what ``tensor`` gives for each."""
-    if isinstance(template, View):
-        return tensor(template)
-    if isinstance(template, list | tuple):
-        return [replace_views(item, tensor) for item in template]
-    return template
+def copy_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor like the given one on a copy of all memory behind it."""
+    copied = tensor.untyped_storage().clone()  # type: ignore[no-untyped-call]
+    blank = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return blank.set_(copied, tensor.storage_offset(), tensor.size(), tensor.stride())
 
 
-def flat_views(value: Any) -> list[View]:
-    """Return the views within an argument, in order."""
-    if isinstance(value, View):
-        return [value]
-    if isinstance(value, tuple):
-        return [view for item in value for view in flat_views(item)]
-    return []
+def replace_views(argument: Any, tensor_of: Callable[[View], Any]) -> Any:
+    """Return a recorded argument with each view replaced by the tensor that ``tensor_of`` gives for it."""
+    if isinstance(argument, View):
+        return tensor_of(argument)
+    if isinstance(argument, list | tuple):
+        return [replace_views(item, tensor_of) for item in argument]
+    return argument
 
 
-def flat_tensors(value: Any) -> list[Tensor]:
+def flat_views(argument: Any) -> list[View]:
+    """Return the views within a recorded argument, in order."""
+    if isinstance(argument, View):
+        return [argument]
+    return [view for item in argument for view in flat_views(item)] if isinstance(argument, tuple) else []
+
+
+def flat_tensors(argument: Any) -> list[Tensor]:
     """Return the tensors within an argument, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for item in value for tensor in flat_tensors(item)]
-    return []
+    if isinstance(argument, Tensor):
+        return [argument]
+    return [tensor for item in argument for tensor in flat_tensors(item)] if isinstance(argument, list | tuple) else []
+
+
+def as_list(result: Any) -> list[Any]:
+    """Return the results of an operation as a list."""
+    return list(result) if isinstance(result, list | tuple) else [result]
