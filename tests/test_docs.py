@@ -1,9 +1,11 @@
 """README, docs, examples and docstrings: their code runs, and what they name exists."""
 
 import ast
+import copy
 import inspect
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,6 @@ PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PACKAGE = "src/resilient_heads"
 PUBLIC_MODULES = {"resilient_heads", "resilient_heads.demo", *(f"resilient_heads.{name}" for name in NAMESPACES)}
-COMPLETE_SCRIPTS = ("README.md", "index.md")  # a reader pastes them into an empty file
 RUN_ELSEWHERE = {
     "embeddings.md": "tests/text/test_embeddings_page.py",
     "training.md": "tests/deployment/test_pages.py",
@@ -45,70 +46,92 @@ def code(path: Path) -> str:
     return path.read_text() if path.suffix == ".py" else "\n".join(blocks(path, "python"))
 
 
-@pytest.fixture
-def namespace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, object]:
-    """Return what a reader has at hand: data, a trained model, its campaign, an encoder on this machine."""
-    monkeypatch.chdir(tmp_path)
-    images = torch.randn(8, 3, 32, 32)
-    model = torchvision.models.resnet18(num_classes=10).eval()
+@dataclass(frozen=True)
+class Prepared:
+    """What the pages that are no complete scripts take for granted: a model that is right, its data, its campaign."""
+
+    model: torch.nn.Module
+    images: torch.Tensor
+    labels: torch.Tensor
+    loader: DataLoader[tuple[torch.Tensor, ...]]
+    result: rh.CampaignResult
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        images = torch.randn(8, 3, 32, 32)
+        model = torchvision.models.resnet18(num_classes=10).eval()
     labels = model(images).argmax(dim=1)
     loader = DataLoader(TensorDataset(images, labels), batch_size=4)
-    campaign, neyman_design, digits = rh.run_campaign, rh.neyman_design, demo.digits
+    result = rh.run_campaign(model, loader, calibration=loader, trials_per_site=3, progress=False)
+    return Prepared(model, images, labels, loader, result)
 
-    def few(model: torch.nn.Module, data: object, **options: object) -> rh.CampaignResult:
-        return campaign(model, data, **{**options, "trials_per_site": 3, "progress": False})
 
-    def cheap(pilot: rh.CampaignResult, *, total_trials: int) -> rh.StratifiedDesign:
+@pytest.fixture
+def namespace(prepared: Prepared) -> dict[str, object]:
+    """Return the names that pages use without defining them."""
+
+    def train(wrapped: torch.nn.Module) -> None:
+        """Overfit, so that some image is classified correctly."""
+        optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-3)
+        for _ in range(8):
+            torch.nn.functional.cross_entropy(wrapped.train()(prepared.images), prepared.labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return {
+        "rh": rh,
+        "torchvision": torchvision,
+        "model": copy.deepcopy(prepared.model),
+        "images": prepared.images,
+        "train": train,
+        **dict.fromkeys(("train_loader", "val_loader"), prepared.loader),
+        **dict.fromkeys(("plain_result", "baseline", "candidate"), prepared.result),
+    }
+
+
+@pytest.fixture
+def _small(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let campaigns run few trials, data sets hold few images, and the default encoder need no download."""
+    run_campaign, neyman_design, digits = rh.run_campaign, rh.neyman_design, demo.digits
+
+    def few_trials(model: torch.nn.Module, data: object, **options: object) -> rh.CampaignResult:
+        return run_campaign(model, data, **{**options, "trials_per_site": 3, "progress": False})
+
+    def small_design(pilot: rh.CampaignResult, *, total_trials: int) -> rh.StratifiedDesign:
         return neyman_design(pilot, total_trials=total_trials // 40)
 
     def few_digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
         train_set, test_set = digits(seed)
         return TensorDataset(*train_set[:192]), TensorDataset(*test_set[:64])
 
-    def train(wrapped: torch.nn.Module) -> None:
-        """Overfit, so that some image is classified correctly."""
-        optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-3)
-        for _ in range(8):
-            torch.nn.functional.cross_entropy(wrapped.train()(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    result = campaign(model, loader, calibration=loader, trials_per_site=3, progress=False)
-    result.save("campaign.parquet")
-    monkeypatch.setattr(rh, "run_campaign", few, raising=False)
-    monkeypatch.setattr(rh, "neyman_design", cheap, raising=False)
-    monkeypatch.setattr(demo, "digits", few_digits)
-    generator = torch.Generator().manual_seed(0)
-
-    class Encoder(PrecomputedEncoder):
+    class RandomEncoder(PrecomputedEncoder):
         def __init__(self) -> None:
             super().__init__({"": torch.zeros(16)}, id="random")
 
         def encode(self, sentences: list[str]) -> torch.Tensor:
-            return torch.randn(len(sentences), 16, generator=generator)
+            return torch.randn(len(sentences), 16)
 
-    monkeypatch.setattr("resilient_heads.heads.text_guided.OpenClipEncoder", Encoder)
-    return {
-        "rh": rh,
-        "model": model,
-        "torchvision": torchvision,
-        "train": train,
-        "images": images,
-        "train_loader": loader,
-        "val_loader": loader,
-        "plain_result": result,
-        "baseline": result,
-        "candidate": result,
-    }
+    monkeypatch.chdir(tmp_path)
+    prepared.result.save("campaign.parquet")
+    monkeypatch.setattr(rh, "run_campaign", few_trials, raising=False)
+    monkeypatch.setattr(rh, "neyman_design", small_design, raising=False)
+    monkeypatch.setattr(demo, "digits", few_digits)
+    monkeypatch.setattr("resilient_heads.heads.text_guided.OpenClipEncoder", RandomEncoder)
 
 
 RUN_HERE = [path for path in PROSE if code(path) and path.name not in RUN_ELSEWHERE]
 
 
+@pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("page", RUN_HERE, ids=named)
 def test_the_code_of_a_page_runs(page: Path, namespace: dict[str, object]) -> None:
-    given = {} if page.name in COMPLETE_SCRIPTS else namespace
-    exec(compile(code(page), page.name, "exec"), given)
+    """A page that imports the library is a complete script: a reader pastes it into an empty file."""
+    complete = "import resilient_heads as rh" in code(page)
+    assert complete or page.name not in ("README.md", "index.md")
+    exec(compile(code(page), page.name, "exec"), {} if complete else namespace)
 
 
 def test_every_page_with_code_runs_in_some_test() -> None:

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.skipif(
-    not (distributed.is_available() and distributed.is_gloo_available()), reason="this PyTorch has no gloo"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (distributed.is_available() and distributed.is_gloo_available()), reason="this PyTorch has no gloo"
+    ),
+]
 HERE = Path(__file__).parent
 
 
