@@ -18,7 +18,7 @@ from resilient_heads.statistics.intervals import (
     ratio_of_rates,
     wilson,
 )
-from resilient_heads.statistics.weighted import bootstrap_weights, studentised, weighted_mean
+from resilient_heads.statistics.weighted import bootstrap_counts, bootstrap_t, weighted_mean
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 INF, NAN = math.inf, math.nan
@@ -248,7 +248,7 @@ def test_mean_interval_by_hand() -> None:
 
 
 def test_image_weights_are_a_bootstrap() -> None:
-    drawn = bootstrap_weights(50, resamples=4000, seed=3)
+    drawn = bootstrap_counts(50, resamples=4000, seed=3)
     assert drawn.shape == (4000, 50)
     assert (drawn.sum(axis=1) == 50).all()
     assert (drawn >= 0).all()
@@ -256,8 +256,8 @@ def test_image_weights_are_a_bootstrap() -> None:
     np.testing.assert_allclose(drawn.mean(axis=0), 1, atol=5 * math.sqrt(0.98 / 4000))
     assert drawn.var() == pytest.approx(0.98, rel=0.02)
     assert (drawn == 0).mean() == pytest.approx(0.98**50, rel=0.02)
-    np.testing.assert_array_equal(drawn, bootstrap_weights(50, resamples=4000, seed=3))
-    assert (drawn != bootstrap_weights(50, resamples=4000, seed=4)).any()
+    np.testing.assert_array_equal(drawn, bootstrap_counts(50, resamples=4000, seed=3))
+    assert (drawn != bootstrap_counts(50, resamples=4000, seed=4)).any()
     with pytest.raises(ValueError, match="read-only"):
         drawn[0, 0] = 5
 
@@ -394,4 +394,4 @@ def test_nothing_varied_has_no_upper_end() -> None:
     found = weighted_mean(np.zeros(50), survey(np.ones(1), 50))
     assert (found.value, found.low) == (0.0, 0.0)
     assert math.isnan(found.high)
-    assert studentised(np.zeros(50)) == (0.0, 0.0)
+    assert bootstrap_t(np.zeros(50)) == (0.0, 0.0)

@@ -1,11 +1,11 @@
-"""What a fault did to the logits: tensors in, tensors out."""
+"""Measures of what a fault did to the logits: tensors in, tensors out."""
 
 import torch
 from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of each sample, taken in float64.
+    """Return the cross-entropy of each image, computed in float64.
 
     Args:
         logits: ``(N, C)``.
@@ -13,13 +13,16 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
     Returns:
         ``(N,)`` float64, in nats. Non-finite logits give NaN or Inf, which are kept.
+
+    >>> cross_entropy(torch.zeros(1, 4), torch.tensor([2]))
+    tensor([1.3863], dtype=torch.float64)
     """
     wide = logits.double()
     return torch.logsumexp(wide, dim=1) - wide.gather(1, target[:, None])[:, 0]
 
 
 def delta_loss(golden: Tensor, faulty: Tensor, target: Tensor) -> Tensor:
-    """Absolute change in cross-entropy caused by a fault, per sample.
+    """Return the absolute change in cross-entropy that a fault causes, for each image.
 
     Args:
         golden: Fault-free logits, ``(N, C)``.
@@ -29,19 +32,25 @@ def delta_loss(golden: Tensor, faulty: Tensor, target: Tensor) -> Tensor:
     Returns:
         ``(N,)`` float64, in nats. Non-finite entries are kept, never dropped.
 
+    >>> delta_loss(torch.zeros(1, 2), torch.tensor([[0.0, 100.0]]), torch.tensor([0]))
+    tensor([99.3069], dtype=torch.float64)
+
     Source: Mahmoud et al., *Optimizing Selective Protection for CNN Resilience*, ISSRE 2021.
     """
     return (cross_entropy(faulty, target) - cross_entropy(golden, target)).abs()
 
 
 def top2diff(logits: Tensor) -> Tensor:
-    """Difference of the two largest softmax probabilities, per sample.
+    """Return the difference of the two largest softmax probabilities, for each image.
 
     Args:
         logits: ``(N, C)`` with C of at least 2.
 
     Returns:
         ``(N,)`` float64 in ``[0, 1]``.
+
+    >>> top2diff(torch.tensor([[1.0, 1.0, 0.0]]))
+    tensor([0.], dtype=torch.float64)
 
     Source: *Hardware Resilience Properties of Text-Guided Image Classifiers*, NeurIPS 2023.
     """
@@ -50,7 +59,7 @@ def top2diff(logits: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor, classes: Tensor) -> Tensor:
-    """Softmax probability of one class per sample.
+    """Return the softmax probability of one class, for each image.
 
     Args:
         logits: ``(N, C)``.
@@ -63,16 +72,16 @@ def confidence(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def rank(logits: Tensor, classes: Tensor) -> Tensor:
-    """How many other classes score as high as a given one or higher, per sample; 0 means that it alone is on top.
+    """Return how many other classes score at least as high as the given class, for each image; 0 is a clear winner.
 
-    A tie counts against the class: which of two equal logits ``argmax`` names is an accident of their order.
+    A tie counts against the class, because the order of equal logits decides which of them ``argmax`` returns.
 
     Args:
         logits: ``(N, C)``.
         classes: ``(N,)`` int64.
 
     Returns:
-        ``(N,)`` int64; meaningless where logits are NaN.
+        ``(N,)`` int64; undefined for rows with NaN.
     """
     at_least = (logits >= logits.gather(1, classes[:, None])).sum(dim=1)
     return (at_least - 1).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Confidence intervals for rates, means and ratios."""
+"""Confidence intervals of rates, means, differences and ratios."""
 
 import math
 from dataclasses import dataclass
@@ -14,19 +14,25 @@ Floats = NDArray[np.float64]
 DEFAULT_LEVEL = 0.99
 RESAMPLES = 2000
 MIN_IMAGES = 10
-"""Struck images below which no interval over images is given."""
+"""Smallest number of images for which an interval over images is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its interval.
+    """A figure with its confidence interval; ``0.01 in estimate`` says whether the interval holds a value.
 
     Attributes:
-        value: The point estimate; NaN where nothing could be estimated.
+        value: The point estimate; NaN if there is nothing to estimate from.
         low: Lower end of the interval.
-        high: Upper end; infinite for a ratio whose denominator may be zero.
+        high: Upper end of the interval; infinite for a ratio whose denominator may be 0.
         level: Confidence level, such as 0.99.
-        method: How the interval was made.
+        method: Name of the method that made the interval.
+
+    >>> estimate = wilson(0.05, 200, level=0.95)
+    >>> print(estimate)
+    0.05 [0.0274, 0.0896]
+    >>> 0.03 in estimate
+    True
     """
 
     value: float
@@ -43,22 +49,25 @@ class Estimate:
 
 
 def normal_quantile(level: float) -> float:
-    """Return the two-sided standard normal quantile, 2.576 for 0.99.
+    """Return the two-sided quantile of the standard normal distribution: 2.576 for 0.99.
 
     Raises:
-        ArgumentError: The level is not between 0 and 1.
+        ArgumentError: ``level`` is not between 0 and 1.
     """
     real_number("level", level, above=0, below=1)
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
 def wilson(rate: float, trials: float, *, level: float = DEFAULT_LEVEL) -> Estimate:
-    """Wilson score interval of a rate.
+    """Return Wilson's score interval of a rate.
 
     Args:
-        rate: Observed share, in ``[0, 1]``.
-        trials: Number of trials; an effective number may be fractional.
+        rate: Observed rate, in ``[0, 1]``.
+        trials: Number of trials; an effective number of trials need not be whole.
         level: Confidence level.
+
+    >>> print(wilson(0, 100, level=0.95))
+    0 [0, 0.037]
 
     Source: Wilson, *Probable inference, the law of succession, and statistical inference*, JASA 1927.
     """
@@ -68,22 +77,25 @@ def wilson(rate: float, trials: float, *, level: float = DEFAULT_LEVEL) -> Estim
     centre = rate + z * z / (2 * trials)
     spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    # The ends are exact at the borders, where rounding would leave 1e-19.
+    # For rates of 0 and 1 one end is exactly 0 or 1; rounding would leave it 1e-19 off.
     low = 0.0 if rate <= 0 else max(0.0, (centre - spread) / scale)
     high = 1.0 if rate >= 1 else min(1.0, (centre + spread) / scale)
     return Estimate(rate, low, high, level, "wilson")
 
 
 def clopper_pearson(events: int, trials: int, *, level: float = DEFAULT_LEVEL) -> Estimate:
-    """Clopper and Pearson's interval of a rate: it covers at least its level, whatever the rate.
+    """Return Clopper and Pearson's interval of a rate, which covers every true rate with at least its level.
 
     Args:
-        events: Trials with the outcome.
-        trials: All trials.
+        events: Number of trials with the outcome.
+        trials: Number of all trials.
         level: Confidence level.
 
     Raises:
-        ArgumentError: More events than trials, or a level that is none.
+        ArgumentError: ``events`` is not from 0 to ``trials``, or ``level`` is not between 0 and 1.
+
+    >>> print(clopper_pearson(0, 100, level=0.95))
+    0 [0, 0.0362]
 
     Source: Clopper and Pearson, *The use of confidence or fiducial limits*, Biometrika 1934.
     """
@@ -101,11 +113,14 @@ def clopper_pearson(events: int, trials: int, *, level: float = DEFAULT_LEVEL) -
 
 
 def mean_interval(values: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
-    """Interval of the mean of independent values, by the central limit theorem.
+    """Return the interval of the mean of independent values, by the central limit theorem.
 
     Args:
-        values: ``(I,)``, one an image.
+        values: ``(I,)``, one value for each image.
         level: Confidence level.
+
+    Returns:
+        The mean. With fewer than :data:`MIN_IMAGES` images the ends are NaN.
     """
     mean = float(values.mean())
     if len(values) < MIN_IMAGES:
@@ -115,11 +130,16 @@ def mean_interval(values: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
 
 
 def difference_of_rates(first: Estimate, second: Estimate) -> Estimate:
-    """Interval of the difference of two rates that are independent or rise together, from the intervals of each.
+    """Return the interval of ``first - second`` from the intervals of two rates.
+
+    The interval holds for independent rates. For rates that rise together it is wider than necessary.
 
     Args:
         first: A rate with its interval.
-        second: What is subtracted, at the same level.
+        second: The rate to subtract, at the same level.
+
+    >>> print(difference_of_rates(wilson(56 / 70, 70, level=0.95), wilson(48 / 80, 80, level=0.95)))
+    0.2 [0.0524, 0.334]
 
     Source: Newcombe, *Interval estimation for the difference between independent proportions*, Statistics in Medicine
     1998, method 10.
@@ -131,15 +151,18 @@ def difference_of_rates(first: Estimate, second: Estimate) -> Estimate:
 
 
 def ratio_of_rates(numerator: Estimate, denominator: Estimate) -> Estimate:
-    """Interval of a ratio of two independent rates from the intervals of each; it stays honest when one is zero.
+    """Return the interval of a ratio of two independent rates; it stays valid if one of the rates is 0.
 
     Args:
         numerator: A rate with its interval.
-        denominator: Another, at the same level.
+        denominator: Another rate, at the same level.
 
     Returns:
-        The ratio; its upper end is infinite when the denominator's interval reaches zero, its value NaN when both
+        The ratio. Its upper end is infinite if the denominator's interval reaches 0; its value is NaN if both rates
         are 0.
+
+    >>> print(ratio_of_rates(wilson(0.2, 1000), wilson(0.1, 1000)))
+    2 [1.49, 2.68]
 
     Source: Donner and Zou, *Closed-form confidence intervals for functions of the normal mean and standard
     deviation*, Statistical Methods in Medical Research 2012 (MOVER).
@@ -148,19 +171,19 @@ def ratio_of_rates(numerator: Estimate, denominator: Estimate) -> Estimate:
     q, l2, u2 = denominator.value, denominator.low, denominator.high
     if math.isnan(p) or math.isnan(q):
         return Estimate(math.nan, 0.0, math.inf, numerator.level, "MOVER")
-    both = p * q
+    product = p * q
     spread = l1 * (2 * p - l1)
-    root = math.sqrt(max(0.0, both * both - spread * u2 * (2 * q - u2)))
-    low = spread / (both + root) if spread > 0 else 0.0
+    root = math.sqrt(max(0.0, product * product - spread * u2 * (2 * q - u2)))
+    low = spread / (product + root) if spread > 0 else 0.0
     high = math.inf
     if l2 > 0:
         scale = l2 * (2 * q - l2)
-        high = (both + math.sqrt(max(0.0, both * both - u1 * (2 * p - u1) * scale))) / scale
+        high = (product + math.sqrt(max(0.0, product * product - u1 * (2 * p - u1) * scale))) / scale
     return Estimate(ratio(p, q), low, high, numerator.level, "MOVER")
 
 
 def ratio(numerator: float, denominator: float) -> float:
-    """Divide; 0/0 is NaN and anything else over 0 is infinite."""
+    """Divide: 0/0 is NaN, and every other number over 0 is infinite."""
     if denominator != 0:
         return numerator / denominator
     return math.nan if numerator == 0 or math.isnan(numerator) else math.inf

@@ -1,62 +1,62 @@
-"""Two figures on the same images: their ratio and their difference."""
+"""Ratio and difference of two figures that were measured on the same images."""
 
 import math
 
 import numpy as np
 
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, MIN_IMAGES, Estimate, Floats, ratio
-from resilient_heads.statistics.weighted import studentised
+from resilient_heads.statistics.weighted import bootstrap_t
 
 _METHOD = "paired bootstrap-t over images"
 
 
 def paired_difference(
-    first: float, second: float, errors: Floats, others: Floats, *, level: float = DEFAULT_LEVEL
+    first: float, second: float, first_errors: Floats, second_errors: Floats, *, level: float = DEFAULT_LEVEL
 ) -> Estimate:
-    """Interval of a difference; what an image does to both figures alike cancels.
+    """Return the interval of ``first - second``; an effect of an image on both figures cancels.
 
     Args:
         first: A figure.
-        second: What is subtracted.
-        errors: ``(I,)``, each image's part of the first one's error, NaN where unknown; see
+        second: The figure to subtract.
+        first_errors: ``(I,)``, the contribution of each image to the error of ``first``, NaN if unknown; see
             :class:`~resilient_heads.statistics.sample.Influence`.
-        others: Likewise of the second.
+        second_errors: ``(I,)``, the same for ``second``.
         level: Confidence level.
 
     Returns:
-        The difference; its ends are NaN with few images or where a figure is not finite.
+        The difference. Its ends are NaN with fewer than :data:`MIN_IMAGES` images, or if a figure is not finite.
     """
     value = first - second
-    together = errors - others
-    if len(together) < MIN_IMAGES:
+    errors = first_errors - second_errors
+    if len(errors) < MIN_IMAGES:
         return Estimate(value, math.nan, math.nan, level, "too few images")
-    if not math.isfinite(value) or not np.isfinite(together).all():
+    if not math.isfinite(value) or not np.isfinite(errors).all():
         return Estimate(value, math.nan, math.nan, level, _METHOD)
-    down, up = studentised(together, level=level)
+    down, up = bootstrap_t(errors, level=level)
     return Estimate(value, value - down, value + up, level, _METHOD)
 
 
 def paired_ratio(
-    first: float, second: float, errors: Floats, others: Floats, *, level: float = DEFAULT_LEVEL
+    first: float, second: float, first_errors: Floats, second_errors: Floats, *, level: float = DEFAULT_LEVEL
 ) -> Estimate:
-    """Interval of a ratio of two figures that are not negative, by their logarithms.
+    """Return the interval of ``first / second`` for two figures of at least 0, from their logarithms.
 
     Args:
         first: Numerator.
         second: Denominator.
-        errors: ``(I,)``, as for :func:`paired_difference`.
-        others: Likewise.
+        first_errors: ``(I,)``, as for :func:`paired_difference`.
+        second_errors: ``(I,)``, the same for ``second``.
         level: Confidence level.
 
     Returns:
-        The ratio, NaN for 0/0. If one of the figures is 0 or not finite its ends are NaN.
+        The ratio, NaN for 0/0. If a figure is 0 or not finite, the ends are NaN.
     """
     value = ratio(first, second)
-    if len(errors) < MIN_IMAGES:
+    if len(first_errors) < MIN_IMAGES:
         return Estimate(value, math.nan, math.nan, level, "too few images")
     if not (0 < first < math.inf and 0 < second < math.inf):
         return Estimate(value, math.nan, math.nan, level, _METHOD)
-    down, up = studentised(errors / first - others / second, level=level)
+    down, up = bootstrap_t(first_errors / first - second_errors / second, level=level)
     with np.errstate(over="ignore"):
         low, high = value * float(np.exp(-down)), value * float(np.exp(up))
     return Estimate(value, low, high, level, _METHOD)

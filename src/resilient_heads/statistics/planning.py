@@ -1,4 +1,4 @@
-"""How many trials a margin of error takes, and what several comparisons cost."""
+"""How many trials a margin of error needs, and what it costs to draw several conclusions at once."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ def sample_size(
 
     Args:
         population: Number of possible faults, such as bits times images; may be infinite.
-        margin: Half-width of the interval, as a share of 1.
+        margin: Half-width of the interval, as a fraction of 1.
         level: Confidence level.
-        rate: Expected rate; 0.5 is the most cautious.
-        replacement: Whether a fault may be drawn twice, as this library's campaigns draw; then the population's size
-            does not matter.
+        rate: Expected rate; 0.5 needs the most trials.
+        replacement: Whether a fault may be drawn twice, as the campaigns of this library do; the size of the
+            population then has no effect.
 
     Raises:
-        ArgumentError: A value that means nothing.
+        ArgumentError: A value out of its range.
 
     >>> sample_size(1e9, 0.01, level=0.95)
     9604
@@ -31,21 +31,31 @@ def sample_size(
     _check(population, rate)
     real_number("margin", margin, above=0)
     z = normal_quantile(level)
-    endless = z * z * rate * (1 - rate) / (margin * margin)
+    unlimited = z * z * rate * (1 - rate) / (margin * margin)
     if replacement or math.isinf(population):
-        return math.ceil(endless)
+        return math.ceil(unlimited)
     if rate in (0, 1):
         return 1
-    return math.ceil(population / (1 + (population - 1) / endless))
+    return math.ceil(population / (1 + (population - 1) / unlimited))
 
 
 def margin_of_error(
     population: float, trials: int, *, level: float = DEFAULT_LEVEL, rate: float = 0.5, replacement: bool = False
 ) -> float:
-    """Return the half-width that a number of trials gives; the inverse of :func:`sample_size`.
+    """Return the half-width of the interval that a number of trials gives; the inverse of :func:`sample_size`.
+
+    Args:
+        population: Number of possible faults; may be infinite.
+        trials: Number of faults injected.
+        level: Confidence level.
+        rate: Expected rate; 0.5 gives the widest interval.
+        replacement: Whether a fault may be drawn twice.
 
     Raises:
-        ArgumentError: A value that means nothing, or more trials than possible faults.
+        ArgumentError: A value out of its range, or more trials than possible faults.
+
+    >>> round(margin_of_error(1e9, 9604, level=0.95), 4)
+    0.01
 
     Source: Leveugle et al., DATE 2009, equation 5.
     """
@@ -56,20 +66,23 @@ def margin_of_error(
 
 
 def bonferroni(level: float, figures: int) -> float:
-    """Return the level of each of several intervals that shall hold together with probability ``level``.
+    """Return the level for each of several intervals, so that all of them hold together with probability ``level``.
 
     Raises:
-        ArgumentError: The level is not between 0 and 1.
+        ArgumentError: ``level`` is not between 0 and 1.
+
+    >>> round(bonferroni(0.99, 20), 6)
+    0.9995
     """
     normal_quantile(level)
     return 1 - (1 - level) / max(figures, 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for being several: those below 0.01 are all right together with probability 0.99.
+    """Return p-values adjusted for several tests: with probability 0.99, all rejections below 0.01 are right.
 
     Raises:
-        ArgumentError: A value outside of [0, 1].
+        ArgumentError: A p-value outside ``[0, 1]``.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -80,9 +93,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
         real_number(f"p_values[{position}]", value, least=0, most=1)
     adjusted = [1.0] * len(p_values)
     least = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
-        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = least
+    for rank, position in enumerate(sorted(range(len(p_values)), key=lambda position: p_values[position])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[position]))
+        adjusted[position] = least
     return adjusted
 
 

@@ -14,68 +14,78 @@ _RATE = "Clopper-Pearson, effective size"
 _MEAN = "bootstrap-t over images"
 
 
-def weighted_rate(hits: NDArray[np.bool_], sample: Sample, *, level: float = DEFAULT_LEVEL) -> Estimate:
-    """Interval of a rate from weighted trials that share their images.
+def weighted_rate(events: NDArray[np.bool_], sample: Sample, *, level: float = DEFAULT_LEVEL) -> Estimate:
+    """Return the interval of a rate from weighted trials that share their images.
 
-    Clopper and Pearson's at an effective number of trials, the smallest of three: that of independent trials within
-    strata; the one that the variance between trial numbers implies, since fragile images are fragile in every layer;
-    and the one that the variance between images implies, since trials on one image are alike. What an event adds that
-    nobody saw is taken from the stratum where a single trial counts most, so a stratum struck seldom widens the
-    interval even if it showed nothing; downwards, each stratum of which all trials had the outcome may have had one
-    that did not. With one layer and distinct images this is Clopper and Pearson's interval.
+    This is Clopper and Pearson's interval at an effective number of trials. The effective number is the smallest of
+    three: the one of independent trials within strata, the one that the variance between draws of an image implies
+    (fragile images are fragile at every site), and the one that the variance between images implies (trials on one
+    image are alike).
+
+    An event that no trial showed may have happened in the stratum where one trial has the largest weight. So a stratum
+    with few trials widens the interval upwards, even without events. Downwards, a stratum whose trials all had the
+    outcome may hold one trial that had not. With one site and distinct images the result is Clopper and Pearson's
+    interval.
 
     Args:
-        hits: ``(N,)``, whether a trial had the outcome.
+        events: ``(N,)``, whether each trial had the outcome.
         sample: The N trials.
         level: Confidence level.
 
     Returns:
-        The rate; NaN with the interval [0, 1] where there is no trial.
+        The rate; NaN with the interval [0, 1] if there are no trials.
+
+    >>> number = np.arange(400)
+    >>> site = np.zeros(400, dtype=int)
+    >>> sample = Sample(weight=np.full(400, 1 / 400), site=site, stratum=site, image=number, image_draw=number)
+    >>> print(weighted_rate(number < 8, sample, level=0.95))
+    0.02 [0.00867, 0.039]
 
     Source: Korn and Graubard, *Survey Methodology* 24, 1998, for the effective size; Fay and Feuer, *Statistics in
-    Medicine* 16, 1997, for the weight of the event that was not seen.
+    Medicine* 16, 1997, for the weight of an event that no trial showed.
     """
-    return rate_intervals(hits, sample)(level)
+    return rate_intervals(events, sample)(level)
 
 
-def rate_intervals(hits: NDArray[np.bool_], sample: Sample) -> Callable[[float], Estimate]:
-    """Return what gives the interval of :func:`weighted_rate` for any level; of two levels, one holds the other."""
+def rate_intervals(events: NDArray[np.bool_], sample: Sample) -> Callable[[float], Estimate]:
+    """Return a function from a level to the interval of :func:`weighted_rate`; intervals of two levels are nested."""
     if not len(sample) or not sample.weight.sum() > 0:
-        return _nothing_known
-    found = influence(sample, hits.astype(np.float64))
-    rate = min(max(found.value, 0.0), 1.0)
+        return _unknown_rate
+    weighted = influence(sample, events.astype(np.float64))
+    rate = min(max(weighted.value, 0.0), 1.0)
     counted = sample.weight > 0
-    events = np.bincount(sample.stratum, weights=hits & counted)
-    misses = np.bincount(sample.stratum, weights=~hits & counted)
-    if not events.any() or not misses.any():
-        rate = float(events.any())  # the sum of the weights may miss 1 by rounding
-    variance = max(found.variance(), found.variance(sample.image_draw), found.variance(sample.image))
-    own = rate * (1 - rate)
-    effective = own / variance + 1 if variance > 0 and own > 0 else math.inf
-    each = _weights(sample)
-    # Trials that all had the outcome seem not to vary: downwards, one of each such stratum may have missed it.
-    full = (misses == 0) & (events > 1)
-    missed = float(np.square(each[full]).sum())
-    lower = own / (variance + missed) + 1 if variance + missed > 0 and own > 0 else math.inf
-    above, below = float(each[misses > 0].max(initial=0.0)), float(each[events > 0].max(initial=0.0))
+    with_event = np.bincount(sample.stratum, weights=events & counted)
+    without = np.bincount(sample.stratum, weights=~events & counted)
+    if not with_event.any() or not without.any():
+        rate = float(with_event.any())  # by rounding, the sum of the weights may differ from 1
+    variance = max(weighted.variance(), weighted.variance(sample.image_draw), weighted.variance(sample.image))
+    bernoulli = rate * (1 - rate)
+    upper_size = bernoulli / variance + 1 if variance > 0 and bernoulli > 0 else math.inf
+    trial_weight = _stratum_weights(sample)
+    # Strata whose trials all had the outcome show no variance: assume that one trial of each had not.
+    full = (without == 0) & (with_event > 1)
+    lower_variance = variance + float(np.square(trial_weight[full]).sum())
+    lower_size = bernoulli / lower_variance + 1 if lower_variance > 0 and bernoulli > 0 else math.inf
+    unseen_event = float(trial_weight[without > 0].max(initial=0.0))
+    unseen_miss = float(trial_weight[with_event > 0].max(initial=0.0))
 
     def interval(level: float) -> Estimate:
         normal_quantile(level)
-        high = _upper(rate, effective, above, level)
-        low = 1 - _upper(1 - rate, lower, below, level)
+        high = _upper_end(rate, upper_size, unseen_event, level)
+        low = 1 - _upper_end(1 - rate, lower_size, unseen_miss, level)
         return Estimate(rate, min(max(low, 0.0), rate), max(min(high, 1.0), rate), level, _RATE)
 
     return interval
 
 
-def _nothing_known(level: float) -> Estimate:
+def _unknown_rate(level: float) -> Estimate:
     """Return the interval of a rate without trials."""
     normal_quantile(level)
     return Estimate(math.nan, 0.0, 1.0, level, _RATE)
 
 
-def _weights(sample: Sample) -> Floats:
-    """Return what a trial of each stratum counts, ``(H,)``: where they differ, the mean weighted by itself."""
+def _stratum_weights(sample: Sample) -> Floats:
+    """Return the weight of one trial of each stratum, ``(H,)``; the self-weighted mean where weights differ."""
     most = np.zeros(int(sample.stratum.max()) + 1)
     np.maximum.at(most, sample.stratum, sample.weight)
     least = np.full(len(most), math.inf)
@@ -86,8 +96,8 @@ def _weights(sample: Sample) -> Floats:
     return np.where(least < most, mean, most)
 
 
-def _upper(rate: float, effective: float, unseen: float, level: float) -> float:
-    """Return the upper end when one more event, of weight ``unseen``, may have been missed."""
+def _upper_end(rate: float, effective: float, unseen: float, level: float) -> float:
+    """Return the upper end of the interval if one more event, of weight ``unseen``, may have been missed."""
     from scipy.special import betaincinv  # 0.2 s, and only intervals need it
 
     if rate >= 1:
@@ -95,74 +105,76 @@ def _upper(rate: float, effective: float, unseen: float, level: float) -> float:
     unseen = max(unseen, 1 / effective)
     if not unseen > 0:
         return rate
-    # Moments of the weighted events with the unseen one; equal weights of 1/n give x + 1 events among n trials.
+    # Match the first two moments of the weighted events and the unseen one. Equal weights of 1/n give Clopper and
+    # Pearson's x + 1 events in n trials.
     total = (rate + unseen) / (rate / effective + unseen * unseen)
     return float(betaincinv((rate + unseen) * total, (1 - rate) * total, 0.5 + level / 2))
 
 
 def weighted_mean(values: Floats, sample: Sample, *, level: float = DEFAULT_LEVEL) -> Estimate:
-    """Interval of a mean from weighted trials, by a studentised bootstrap over images.
+    """Return the interval of a mean from weighted trials, by a studentised bootstrap over images (bootstrap-t).
 
     Args:
-        values: ``(N,)``; NaN is left out of its layer's mean, an infinite value makes the mean infinite.
+        values: ``(N,)``. The mean of a site leaves out NaN values; an infinite value makes the mean infinite.
         sample: The N trials.
         level: Confidence level.
 
     Returns:
-        The mean. With fewer than :data:`~resilient_heads.statistics.intervals.MIN_IMAGES` images its ends are NaN:
-        nothing can be said of other images. If no value is negative, neither is the lower end. If all values agree
-        the upper end is NaN: other images may differ, nobody knows how far.
+        The mean. With fewer than :data:`~resilient_heads.statistics.intervals.MIN_IMAGES` images both ends are NaN,
+        since they say nothing about other images. If no value is negative, the lower end is at least 0. If all values
+        are equal, the upper end is NaN: other images may differ by any amount.
 
     Source: Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 12.
     """
     infinite = np.isinf(values)
-    finite = np.where(infinite, 0.0, values)
-    found = influence(sample, finite)
-    value = math.inf if infinite.any() else found.value
+    weighted = influence(sample, np.where(infinite, 0.0, values))
+    value = math.inf if infinite.any() else weighted.value
     images = len(np.unique(sample.image))
     if images < MIN_IMAGES:
         return Estimate(value, math.nan, math.nan, level, "too few images")
     if math.isnan(value):
         return Estimate(value, math.nan, math.nan, level, _MEAN)
     least = 0.0 if not (values < 0).any() else -math.inf
-    sums = group_sums(found.parts, sample.image)
+    sums = group_sums(weighted.parts, sample.image)
     if math.isinf(value):
-        struck = group_sums(infinite.astype(np.float64), sample.image)
-        counts = bootstrap_weights(images)
-        means = np.where(counts @ struck > 0, math.inf, found.value + counts @ sums)
+        infinite_trials = group_sums(infinite.astype(np.float64), sample.image)
+        counts = bootstrap_counts(images)
+        means = np.where(counts @ infinite_trials > 0, math.inf, weighted.value + counts @ sums)
         low = float(np.quantile(means, (1 - level) / 2, method="inverted_cdf"))
         return Estimate(value, max(low, least), math.inf, level, _MEAN)
     if not sums.any():
         return Estimate(value, value, math.nan, level, _MEAN)
-    down, up = studentised(sums, level=level)
+    down, up = bootstrap_t(sums, level=level)
     return Estimate(value, max(value - down, least), value + up, level, _MEAN)
 
 
-def studentised(sums: Floats, *, level: float = DEFAULT_LEVEL) -> tuple[float, float]:
-    """Return how far the interval of an estimate reaches down and up, by the bootstrap-t over images.
+def bootstrap_t(sums: Floats, *, level: float = DEFAULT_LEVEL) -> tuple[float, float]:
+    """Return how far the interval of an estimate reaches down and up, by the studentised bootstrap over images.
 
     Args:
-        sums: ``(I,)``, each image's part of the error; see :class:`~resilient_heads.statistics.sample.Influence`.
+        sums: ``(I,)``, the contribution of each image to the error; see
+            :class:`~resilient_heads.statistics.sample.Influence`.
         level: Confidence level.
 
     Returns:
-        Two distances, at least 0, with a quarter of ``1 - level`` beyond each; both 0 where no part differs from 0.
+        Two distances of at least 0. Each end leaves out a quarter of ``1 - level``. Both are 0 if all sums are 0.
     """
     images = len(sums)
     normal_quantile(level)
     scale = float(np.abs(sums).max(initial=0.0))
     if scale == 0 or images < 2:
         return 0.0, 0.0
-    parts = sums / scale  # squares of 1e200 would overflow
+    parts = sums / scale  # without this, the square of 1e200 would overflow
     parts = parts - parts.mean()
-    counts = bootstrap_weights(images)
+    counts = bootstrap_counts(images)
     moved = counts @ parts
     spread = np.sqrt(np.maximum(counts @ np.square(parts) - moved * moved / images, 0.0))
-    # A resample without any spread says nothing, or, where it moved, that the end is beyond all others.
+    # A resample without spread gives 0/0, which is left out, or an infinite ratio, which lies beyond all others.
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = moved / spread
     ratios = ratios[~np.isnan(ratios)]
-    # Half the tail: with skewed losses on a few hundred images the plain bootstrap-t covers 96 to 98 % instead of 99 %.
+    # Half of the nominal tail: with the full tail, skewed losses on a few hundred images are covered 96 to 98 % of the
+    # time instead of 99 %.
     tail = (1 - level) / 4
     low, high = np.quantile(ratios, [tail, 1 - tail], method="inverted_cdf")
     error = scale * math.sqrt(float(np.square(parts).sum()) * images / (images - 1))
@@ -170,9 +182,9 @@ def studentised(sums: Floats, *, level: float = DEFAULT_LEVEL) -> tuple[float, f
 
 
 @functools.lru_cache(maxsize=2)
-def bootstrap_weights(images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Return how often a bootstrap draws each image, ``(resamples, images)``; rows sum to ``images``."""
+def bootstrap_counts(images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+    """Return how often each resample draws each image, ``(resamples, images)``; each row sums to ``images``."""
     generator = np.random.Generator(np.random.Philox(seed))
-    weights = generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
-    weights.flags.writeable = False
-    return weights
+    counts = generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
