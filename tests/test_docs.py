@@ -25,6 +25,7 @@ PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PACKAGE = "src/resilient_heads"
 PUBLIC_MODULES = {"resilient_heads", "resilient_heads.demo", *(f"resilient_heads.{name}" for name in NAMESPACES)}
+COMPLETE_SCRIPTS = ("README.md", "index.md")  # a reader pastes them into an empty file
 RUN_ELSEWHERE = {
     "embeddings.md": "tests/text/test_embeddings_page.py",
     "training.md": "tests/deployment/test_pages.py",
@@ -128,10 +129,7 @@ RUN_HERE = [path for path in PROSE if code(path) and path.name not in RUN_ELSEWH
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("page", RUN_HERE, ids=named)
 def test_the_code_of_a_page_runs(page: Path, namespace: dict[str, object]) -> None:
-    """A page that imports the library is a complete script: a reader pastes it into an empty file."""
-    complete = "import resilient_heads as rh" in code(page)
-    assert complete or page.name not in ("README.md", "index.md")
-    exec(compile(code(page), page.name, "exec"), {} if complete else namespace)
+    exec(compile(code(page), page.name, "exec"), {} if page.name in COMPLETE_SCRIPTS else namespace)
 
 
 def test_every_page_with_code_runs_in_some_test() -> None:
