@@ -20,7 +20,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
-    """Give every test the same random numbers, whichever tests ran before it."""
+    """Give every test the same random numbers, independent of the tests before it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
@@ -55,7 +55,7 @@ def images() -> Tensor:
 
 @pytest.fixture
 def labelled(small_net: SmallNet, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images that the small net classifies correctly, but for every sixth."""
+    """Return images and labels; the small net classifies all but every sixth image correctly."""
     small_net.eval()
     with torch.inference_mode():
         labels = small_net(images).argmax(dim=1)

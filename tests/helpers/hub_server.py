@@ -1,6 +1,6 @@
-"""A server on 127.0.0.1 that speaks as much of the Hub's protocol as the library uses, faults included.
+"""A server on 127.0.0.1 with the part of the Hub's protocol that the library uses. It can also fail on purpose.
 
-It does not speak Xet, the Hub's transfer of large files: those go through the same requests here.
+It does not implement Xet, the Hub's transfer of large files; large files take the same requests as small ones.
 """
 
 import base64
@@ -18,7 +18,7 @@ _REFUSALS = {401: "GatedRepo", 403: "GatedRepo", 404: "EntryNotFound"}
 
 
 class HubServer(ThreadingHTTPServer):
-    """Repositories in memory: name to commit to path to content. ``fault`` says how requests go wrong."""
+    """Repositories in memory: name to commit to path to content. ``fault`` selects how requests fail."""
 
     daemon_threads = True
 
@@ -35,7 +35,7 @@ class HubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def commit(self, repo: str, files: dict[str, bytes]) -> str:
-        """Add files to ``main``, which moves; return the commit."""
+        """Commit files on ``main`` and return the id of the commit."""
         tree = {**self.commits.get(repo, {}).get(self.main.get(repo, ""), {}), **files}
         oid = hashlib.sha1(repr((self.main.get(repo), sorted(tree.items()))).encode()).hexdigest()
         self.commits.setdefault(repo, {})[oid] = tree

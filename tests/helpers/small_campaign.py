@@ -15,7 +15,7 @@ from resilient_heads import cli
 
 
 class Net(nn.Module):
-    """Two layers; the environment says how long each forward pass sleeps, in milliseconds."""
+    """Two layers. Each forward pass sleeps for NET_SLEEP_MS milliseconds, an environment variable."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ def campaign(output: Path | None, **options: object) -> rh.CampaignResult:
 
 
 def arguments(folder: Path) -> list[str]:
-    """Return the command line of the same campaign; its images are written beside ``folder``."""
+    """Write the images beside ``folder`` and return the command line of the same campaign."""
     images, labels = labelled()
     arrays = folder.parent / "images.npz"
     if not arrays.exists():
@@ -63,7 +63,7 @@ def arguments(folder: Path) -> list[str]:
 
 
 def kill_at_sync(number: int) -> None:
-    """Let the process be killed when it syncs for the n-th time, with half of what it wrote on the disk."""
+    """Kill this process at its n-th ``fsync``, after cutting the file that it syncs to half its size."""
     sync, seen = os.fsync, 0
 
     def fsync(handle: int) -> None:
@@ -79,7 +79,7 @@ def kill_at_sync(number: int) -> None:
 
 
 def in_a_process(words: list[str], environment: dict[str, str]) -> None:
-    """Run a command line and end with its exit code: the whole life of a process."""
+    """Run a command line in this process and exit with its code."""
     torch.set_num_threads(1)
     os.environ.update(environment)
     if "KILL_AT_SYNC" in environment:

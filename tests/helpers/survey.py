@@ -1,4 +1,4 @@
-"""Trials as tables of layers and numbers, turned into weighted samples; how often simulations are repeated."""
+"""Weighted samples from tables of L layers and N trials, and the number of repetitions of a simulation."""
 
 import os
 
@@ -15,12 +15,12 @@ THOROUGH = "RESILIENT_HEADS_THOROUGH" in os.environ
 
 
 def repeated(thorough: int) -> int:
-    """Return how often to simulate: a sixth of it unless RESILIENT_HEADS_THOROUGH is set."""
+    """Return the number of repetitions: all if RESILIENT_HEADS_THOROUGH is set, otherwise a sixth."""
     return thorough if THOROUGH else thorough // 6
 
 
 def survey(weights: Floats, trials: int, image: NDArray[np.int64] | None = None) -> Sample:
-    """Return ``trials`` trials of each of L layers; trial i strikes one image in all of them."""
+    """Return a sample of ``trials`` trials at each of L layers; trial i uses the same image at every layer."""
     layer = np.repeat(np.arange(len(weights)), trials)
     number = np.tile(np.arange(trials), len(weights))
     return Sample(
@@ -33,11 +33,11 @@ def survey(weights: Floats, trials: int, image: NDArray[np.int64] | None = None)
 
 
 def table_rate(
-    hits: NDArray[np.bool_],
+    events: NDArray[np.bool_],
     weights: Floats,
     *,
     image: NDArray[np.int64] | None = None,
     level: float = DEFAULT_LEVEL,
 ) -> Estimate:
-    """Return the weighted rate of a table ``(L, N)``."""
-    return weighted_rate(hits.ravel(), survey(weights, hits.shape[1], image), level=level)
+    """Return the weighted rate of the events in a table ``(L, N)``."""
+    return weighted_rate(events.ravel(), survey(weights, events.shape[1], image), level=level)
