@@ -1,7 +1,8 @@
-"""Sentences about classes from a language model: the model to ask, and how to ask it."""
+"""Descriptions of classes: how they match class names, and the language models that write them."""
 
-from resilient_heads.text.descriptions.class_descriptions import MatchReport
-from resilient_heads.text.descriptions.generate import Asking
+from resilient_heads.text.descriptions.asking import AskOptions
+from resilient_heads.text.descriptions.matching import MatchReport, match_report
 from resilient_heads.text.descriptions.openai_chat import OpenAIChat
+from resilient_heads.text.descriptions.questions import QUESTIONS, TEMPLATE
 
-__all__ = ["Asking", "MatchReport", "OpenAIChat"]
+__all__ = ["QUESTIONS", "TEMPLATE", "AskOptions", "MatchReport", "OpenAIChat", "match_report"]

@@ -28,7 +28,7 @@ class HubServer(ThreadingHTTPServer):
         self.main: dict[str, str] = {}
         self.fault: str | int | None = None
         self.requests: list[str] = []
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self) -> str:

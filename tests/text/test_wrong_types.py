@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import resilient_heads as rh
-from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, ModelError
-from resilient_heads.text.descriptions.class_descriptions import match_report
+from resilient_heads.errors import ArgumentError, DescriptionError, EmbeddingError, HubError, ModelError
+from resilient_heads.text.descriptions.matching import match_report
 from resilient_heads.text.embeddings import Provenance
 from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.publish import publish, write_folder
@@ -28,7 +28,7 @@ def dog(vector: list[float]) -> rh.ClassEmbeddings:
 
 
 CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
-    "an integer dtype": (lambda to: dog([1.0, 2.0]).save(to, dtype=torch.int8), EmbeddingError, "floating dtype"),
+    "an integer dtype": (lambda to: dog([1.0, 2.0]).save(to, dtype=torch.int8), ArgumentError, "floating dtype"),
     "an overflow": (lambda to: dog([1e9, 2.0]).save(to, dtype=torch.float16), EmbeddingError, "overflows"),
     "a vanishing vector": (lambda to: dog([1e-30, 0.0]).save(to, dtype=torch.float16), EmbeddingError, "all zeros"),
     "a plain mapping": (lambda _: rh.embed_classes({"dog": ["x"]}, TABLE), EmbeddingError, "ClassDescriptions.match"),
@@ -79,10 +79,10 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
             (lambda _: rh.generate_descriptions(["a"], str, answers=()), DescriptionError, ()),
         )
     },
-    "no names": (lambda _: rh.ClassEmbeddings(torch.eye(2), None), EmbeddingError, "must be a sequence such as"),
-    "one name to select": (lambda _: dog([1.0]).select("dog"), EmbeddingError, "must be a sequence such as"),
-    "a number for a name": (lambda _: dog([1.0]).select([1]), EmbeddingError, "one of them is 1"),
-    "a number in the record": (lambda _: Provenance(encoder=1), EmbeddingError, "provenance encoder must be text"),
+    "no names": (lambda _: rh.ClassEmbeddings(torch.eye(2), None), EmbeddingError, "must be a sequence of strings"),
+    "one name to select": (lambda _: dog([1.0]).select("dog"), EmbeddingError, "must be a sequence of strings"),
+    "a number for a name": (lambda _: dog([1.0]).select([1]), EmbeddingError, "found .1."),
+    "a number in the record": (lambda _: Provenance(encoder=1), EmbeddingError, "provenance encoder must be a str"),
     "settings that are an address": (
         lambda _: rh.load_embeddings("digits", hub="https://hub"),
         HubError,
@@ -109,13 +109,13 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         EmbeddingError,
         "maps sentences to",
     ),
-    "text for a file's content": (lambda _: rh.ClassDescriptions.from_bytes("{}"), DescriptionError, "given as bytes"),
+    "text for a file's content": (lambda _: rh.ClassDescriptions.from_bytes("{}"), DescriptionError, "must be bytes"),
     "provenance that is text": (
         lambda _: rh.ClassDescriptions(("a",), (("b",),), "me"),
         DescriptionError,
         "provenance must map",
     ),
-    "a report on nothing": (lambda _: match_report(["a"], None), DescriptionError, "must map names to sentences"),
+    "a report on nothing": (lambda _: match_report(["a"], None), DescriptionError, "must be a mapping such as"),
     "publishing in whole numbers": (
         lambda to: write_folder({"a": dog([1.0])}, to, dtype=torch.int8),
         EmbeddingError,

@@ -16,7 +16,8 @@ from resilient_heads.heads.protection.guard import SMALLEST_NORM, HeadGraph, Pro
 from resilient_heads.heads.protection.layers import Protectable, protected
 from resilient_heads.heads.protection.options import Protection
 from resilient_heads.heads.wrappers import like, require_plain_tensor
-from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions, Descriptions
+from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
+from resilient_heads.text.descriptions.matching import Descriptions
 from resilient_heads.text.descriptions.questions import TEMPLATE
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.openclip import OpenClipEncoder

@@ -1,4 +1,4 @@
-"""A language model's answers: which are usable, and the file that keeps them."""
+"""Answers of a language model: which ones are usable, and the file that keeps them."""
 
 import json
 import logging
@@ -12,14 +12,14 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from resilient_heads.errors import DescriptionError, LanguageModelError
-from resilient_heads.text.descriptions.class_descriptions import is_wrongly_decoded
+from resilient_heads.text.descriptions.texts import is_garbled
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_ANSWER = 2000
+_MAX_CHARACTERS = 2000
 _LINE_START = b'{"class": "'
-_UNKNOWN = "unknown"
-# How a model declines: in the first person, or for one that it calls an AI.
+_UNKNOWN_MODEL = "unknown"
+# How a model declines: in the first person, or by calling itself an AI.
 _REFUSAL = re.compile(
     r"(well, |unfortunately,? |but )*"
     r"((i'?m|i am) (very |so |really |truly )?(sorry|afraid|unable|not able|not sure|just an?|only an?|an ai)\b"
@@ -28,7 +28,7 @@ _REFUSAL = re.compile(
     r"|as an? (ai|artificial|language|large language)\b)",
     re.IGNORECASE,
 )
-# What programs say in place of an answer.
+# What programs return in place of an answer.
 _NO_SENTENCE = re.compile(
     r"(null|none|nan|undefined|true|false|n/?a|error)[.!]?$|(internal server |api |http )?error( code)?( \d+)?:",
     re.IGNORECASE,
@@ -37,85 +37,85 @@ _NO_SENTENCE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One usable answer, and the model that gave it."""
+    """A usable answer, and the name of the model that gave it."""
 
     text: str
     model: str
 
 
-def usable(answer: object) -> str:
+def clean_answer(answer: object) -> str:
     """Return an answer as one line.
 
     Raises:
-        LanguageModelError: It is no description: no text, no sentence, markup, too long, or a refusal.
+        LanguageModelError: The answer is not a description: not text, not a sentence, markup, too long, or a refusal.
     """
     if not isinstance(answer, str):
         raise LanguageModelError(f"the answer is a {type(answer).__name__}, expected text")
     line = " ".join(answer.split())
-    if is_wrongly_decoded(line) or not any(character.isalpha() for character in line) or _NO_SENTENCE.match(line):
-        raise LanguageModelError(f"the answer is no sentence: {line!r:.60}")
+    if is_garbled(line) or not any(character.isalpha() for character in line) or _NO_SENTENCE.match(line):
+        raise LanguageModelError(f"the answer is not a sentence: {line!r:.60}")
     if line[0] in "{[<" or line.startswith("```"):
         raise LanguageModelError(f"the answer is markup, not a sentence: {line!r:.60}")
-    if len(line) > _LONGEST_ANSWER:
-        raise LanguageModelError(f"the answer has {len(line)} characters, at most {_LONGEST_ANSWER} make a description")
+    if len(line) > _MAX_CHARACTERS:
+        raise LanguageModelError(f"the answer has {len(line)} characters, expected at most {_MAX_CHARACTERS}")
     if _REFUSAL.match(line.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").lstrip("\"'* ")):
         raise LanguageModelError(f"the model declined: {line!r:.80}")
     return line
 
 
-class Answers:
-    """Finished answers, in memory and, line by line, in a file that one process at a time may use.
+class AnswerFile:
+    """Finished answers, kept in memory and appended to a file. Use it as a context manager, once.
 
     Args:
-        path: The file; None keeps nothing.
+        path: The file, one JSON object a line; None keeps the answers in memory only. One process at a time may use it.
+
+    Attributes:
+        answers: (class name, question) to answer.
 
     Raises:
-        DescriptionError: On entering: another process uses the file, it holds something else, or it was entered before.
+        DescriptionError: On entry: another process uses the file, or the file holds something else than answers.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.found: dict[tuple[str, str], Answer] = {}
-        self._adding = threading.Lock()
-        self._entered = self._over = False
-        # The system drops the lock with the process that holds it, however that ends.
-        self._lock = None if path is None else FileLock(f"{path}.lock")
+        self.answers: dict[tuple[str, str], Answer] = {}
+        self._writing = threading.Lock()
+        self._closed = False
+        # The system releases the lock when the process ends, even if the process is killed.
+        self._file_lock = None if path is None else FileLock(f"{path}.lock")
 
     def __enter__(self) -> Self:
-        if self._entered:
-            raise DescriptionError(f"These answers were opened before; open them anew: Answers({str(self.path)!r}).")
-        if self._lock is not None and self.path is not None:
-            if self.path.is_dir():
-                raise DescriptionError(f"{self.path} is a folder; name a file in it for the answers.")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(blocking=False)
-            except Timeout as error:
-                raise DescriptionError(
-                    f"{self.path} is in use: another run is asking and writes its answers there. Wait for it, or name "
-                    "another file."
-                ) from error
-            try:
-                self._read(self.path)
-            except BaseException:
-                self._lock.release()
-                raise
-        self._entered = True
+        if self.path is None or self._file_lock is None:
+            return self
+        if self.path.is_dir():
+            raise DescriptionError(f"answers must be a file, but {self.path} is a folder; name a file in it.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file_lock.acquire(blocking=False)
+        except Timeout as error:
+            raise DescriptionError(
+                f"{self.path} is in use: another run writes its answers there. Wait for that run, or name another file."
+            ) from error
+        try:
+            self._read(self.path)
+        except BaseException:
+            self._file_lock.release()
+            raise
         return self
 
     def __exit__(self, *raised: object) -> None:
-        with self._adding:
-            self._over = True
-        if self._lock is not None:
-            self._lock.release()
+        with self._writing:
+            self._closed = True
+        if self._file_lock is not None:
+            self._file_lock.release()
 
-    def add(self, name: str, prompt: str, text: str, *, model: str) -> None:
-        """Keep an answer for good; one that comes after the end, when the file may be another run's, is dropped."""
-        record = json.dumps({"class": name, "question": prompt, "answer": text, "model": model})
-        with self._adding:
-            if self._over:
+    def add(self, name: str, question: str, text: str, *, model: str) -> None:
+        """Append an answer to the file; drop it if the file is already closed and may belong to another run."""
+        record = json.dumps({"class": name, "question": question, "answer": text, "model": model})
+        with self._writing:
+            if self._closed:
                 return
-            self.found[name, prompt] = Answer(text, model)
+            self.answers[name, question] = Answer(text, model)
             if self.path is not None:
                 with self.path.open("a", encoding="utf-8") as file:
                     file.write(record + "\n")
@@ -123,7 +123,7 @@ class Answers:
                     os.fsync(file.fileno())
 
     def _read(self, path: Path) -> None:
-        """Read the file, and mend the end that a stopped run left."""
+        """Read the file; remove a last line that a killed run left incomplete."""
         if not path.exists():
             return
         content = path.read_bytes()
@@ -134,19 +134,19 @@ class Answers:
             try:
                 record = json.loads(line)
                 key, text = (str(record["class"]), str(record["question"])), record["answer"]
-                model = str(record.get("model", _UNKNOWN))
+                model = str(record.get("model", _UNKNOWN_MODEL))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 if number == len(lines) and line.startswith(_LINE_START[: len(line)]) and not line.endswith(b"}"):
-                    logger.warning("%s ends in half an answer, from a run that was stopped; it is asked again.", path)
+                    logger.warning("%s ends with an incomplete answer of an earlier run; asking it again.", path)
                     os.truncate(path, len(content) - len(line))
                     return
                 raise DescriptionError(
-                    f"Line {number} of {path} is no answer: {error!r}; remove it, or name another file."
+                    f"Line {number} of {path} is not an answer ({error!r}); remove the line, or name another file."
                 ) from error
             try:
-                self.found[key] = Answer(usable(text), model)
+                self.answers[key] = Answer(clean_answer(text), model)
             except LanguageModelError as error:
-                logger.warning("Line %d of %s is asked again: %s.", number, path, error)
-        if lines[-1].strip():  # whole, but for its end
+                logger.warning("Line %d of %s is not usable and is asked again: %s.", number, path, error)
+        if lines[-1].strip():  # the last answer is complete, only its newline is missing
             with path.open("ab") as file:
                 file.write(b"\n")

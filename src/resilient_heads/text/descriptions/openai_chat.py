@@ -1,33 +1,33 @@
-"""Language models behind servers that speak OpenAI's protocol."""
+"""Chat models behind servers that speak OpenAI's protocol."""
 
 import json
 import os
 import time
 from typing import Any
 
+from resilient_heads.checks import real_number, whole_number
 from resilient_heads.errors import LanguageModelError
 from resilient_heads.extras import require
 
 
 class OpenAIChat:
-    """A chat model, as a function from prompt to answer.
-
-    A request is made once: :func:`generate_descriptions` asks again itself. With
-    ``retries`` the official client repeats what times out or meets 408, 409, 429 or 5xx, waiting longer each time.
+    """A chat model as a function from prompt to answer, for :func:`generate_descriptions`.
 
     Args:
-        model: Name of the model at the server.
-        base_url: Address of the server; None takes OPENAI_BASE_URL, or the public one.
-        key_variable: Environment variable that holds the key. The key is never stored or shown.
-        timeout: Seconds that the server may take to connect, to begin its answer, between two pieces of it, and from
-            its beginning to its end. Servers that send blanks to keep a connection open meet only the last.
-        retries: How often the client repeats a request whose answer has not begun.
-        max_tokens: Longest answer; None leaves it to the server, for those that reject the setting.
-        temperature: 0 for the likeliest words; None leaves it to the server.
+        model: Name of the model on the server.
+        base_url: Address of the server; None uses ``OPENAI_BASE_URL``, or else OpenAI's own.
+        key_variable: Environment variable with the key. The key is never shown.
+        timeout: Seconds the server may take to connect, to begin its answer, between two parts of the answer, and for
+            the whole answer. The last limit also stops servers that send blanks to keep a connection open.
+        retries: How often the official client repeats a request that timed out or met HTTP status 408, 409, 429 or
+            5xx. The default is 0, since :func:`generate_descriptions` retries by itself.
+        max_tokens: Maximal length of an answer; None omits the setting, for servers that reject it.
+        temperature: 0 prefers the likeliest words; None omits the setting.
 
     Raises:
-        LanguageModelError: The environment variable is not set, or a choice that makes no sense.
-        MissingExtraError: The client is not installed.
+        ArgumentError: ``timeout`` or ``retries`` is out of its range.
+        LanguageModelError: The environment variable is not set.
+        MissingExtraError: The package ``openai`` is not installed.
     """
 
     def __init__(
@@ -41,22 +41,19 @@ class OpenAIChat:
         max_tokens: int | None = 120,
         temperature: float | None = 0.7,
     ) -> None:
-        if type(retries) is not int or retries < 0:
-            raise LanguageModelError(f"retries must be an integer, 0 or more, found {retries!r}.")
-        if type(timeout) not in (int, float) or not 0 < timeout < float("inf"):
-            raise LanguageModelError(f"timeout must be a positive number of seconds, found {timeout!r}.")
+        whole_number("retries", retries, least=0)
+        self._timeout = real_number("timeout", timeout, above=0, below=float("inf"))
         self._package: Any = require("openai", extra="llm", purpose="OpenAIChat")
         key = os.environ.get(key_variable)
         if not key:
             raise LanguageModelError(
-                f"The environment variable {key_variable} is not set; export {key_variable}=..., or name another one: "
-                "OpenAIChat(model, key_variable=...). A server that needs no key takes any text."
+                f"The environment variable {key_variable} is not set; export {key_variable}=..., or name another "
+                "variable: OpenAIChat(model, key_variable=...). If the server needs no key, any text will do."
             )
-        self._timeout = timeout
         self._client = self._package.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=retries)
         self.id = model
-        chosen = {"max_tokens": max_tokens, "temperature": temperature}
-        self._choices = {name: value for name, value in chosen.items() if value is not None}
+        settings = {"max_tokens": max_tokens, "temperature": temperature}
+        self._settings = {name: value for name, value in settings.items() if value is not None}
 
     def __repr__(self) -> str:
         return f"OpenAIChat({self.id!r})"
@@ -65,39 +62,39 @@ class OpenAIChat:
         """Return the model's answer.
 
         Raises:
-            LanguageModelError: The server refuses, cannot be reached, or its answer is no chat completion.
+            LanguageModelError: The server refuses or does not answer in time, or the answer is incomplete.
         """
         try:
-            choice = json.loads(self._ask(prompt))["choices"][0]
+            choice = json.loads(self._request(prompt))["choices"][0]
             answer, reason = choice["message"]["content"], choice.get("finish_reason")
         except (AttributeError, IndexError, TypeError, KeyError, ValueError, RecursionError) as error:
-            raise LanguageModelError(f"The server's answer is no chat completion: {error!r}") from error
+            raise LanguageModelError(f"The server's answer is not a chat completion: {error!r}") from error
         if not isinstance(answer, str):
             raise LanguageModelError(f"{self.id} answered without text.")
         if reason not in ("stop", None):
-            raise LanguageModelError(f"{self.id} broke its answer off ({reason}); allow more with max_tokens=.")
+            raise LanguageModelError(f"{self.id} did not complete its answer ({reason}); increase max_tokens.")
         return answer
 
-    def _ask(self, prompt: str) -> bytes:
-        """Return the body of the server's answer, read in pieces so that it can be given up on the way."""
+    def _request(self, prompt: str) -> bytes:
+        """Return the body of the answer. It is read in parts, so that the time limit holds for the whole of it."""
         request = self._client.chat.completions.with_streaming_response.create(
-            model=self.id, messages=[{"role": "user", "content": prompt}], **self._choices
+            model=self.id, messages=[{"role": "user", "content": prompt}], **self._settings
         )
         body = bytearray()
         try:
             with request as response:
-                until = time.monotonic() + self._timeout
-                for piece in response.iter_bytes():
-                    body += piece
-                    if time.monotonic() > until:
+                deadline = time.monotonic() + self._timeout
+                for part in response.iter_bytes():
+                    body += part
+                    if time.monotonic() > deadline:
                         raise LanguageModelError(
-                            f"{self.id} began to answer and had not ended {self._timeout:g} s later; allow more with "
-                            "timeout=, or a shorter answer with max_tokens=."
+                            f"{self.id} began to answer and did not finish within {self._timeout:g} s; increase "
+                            "timeout, or decrease max_tokens."
                         )
         except LanguageModelError:
             raise
         except self._package.OpenAIError as error:
             raise LanguageModelError(f"{self.id} did not answer: {error}") from error
-        except Exception as error:  # of the HTTP library below the client, which changes with the client's version
-            raise LanguageModelError(f"{self.id} broke its answer off: {error!r}") from error
+        except Exception as error:  # the HTTP library below the client differs between the client's versions
+            raise LanguageModelError(f"{self.id} interrupted its answer: {error!r}") from error
         return bytes(body)

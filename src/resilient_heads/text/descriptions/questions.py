@@ -1,4 +1,4 @@
-"""What a language model is asked about each class, and the one sentence that asks nothing."""
+"""Questions for a language model about a class, and the template for a class without descriptions."""
 
 TEMPLATE = "a photo of a {}"
 """The plain prompt of Radford et al., *Learning Transferable Visual Models from Natural Language Supervision*, 2021."""
@@ -10,4 +10,4 @@ QUESTIONS = (
     "In one sentence, where is a {} usually photographed, and what is around it?",
     "Write one sentence that captions a typical photo of a {}.",
 )
-"""D questions with one ``{}`` for the class name; the answers are the descriptions."""
+"""Questions with one ``{}`` for the class name; each answer is a description."""

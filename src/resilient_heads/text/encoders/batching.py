@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, LongTextWarning
-from resilient_heads.text.descriptions.class_descriptions import is_writable_text
+from resilient_heads.text.descriptions.texts import check_texts
 
 LongText = Literal["warn", "chunk", "error"]
 
@@ -53,26 +53,9 @@ def usable_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def require_sentences(sentences: Sequence[str]) -> None:
-    """Refuse what is no sequence of texts.
-
-    Raises:
-        DescriptionError: It is one text, something else, or holds something else; or a text cannot be written as UTF-8,
-            which no tokenizer takes.
-    """
-    if isinstance(sentences, str) or not isinstance(sentences, Sequence):
-        raise DescriptionError(f'An encoder takes a list of strings, ["A red fruit."]; found {sentences!r:.60}.')
-    for position, sentence in enumerate(sentences):
-        if not isinstance(sentence, str):
-            raise DescriptionError(
-                f"An encoder takes a list of strings; number {position} is a {type(sentence).__name__}: "
-                f"{sentence!r:.60}."
-            )
-        if not is_writable_text(sentence):
-            raise DescriptionError(
-                f"Sentence {position} holds half a character, from text that was wrongly decoded: {sentence!r:.80}; "
-                "mend it where it was read."
-            )
+def check_sentences(sentences: Sequence[str]) -> tuple[str, ...]:
+    """Return the sentences as a tuple; raise DescriptionError unless they are strings that UTF-8 can encode."""
+    return check_texts("sentences", sentences, example='["A red fruit."]', error=DescriptionError)
 
 
 def encode_in_batches(
@@ -99,9 +82,9 @@ def encode_in_batches(
         ``(N, E)`` float32 on the CPU, in the order of ``sentences``.
 
     Raises:
-        DescriptionError: As :func:`require_sentences`; or a text is too long under ``long_text="error"``.
+        DescriptionError: As :func:`check_sentences`; or a text is too long under ``long_text="error"``.
     """
-    require_sentences(sentences)
+    check_sentences(sentences)
     distinct = list(dict.fromkeys(sentences))
     if not distinct:
         return torch.empty(0, embed_dim)

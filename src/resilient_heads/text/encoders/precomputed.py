@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
-from resilient_heads.text.encoders.batching import require_sentences
+from resilient_heads.text.encoders.batching import check_sentences
 
 
 class PrecomputedEncoder:
@@ -40,7 +40,7 @@ class PrecomputedEncoder:
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """Look sentences up, ``(N, E)`` float32; a sentence that is not in the table raises EmbeddingError."""
-        require_sentences(sentences)
+        check_sentences(sentences)
         missing = [sentence for sentence in sentences if sentence not in self._table]
         if missing:
             raise EmbeddingError(
