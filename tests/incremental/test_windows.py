@@ -1,36 +1,36 @@
-"""Windows of maps, how far changes spread, and faults that are followed on windows, on maps small enough to reckon."""
+"""Windows of feature maps, receptive fields, and faults that are followed on windows."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.marked_pass import MarkedPass, use_integers_
+from resilient_heads.incremental.equivalence import window_checks
+from resilient_heads.incremental.equivalence.checked_runner import checked_runner
 from resilient_heads.incremental.equivalence.random_values import random_like, rounds_needed
 from resilient_heads.incremental.equivalence.window_checks import check_windows, choose_counts, window_positions
-from resilient_heads.incremental.recording.forward_slice import ForwardSlice, slice_after
 from resilient_heads.incremental.recording.recorded_pass import locate_images
-from resilient_heads.incremental.recording.recorder import Recorder, record
-from resilient_heads.incremental.recording.tape import copy_memory
+from resilient_heads.incremental.recording.recorder import Recorder
+from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.incremental.slice_runner import SliceRunner
 from resilient_heads.incremental.windows.crops import crop, inside, paste_
-from resilient_heads.incremental.windows.plan import WindowPlan, WindowStep, plan_windows
+from resilient_heads.incremental.windows.plan import WindowStep, plan_windows
 from resilient_heads.incremental.windows.receptive_field import ReceptiveField
-from resilient_heads.incremental.windows.window import Window, copy_overlap_, crop_window, faulty_pixels
+from resilient_heads.incremental.windows.window import Window, copy_overlap_, crop_window, faulty_pixels, run_on_windows
 from resilient_heads.incremental.windows.window_runner import WindowRunner
 
 pytestmark = pytest.mark.engine
 
-
-@pytest.fixture(autouse=True)
-def _no_grad() -> object:
-    with torch.no_grad():
-        yield
+COUNTS = (2, 4, 6, 8)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("stride", [(1, 1), (2, 1), (2, 2)])
 @pytest.mark.parametrize("images", [[3, 1, 5, 0], [0, 2, 5, 3], [3, 1, 4, 0]])  # lines leave the memory in two of them
-def test_a_crop_holds_the_pixels_at_its_place(
+def test_a_crop_holds_the_pixels_of_the_map(
     memory_format: torch.memory_format, stride: tuple[int, int], images: list[int]
 ) -> None:
     maps = torch.arange(6 * 3 * 9 * 8.0).view(6, 3, 9, 8).contiguous(memory_format=memory_format)
@@ -46,10 +46,7 @@ def test_a_crop_holds_the_pixels_at_its_place(
                     assert torch.equal(cut[row, :, y, x], maps[image, :, at[0], at[1]])
 
 
-COUNTS = (2, 4, 6, 8)
-
-
-def test_what_is_pasted_is_cropped_again() -> None:
+def test_a_pasted_window_can_be_cropped() -> None:
     maps = torch.zeros(4, 2, 6, 7)
     images, origin = np.array([3, 1]), np.array([[0, 4], [4, 1]])
     paste_(maps, images, torch.ones(2, 2, 2, 3), origin)
@@ -59,7 +56,7 @@ def test_what_is_pasted_is_cropped_again() -> None:
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1)])
 @pytest.mark.parametrize("starts", [[[1, 1], [1, 1]], [[0, 2], [3, 0]], [[-1, 1], [1, -2]], [[5, 6], [3, 4]]])
-def test_parts_take_from_windows_what_both_hold(stride: tuple[int, int], starts: list[list[int]]) -> None:
+def test_parts_of_a_map_take_overlapping_pixels_of_a_window(stride: tuple[int, int], starts: list[list[int]]) -> None:
     maps, rows = torch.arange(2 * 3 * 16 * 16.0).view(2, 3, 16, 16), np.arange(2)
     places = np.array([[4, 5], [2, 3]])
     window = Window(crop(-maps, rows, places, (7, 6)), places)
@@ -77,30 +74,30 @@ def test_parts_take_from_windows_what_both_hold(stride: tuple[int, int], starts:
     assert covered is None or torch.equal(covered, expected)
 
 
-def test_faulty_pixels() -> None:
+def test_faulty_pixels_are_found_unless_a_map_has_several() -> None:
     golden = torch.randn(5, 3, 4, 6)
-    struck = golden.clone()
-    struck[2, 1, 3, 5] += 1
-    struck[4, ::2, 0, 3] += 1  # two channels of one pixel
-    assert faulty_pixels(struck, golden).tolist() == [[0, 0], [0, 0], [3, 5], [0, 0], [0, 3]]  # type: ignore[union-attr]
-    struck[2, 0, 0, 0] += 1
-    assert faulty_pixels(struck, golden) is None
+    faulty = golden.clone()
+    faulty[2, 1, 3, 5] += 1
+    faulty[4, ::2, 0, 3] += 1  # two channels of one pixel
+    assert faulty_pixels(faulty, golden).tolist() == [[0, 0], [0, 0], [3, 5], [0, 0], [0, 3]]  # type: ignore[union-attr]
+    faulty[2, 0, 0, 0] += 1
+    assert faulty_pixels(faulty, golden) is None
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_every_output_that_a_change_reaches_lies_in_the_window(kernel: int, stride: int, dilation: int) -> None:
-    spread = (kernel - 1) * dilation + 1
-    reach = ReceptiveField((spread, spread), (stride, stride), (1, 1), 0.0)
+def test_the_window_holds_every_output_that_a_change_can_reach(kernel: int, stride: int, dilation: int) -> None:
+    extent = (kernel - 1) * dilation + 1
+    field = ReceptiveField((extent, extent), (stride, stride), (1, 1), 0.0)
     conv = nn.Conv2d(1, 1, kernel, stride, 1, dilation, bias=False)
     nn.init.ones_(conv.weight)
     for y in range(12):
         changed = torch.zeros(1, 1, 12, 12)
         changed[0, 0, y : y + 2, 5] = 1
         rows = conv(changed).abs().sum((0, 1, 3)).nonzero().flatten()
-        first = int(reach.first_output(np.array([[y, 5]]))[0, 0])
-        size = reach.outputs_reached((2, 1))[0]
+        first = int(field.first_output(np.array([[y, 5]]))[0, 0])
+        size = field.outputs_reached((2, 1))[0]
         assert all(first <= row < first + size for row in rows.tolist())
 
 
@@ -114,103 +111,121 @@ class Residual(nn.Module):
         self.fc = nn.Linear(8, 4)
 
     def forward(self, recorder: Recorder | None, images: Tensor) -> Tensor:
-        """Classify; the stem's result is pointed out."""
+        """Classify; marks the stem's result."""
         x = self.stem(images)
         if recorder is not None:
-            recorder.mark("here", x)
+            recorder.mark("source", x)
         x = torch.relu_(self.norm(x))
         y = self.same(torch.relu(self.down(x)))
         y += nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 0))
         return self.fc(torch.relu(y).mean((2, 3)))
 
 
-def followed(
-    model: Residual, images: Tensor
-) -> tuple[SliceRunner, ForwardSlice, WindowPlan, dict[tuple[int, int], Tensor], Tensor]:
-    """Record a pass, plan its windows and try them."""
-    recorder, _ = record(model, images)
-    whole = locate_images(model, recorder.tape, images)
-    piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
-    hoped = plan_windows(piece, whole)
-    assert hoped is not None
-    counts, able = choose_counts(check_windows(model, whole, images, hoped.steps, COUNTS), COUNTS)
-    plan = plan_windows(piece, whole, able)
-    assert plan is not None
-    player = SliceRunner(whole, lambda size: None, (), WindowRunner(whole, counts, {piece.source: plan}))
-    kept, logits = record(model, images, player.golden_inputs(piece) | {piece.source.view.content})
-    return player, piece, plan, kept.kept, logits
+def integer_residual() -> Residual:
+    """A network of which every sum is exact in any order, on every CPU."""
+    model = Residual().eval()
+    use_integers_(model)
+    model.norm.eps = 0.0
+    return model
 
 
-@pytest.mark.parametrize("corner", [0, 17, 31])
+def logits_after(model: Residual, x: Tensor) -> Tensor:
+    """Return the logits of a full pass from the marked tensor on."""
+    stem, model.stem = model.stem, nn.Identity()  # type: ignore[assignment]
+    logits = model(None, x.clone(memory_format=torch.preserve_format))
+    model.stem = stem
+    return logits
+
+
+def inject_and_rerun(
+    recorded: MarkedPass, runner: SliceRunner, index: tuple[Tensor, ...], values: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Inject values into the marked tensor; return it, and the logits of the rerun."""
+    golden = recorded.golden(runner.golden_inputs(recorded.forward_slice))
+    tensor, memory = recorded.copy_source(golden)
+    tensor[index] = values
+    faulty = tensor.clone(memory_format=torch.preserve_format)
+    result = runner.run(recorded.forward_slice, golden, memory)
+    logits = recorded.logits.clone()
+    logits[result.images] = result.logits
+    return faulty, logits
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_faults_followed_on_windows_are_exact(corner: int, memory_format: torch.memory_format) -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize("pixel", [(0, 0), (1, 1), (0, 1), (1, 0), (2, 2), (0, 31), (17, 14), (31, 0), (31, 31)])
+def test_reruns_on_windows_equal_full_passes(pixel: tuple[int, int], memory_format: torch.memory_format) -> None:
+    model = integer_residual().to(memory_format=memory_format)  # type: ignore[call-overload]
+    images = torch.randn(8, 3, 32, 32).round().contiguous(memory_format=memory_format)
+    recorded = MarkedPass.of(model, images)
+    full = locate_images(model, recorded.tape, images)
+    plan = plan_windows(recorded.forward_slice, full)  # unchecked: integers are exact on windows of every CPU
+    assert plan is not None
+    assert sum(step.field is not None for step in plan.steps) >= 2
+    windows = WindowRunner(full, COUNTS, {recorded.forward_slice.source: plan})
+    runner = SliceRunner(full, lambda size: None, (), windows)
+    index = torch.arange(8), torch.tensor(2), torch.tensor(pixel[0]), torch.tensor(pixel[1])
+    faulty, logits = inject_and_rerun(recorded, runner, index, torch.tensor(40.0))
+    assert torch.equal(logits, logits_after(model, faulty))
+    assert not torch.equal(logits, recorded.logits)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("corner", [0, 17, 31])
+def test_reruns_on_checked_windows_equal_full_passes(corner: int, memory_format: torch.memory_format) -> None:
     model = Residual().eval().to(memory_format=memory_format)  # type: ignore[call-overload]
     images = torch.randn(8, 3, 32, 32).contiguous(memory_format=memory_format)
-    player, piece, plan, golden, logits = followed(model, images)
-    assert any(local.field is not None for local in plan.steps)
-    root = copy_memory(golden[piece.source.view.content])
-    struck = piece.source.view.on(root)
-    struck[1:6, 2, corner, 31 - corner] = torch.tensor([1e3, -5.0, 1e-42, torch.inf, 3.0])
-    tail = nn.Sequential(nn.Identity())
-    model.stem, keep = tail, model.stem
-    expected = model(None, struck.clone(memory_format=torch.preserve_format))
-    model.stem = keep
-    played = player.run(piece, golden, root)
-    result = logits.clone()
-    result[played.images] = played.logits
-    assert torch.equal(result.nan_to_num(7), expected.nan_to_num(7))
-    assert not torch.equal(result, logits)
+    recorded = MarkedPass.of(model, images)
+    full = locate_images(model, recorded.tape, images)
+    runner = checked_runner(model, full, [recorded.forward_slice], images, batches=20)
+    index = torch.arange(1, 6), torch.tensor(2), torch.tensor(corner), torch.tensor(31 - corner)
+    faulty, logits = inject_and_rerun(recorded, runner, index, torch.tensor([1e3, -5.0, 1e-42, torch.inf, 3.0]))
+    assert same_bits(logits, logits_after(model, faulty))
+    assert not same_bits(logits, recorded.logits)
 
 
 @pytest.mark.parametrize(("corner", "stops"), [(0, True), (15, False), (31, False)])
-def test_a_zero_over_the_rim_ends_the_windows(corner: int, stops: bool) -> None:
-    torch.manual_seed(0)
-    model = Residual().eval()
-    model.down.weight[0] = 0  # its zeros may have another sign where padding was left out
-    player, piece, plan, golden, _ = followed(model, torch.randn(8, 3, 32, 32))
-    assert player._windows is not None
-    root = copy_memory(golden[piece.source.view.content])
-    piece.source.view.on(root)[:, 2, corner, corner] += 1
-    done = player._windows.run(piece, golden, root)
-    assert done is not None
-    first = next(at for at, local in enumerate(plan.steps) if local.field is not None)
-    assert (done.steps_done == first) == stops
-    assert (done.steps_done > first) != stops
+def test_a_zero_next_to_padding_ends_the_windows(corner: int, stops: bool) -> None:
+    model = integer_residual()
+    model.down.weight[0] = 0  # its zeros may have another sign where kernels skip the padding
+    recorded = MarkedPass.of(model, torch.randn(8, 3, 32, 32).round())
+    full = locate_images(model, recorded.tape, recorded.images)
+    plan = plan_windows(recorded.forward_slice, full)
+    assert plan is not None
+    golden = recorded.golden(recorded.forward_slice.golden_inputs | plan.golden_inputs)
+    tensor, memory = recorded.copy_source(golden)
+    tensor[:, 2, corner, corner] = 40.0
+    windows = WindowRunner(full, COUNTS, {recorded.forward_slice.source: plan})
+    state = windows.run(recorded.forward_slice, golden, memory)
+    assert state is not None
+    first_convolution = next(at for at, step in enumerate(plan.steps) if step.field is not None)
+    assert (state.steps_done == first_convolution) == stops
+    assert (state.steps_done > first_convolution) != stops
 
 
-@pytest.mark.parametrize("tells", [True, False])
-def test_an_operation_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.MonkeyPatch, tells: bool) -> None:
-    torch.manual_seed(0)
-    model, images = Residual().eval(), torch.randn(8, 3, 32, 32)
-    if not tells:  # whole numbers, whose sums have the same bits in any order
-        images, model.norm.eps = images.mul(3).round(), 0.0
-        for weight in model.parameters():
-            weight.copy_(weight.mul(9).round())
-    recorder, _ = record(model, images)
-    whole = locate_images(model, recorder.tape, images)
-    piece = slice_after(recorder.tape, recorder.tape.marks["here"][0])
-    hoped = plan_windows(piece, whole)
+@pytest.mark.parametrize("integers", [False, True])
+def test_an_operator_that_differs_on_windows_ends_the_plan(monkeypatch: pytest.MonkeyPatch, integers: bool) -> None:
+    """The sums of integers have the same bits in any order, so only random values show the difference."""
+    model = integer_residual() if integers else Residual().eval()
+    images = torch.randn(8, 3, 32, 32)
+    recorded = MarkedPass.of(model, images.round() if integers else images)
+    full = locate_images(model, recorded.tape, recorded.images)
+    hoped = plan_windows(recorded.forward_slice, full)
     assert hoped is not None
 
-    def off(*args: object) -> Tensor:
-        result = run(*args)  # type: ignore[arg-type]
+    def rounded_otherwise(*args: Any) -> Tensor:
+        result = run_on_windows(*args)
         return torch.where(result == result.round(), result, result * (1 + 1e-6))
 
-    from resilient_heads.incremental.equivalence import window_checks as local_trial
-
-    run = local_trial.run_on_windows
-    monkeypatch.setattr(local_trial, "run_on_windows", off)
-    found = check_windows(model, whole, images, hoped.steps, (8,))
-    assert not any(found[local] for local in hoped.steps if local.field is not None)
-    _, able = choose_counts(found, (8,))
-    plan = plan_windows(piece, whole, able)
-    assert plan is None or all(local.field is None for local in plan.steps)
+    monkeypatch.setattr(window_checks, "run_on_windows", rounded_otherwise)
+    exact = check_windows(model, full, recorded.images, hoped.steps, (8,))
+    assert not any(exact[step] for step in hoped.steps if step.field is not None)
+    plan = plan_windows(recorded.forward_slice, full, choose_counts(exact, (8,))[1])
+    assert plan is None or all(step.field is None for step in plan.steps)
 
 
 @pytest.mark.parametrize("limit", [(4, 4), (4, 6), (9, 7), (7, 30)])
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 1)])
-def test_windows_are_tried_everywhere(limit: tuple[int, int], size: tuple[int, int]) -> None:
+def test_check_positions_cover_rows_columns_and_corners(limit: tuple[int, int], size: tuple[int, int]) -> None:
     places = window_positions(WindowStep(0, size, limit, None, 0), 8, 1000)[:, 1:]
     last = limit[0] - size[0], limit[1] - size[1]
     assert {(0, 0), (0, last[1]), (last[0], 0), last} <= set(map(tuple, places.tolist()))
@@ -220,13 +235,13 @@ def test_windows_are_tried_everywhere(limit: tuple[int, int], size: tuple[int, i
         )
 
 
-def test_random_values_use_all_digits() -> None:
-    noise = random_like(torch.empty(100, dtype=torch.float64), torch.Generator().manual_seed(0))
-    assert (noise != noise.float()).sum() > 90
+def test_random_values_use_the_whole_precision() -> None:
+    values = random_like(torch.empty(100, dtype=torch.float64), torch.Generator().manual_seed(0))
+    assert (values != values.float()).sum() > 90
     assert random_like(torch.empty(70_000), torch.Generator().manual_seed(0)).unique().numel() > 60_000
 
 
-def test_short_formats_need_more_values() -> None:
+def test_results_of_few_bits_need_more_random_values() -> None:
     assert rounds_needed("convolution", 4096, torch.float32) == 1
     assert rounds_needed("convolution", 4096, torch.bfloat16) == 16
     assert rounds_needed("convolution", 10, torch.float32) == 32
@@ -234,7 +249,7 @@ def test_short_formats_need_more_values() -> None:
     assert rounds_needed("relu", 10, torch.float16) == 0
 
 
-def test_numbers_that_few_operations_take_are_left_out() -> None:
+def test_a_number_of_windows_that_few_operations_allow_is_left_out() -> None:
     ops = [WindowStep(number, (3, 3), (9, 9), None, number) for number in range(22)]
     found = {op: frozenset({4, 8} if op.number else {2, 8}) for op in ops[:20]}
     found |= {ops[20]: frozenset({2, 4, 8}), ops[21]: frozenset()}
