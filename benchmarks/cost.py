@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.heads.cost import count_flops, count_parameters
-from resilient_heads.heads.find.locate import find_classifier
+from resilient_heads.heads.find.locate import find_classifiers
 from resilient_heads.text.embeddings import ClassEmbeddings
 
 MODELS = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_large")
@@ -108,7 +108,7 @@ def head_of(model: nn.Module, place: str) -> nn.Module:
 def compare(name: str, text: ClassEmbeddings, batch: int, repeats: int) -> None:
     """Print one model's table."""
     stock = torchvision.models.get_model(name).eval()
-    place = find_classifier(stock).name
+    place = find_classifiers(stock)[0].name
     layer = head_of(stock, place)
     assert isinstance(layer, nn.Linear)
     models = {variant: change(copy.deepcopy(stock), text).eval() for variant, change in VARIANTS.items()}

@@ -220,7 +220,7 @@ def _notes(row: Row) -> Iterator[str]:
     if row.outcome != "wrapped":
         yield row.outcome.rstrip(".")
     elif row.shape == "unknown":
-        yield "wrapped unproven: no input could be guessed, so pass `sample=`"
+        yield "wrapped unproven: no input could be guessed, so pass `example_input=`"
     if row.wrong:
         yield f"**WRONG**: shape {row.shape}, unwrapped {row.unwrapped}, fused {row.fused}"
     if row.warned:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.hub_server import HubServer
-from resilient_heads.errors import HubError, ModelError, ResultError
+from resilient_heads.errors import ArgumentError, HubError, ModelError, ResultError
 from resilient_heads.heads.swap.wrap import wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
@@ -147,7 +147,7 @@ class Failing:
         ),
         (Failing(ResultError("two of them")), ResultError, "^two of them$"),
         (SimpleNamespace(summary=dict), ModelError, "gave no figures for the card.*run_campaign returned"),
-        ("no", ModelError, "must be what run_campaign returned"),
+        ("no", ModelError, "must be the result that run_campaign returned"),
     ],
 )
 def test_a_campaign_without_figures_harms_no_saved_head(
@@ -216,7 +216,7 @@ def test_initialisations_of_the_ablation() -> None:
     assert torch.allclose(rows("template"), torch.tensor([[0.6, 0.8], [0.8, 0.6]]))
     assert rows("random").shape == (2, 2)
     assert not torch.equal(rows("random"), rows("random"))
-    with pytest.raises(ModelError, match="init must be one of"):
+    with pytest.raises(ArgumentError, match='init must be "descriptions", "template" or "random"'):
         rows("zeros")
 
 
@@ -226,9 +226,9 @@ def test_initialisations_when_wrapping() -> None:
 
     head = wrap_model(model(), embeddings="cifar10", init="random")[1]
     assert (head.embed_dim, head.text, head.class_names[0]) == (384, None, "airplane")
-    with pytest.raises(ModelError, match="cannot apply"):
+    with pytest.raises(ArgumentError, match="does not apply to a head that exists"):
         wrap_model(model(), head=TextGuidedHead(8, (10, 4)), init="random")
-    with pytest.raises(ModelError, match="init must be one of"):
+    with pytest.raises(ArgumentError, match='init must be "descriptions", "template" or "random"'):
         wrap_model(model(), embeddings="cifar10", init="zeros")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"cifar10, digits, stl10"):
         wrap_model(model())

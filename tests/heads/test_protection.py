@@ -53,19 +53,19 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 def test_fault_free_logits_keep_every_bit_and_nothing_is_caught(
     kind: str, choice: rh.Protection, dtype: torch.dtype
 ) -> None:
-    for conv, sizes, samples in ((False, (24, 16, 5), 7), (False, (513, 96, 33), 16), (True, (24, 16, 5), 3)):
+    for conv, sizes, batch in ((False, (24, 16, 5), 7), (False, (513, 96, 33), 16), (True, (24, 16, 5), 3)):
         model = build(kind, sizes, conv=conv).to(dtype)
-        x = torch.randn(samples, sizes[0]).relu() * 10 ** torch.randn(samples, 1)
+        x = torch.randn(batch, sizes[0]).relu() * 10 ** torch.randn(batch, 1)
         x = (x[:, :, None, None] * torch.rand(2, 3) if conv else x).to(dtype)
         with torch.no_grad():
             before = model(x)
             protect(model, choice)
-            with rh.ProtectionMonitor(model) as caught:
+            with rh.ProtectionMonitor(model) as monitor:
                 after = model(x)
         assert same_bits(before, after)
-        count = caught.counts["0"]
-        assert (count.bounds, count.checksum, count.median) == (0, 0, 0)
-        assert count.samples == before.numel() // sizes[2]
+        count = monitor.counts["0"]
+        assert (count.restricted_values, count.checksum_alarms, count.outvoted_rows) == (0, 0, 0)
+        assert count.rows == before.numel() // sizes[2]
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
@@ -87,12 +87,12 @@ def test_no_input_raises_a_false_alarm_of_bounds_or_changes_a_bit(
     with torch.no_grad():
         before = model(x)
         protect(model, choice)
-        with rh.ProtectionMonitor(model) as caught:
+        with rh.ProtectionMonitor(model) as monitor:
             after = model(x)
     nan = before.isnan()
     assert torch.equal(nan, after.isnan())
     assert torch.equal(words(before)[~nan], words(after)[~nan])
-    assert (caught.counts["0"].bounds, caught.counts["0"].median) == (0, 0)
+    assert (monitor.counts["0"].restricted_values, monitor.counts["0"].outvoted_rows) == (0, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -108,12 +108,12 @@ def test_the_sign_of_zero_stays_where_values_leave_the_format(kind: str) -> None
             before = model(x)
             for choice in CHOICES:
                 protect(model, choice)
-                with rh.ProtectionMonitor(model) as caught:
+                with rh.ProtectionMonitor(model) as monitor:
                     after = model(x)
                 nan = before.isnan()
                 assert torch.equal(nan, after.isnan())
                 assert torch.equal(words(before)[~nan], words(after)[~nan]), (kind, dtype, scale, str(choice))
-                assert caught.counts["0"].median == 0
+                assert monitor.counts["0"].outvoted_rows == 0
 
 
 def before_the_logits(model: nn.Module, x: Tensor, choice: rh.Protection) -> rh.results.ExhaustiveResult:
@@ -142,9 +142,9 @@ def test_the_median_masks_every_fault_near_the_end_of_the_format() -> None:
     x = torch.ones(2, 4).half()
     result = before_the_logits(model, x, rh.Protection(median=True))
     assert result.count(Outcome.MASKED) == result.faults
-    with rh.ProtectionMonitor(model) as caught:
+    with rh.ProtectionMonitor(model) as monitor:
         model(x)
-    assert caught.counts["0"].median == 0
+    assert monitor.counts["0"].outvoted_rows == 0
 
 
 def test_what_a_checksum_passes_where_one_class_dominates_and_the_median_masks() -> None:
@@ -217,12 +217,12 @@ def test_bounds_catch_what_is_out_of_range_and_nothing_else_can() -> None:
     x = torch.randn(8, 24)
     rh.protect_(model, bounds=True)
     for bit, expected in ((30, 8), (3, 0)):
-        with rh.ProtectionMonitor(model) as caught, torch.no_grad():
-            hit = rh.BitFlip(layer="0.latent", neuron=(2,), bit=bit)
-            with rh.inject(model, hit):
+        with rh.ProtectionMonitor(model) as monitor, torch.no_grad():
+            flip = rh.BitFlip(layer="0.latent", neuron=(2,), bit=bit)
+            with rh.inject(model, flip):
                 logits = model(x)
         assert bool(logits.isfinite().all())
-        assert (caught.counts["0"].bounds > 0) == (expected > 0)
+        assert (monitor.counts["0"].restricted_values > 0) == (expected > 0)
 
 
 def test_a_checksum_raises_an_alarm_for_whatever_is_larger_than_rounding() -> None:
@@ -239,10 +239,10 @@ def test_a_checksum_raises_an_alarm_for_whatever_is_larger_than_rounding() -> No
                 return output
 
             handle = model.get_submodule(layer).register_forward_hook(add)
-            with rh.ProtectionMonitor(model) as caught, torch.no_grad():
+            with rh.ProtectionMonitor(model) as monitor, torch.no_grad():
                 logits = model(x)
             handle.remove()
-            assert caught.counts["0"].checksum == 32, (layer, change)
+            assert monitor.counts["0"].checksum_alarms == 32, (layer, change)
             assert torch.equal(logits, golden)
 
 
@@ -250,29 +250,29 @@ def test_rounding_raises_no_alarm_in_large_heads() -> None:
     for kind in KINDS:
         model = build(kind, (2048, 512, 300))
         rh.protect_(model, checksum=True)
-        with rh.ProtectionMonitor(model) as caught, torch.no_grad():
+        with rh.ProtectionMonitor(model) as monitor, torch.no_grad():
             for scale in (1e-3, 1.0, 1e3):
                 model(torch.randn(64, 2048).relu() * scale)
-        assert caught.counts["0"].checksum == 0
+        assert monitor.counts["0"].checksum_alarms == 0
 
 
 def test_what_was_caught_adds_up_and_is_reset() -> None:
     model = build("cosine")
     rh.protect_(model, median=True)
     x = torch.randn(6, 24)
-    caught = rh.ProtectionMonitor(model)
+    monitor = rh.ProtectionMonitor(model)
     with torch.no_grad():
         with rh.inject(model, rh.BitFlip(layer="0.guard.second.latent", neuron=(1,), bit=30)):
             model(x)
-        assert (caught.counts["0"].samples, caught.counts["0"].median) == (6, 6)
+        assert (monitor.counts["0"].rows, monitor.counts["0"].outvoted_rows) == (6, 6)
         model(x)
-        assert (caught.counts["0"].samples, caught.counts["0"].median) == (12, 6)
-        caught.reset()
+        assert (monitor.counts["0"].rows, monitor.counts["0"].outvoted_rows) == (12, 6)
+        monitor.reset()
         model(x)
-        assert (caught.counts["0"].samples, caught.counts["0"].median) == (6, 0)
-        caught.close()
+        assert (monitor.counts["0"].rows, monitor.counts["0"].outvoted_rows) == (6, 0)
+        monitor.close()
         model(x)
-        assert caught.counts["0"].samples == 6
+        assert monitor.counts["0"].rows == 6
     assert not any(module._forward_hooks for module in model.modules())
 
 
@@ -359,11 +359,11 @@ def test_a_model_is_pickled_and_copied_while_faults_are_counted(kind: str) -> No
     model = build(kind)
     rh.protect_(model, bounds=True, checksum=True)
     x = torch.randn(2, 24)
-    with rh.ProtectionMonitor(model) as caught:
+    with rh.ProtectionMonitor(model) as monitor:
         golden = model(x)
         for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
             assert same_bits(other(x), golden)
-        assert caught.counts["0"].samples == 2
+        assert monitor.counts["0"].rows == 2
 
 
 def test_training_computes_once_and_unguarded() -> None:
@@ -379,9 +379,9 @@ def test_training_computes_once_and_unguarded() -> None:
         for one, other in zip(model.parameters(), expected.parameters(), strict=True)
         if one.grad is not None and other.grad is not None
     )
-    with rh.ProtectionMonitor(model) as caught:
+    with rh.ProtectionMonitor(model) as monitor:
         model(x)
-    assert caught.counts["0"].samples == 0
+    assert monitor.counts["0"].rows == 0
 
 
 def test_gradients_of_a_protected_head_in_evaluation_mode() -> None:
@@ -474,12 +474,12 @@ def test_autocast(choice: rh.Protection) -> None:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             before = model(x)
             protect(model, choice)
-            with rh.ProtectionMonitor(model) as caught:
+            with rh.ProtectionMonitor(model) as monitor:
                 after = model(x)
         assert before.dtype == after.dtype
         assert same_bits(before, after)
-        count = caught.counts["0"]
-        assert (count.bounds, count.checksum, count.median) == (0, 0, 0)
+        count = monitor.counts["0"]
+        assert (count.restricted_values, count.checksum_alarms, count.outvoted_rows) == (0, 0, 0)
 
 
 def test_a_wrapped_model_is_protected_fused_and_unwrapped() -> None:
@@ -549,17 +549,17 @@ def refused(match: str, call: Callable[[], object]) -> None:
 def test_refusals() -> None:
     model = build("cosine")
     refused("at least one protection", lambda: rh.protect_(model))
-    refused("contradict", lambda: rh.protect_(model, checksum=True, median=True))
+    refused("not both", lambda: rh.protect_(model, checksum=True, median=True))
     refused("must be True or False", lambda: rh.protect_(model, bounds=1))  # type: ignore[arg-type]
     refused("no protected head", lambda: rh.unprotect_(model))
     refused("no protected head", lambda: rh.ProtectionMonitor(model))
     refused("leave classifier= out", lambda: rh.protect_(model, bounds=True, classifier="0"))
-    refused("pass the model that holds it", lambda: rh.protect_(nn.Linear(3, 2), bounds=True))
-    refused("Expected a torch.nn.Module", lambda: rh.protect_("model", bounds=True))  # type: ignore[type-var]
-    refused("Expected a torch.nn.Module", lambda: rh.ProtectionMonitor("model"))  # type: ignore[arg-type]
+    refused("pass the model that contains it", lambda: rh.protect_(nn.Linear(3, 2), bounds=True))
+    refused("model must be a Module", lambda: rh.protect_("model", bounds=True))  # type: ignore[type-var]
+    refused("model must be a Module", lambda: rh.ProtectionMonitor("model"))  # type: ignore[arg-type]
     for wrong in ("checksum", True, object()):
-        refused("must be a Protection or None", lambda wrong=wrong: rh.TextGuidedHead(8, (5, 6), protection=wrong))
-        refused("must be a Protection or None", lambda wrong=wrong: model[0].protect(wrong))
+        refused("protection must be a Protection", lambda wrong=wrong: rh.TextGuidedHead(8, (5, 6), protection=wrong))
+        refused("protection must be a Protection", lambda wrong=wrong: model[0].protect(wrong))
     plain = nn.Sequential(nn.Linear(3, 2))
     for wrong in (3, [3], None.__class__):
         refused("path of a layer", lambda wrong=wrong: rh.protect_(plain, bounds=True, classifier=wrong))

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, ModelError
+from resilient_heads.errors import ArgumentError, DescriptionError, EmbeddingError, HubError
 from resilient_heads.heads.swap.wrap import fuse
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
@@ -344,7 +344,7 @@ def test_open_features_are_set_by_a_state_dict() -> None:
 
 @pytest.mark.parametrize("in_features", [0, -3, 2.5, True])
 def test_refuses_features_that_are_no_positive_integer(in_features: Any) -> None:
-    with pytest.raises(ModelError, match="in_features must be a positive integer or None"):
+    with pytest.raises(ArgumentError, match="in_features must be a whole number of at least 1"):
         TextGuidedHead(in_features, (C, E))
 
 

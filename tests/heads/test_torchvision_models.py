@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from resilient_heads.heads.find.locate import find_classifier, find_heads
+from resilient_heads.heads.find.locate import find_classifiers, find_heads
 from resilient_heads.heads.swap.wrap import fuse, is_wrapped, unwrap_model, wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
@@ -160,7 +160,7 @@ def test_number_of_classes_follows_where_a_model_records_it(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet50", "efficientnet_b0", "vit_b_32"])
 def test_a_removed_classifier_is_not_mistaken_for_another_layer(name: str) -> None:
     model = build(name)
-    place = find_classifier(model)
+    place = find_classifiers(model)[0]
     setattr(place.parent, place.key, nn.Identity())
     with pytest.raises(ValueError, match="no classifier where one was expected"):
         wrap_model(model, embeddings=EMBEDDINGS)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from helpers.shared_data import FOLDER, cifar10, pretrained_resnet20
-from resilient_heads.errors import ModelError
-from resilient_heads.heads.swap.warm_start import warm_start
+from resilient_heads.errors import ArgumentError, ModelError
+from resilient_heads.heads.swap.warm_start import warm_start_
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings
 
@@ -32,9 +32,9 @@ def test_linear_head_gives_the_same_scores_and_cosine_head_the_same_decisions(
     for normalize in (False, True):
         head = TextGuidedHead(8, text, normalize=normalize, bias=bias, conv=conv)
         projection = head.projection.weight.clone()
-        kept = warm_start(head, plain, x)
+        kept = warm_start_(head, plain, x)
         logits = head(given).flatten(1)
-        assert (kept.exact, kept.rank, kept.samples) == (True, 10, 200)
+        assert (kept.exact, kept.rank, kept.images) == (True, 10, 200)
         assert kept.lost < 1e-8
         assert torch.equal(head.projection.weight, projection)
         if normalize:
@@ -51,7 +51,7 @@ def test_linear_head_gives_the_same_scores_and_cosine_head_the_same_decisions(
 def test_a_cosine_heads_scale_comes_closest_to_the_scores() -> None:
     plain, x = nn.Linear(8, 10), torch.randn(200, 8)
     head = TextGuidedHead(8, rows(10, 16))
-    warm_start(head, plain, x)
+    warm_start_(head, plain, x)
     scores, best = plain(x), head.logit_scale.clone()
 
     @torch.no_grad()
@@ -68,14 +68,14 @@ def test_more_classes_than_dimensions_lose_what_lies_outside_the_span() -> None:
     plain, x = nn.Linear(64, 40), torch.randn(500, 64)
     agreements = []
     for dimensions in (5, 20, 39, 40):
-        kept = warm_start(TextGuidedHead(64, rows(40, dimensions), normalize=False), plain, x)
+        kept = warm_start_(TextGuidedHead(64, rows(40, dimensions), normalize=False), plain, x)
         assert kept.rank == dimensions
         assert kept.agreement is not None
         agreements.append(kept.agreement)
     assert agreements == sorted(agreements)
     assert agreements[0] < 0.6
     assert agreements[2] >= 0.995  # one less than the classes suffices: scores may move together
-    reference = warm_start(TextGuidedHead(64, text := rows(40, 5), normalize=False), plain)
+    reference = warm_start_(TextGuidedHead(64, text := rows(40, 5), normalize=False), plain)
     weight = torch.cat([plain.weight, plain.bias[:, None]], 1).detach().double()
     weight = weight - weight.mean(0)
     basis = text.vectors.double() - text.vectors.double().mean(0)
@@ -85,18 +85,18 @@ def test_more_classes_than_dimensions_lose_what_lies_outside_the_span() -> None:
 
 def test_what_does_not_go_together_is_refused() -> None:
     plain = nn.Linear(8, 10)
-    with pytest.raises(ModelError, match="needs the same"):
-        warm_start(TextGuidedHead(7, (10, 12)), plain)
-    with pytest.raises(ModelError, match="build it with bias=True"):
-        warm_start(TextGuidedHead(8, (10, 12), bias=False), plain)
+    with pytest.raises(ModelError, match="needs the same numbers"):
+        warm_start_(TextGuidedHead(7, (10, 12)), plain)
+    with pytest.raises(ModelError, match="build the head with bias=True"):
+        warm_start_(TextGuidedHead(8, (10, 12), bias=False), plain)
     with pytest.raises(ModelError, match="meta device"):
-        warm_start(TextGuidedHead(8, (10, 12)), nn.Linear(8, 10, device="meta"))
+        warm_start_(TextGuidedHead(8, (10, 12)), nn.Linear(8, 10, device="meta"))
     with pytest.raises(ModelError, match=r"features must be \(N, 8\)"):
-        warm_start(TextGuidedHead(8, (10, 12)), plain, torch.zeros(3, 7))
+        warm_start_(TextGuidedHead(8, (10, 12)), plain, torch.zeros(3, 7))
     nn.init.constant_(plain.weight, float("nan"))
-    with pytest.raises(ModelError, match="not all finite"):
-        warm_start(TextGuidedHead(8, (10, 12)), plain)
-    with pytest.raises(ModelError, match="cannot go with new_classes"):
+    with pytest.raises(ModelError, match="contain NaN or Inf"):
+        warm_start_(TextGuidedHead(8, (10, 12)), plain)
+    with pytest.raises(ArgumentError, match="cannot go with new_classes=True"):
         rh.wrap_model(nn.Sequential(plain), embeddings=rows(7, 12), init="from_classifier", new_classes=True)
 
 
@@ -118,7 +118,7 @@ def test_a_trained_model_keeps_its_decisions(normalize: bool, caplog: pytest.Log
     before = model(x).argmax(1)
     assert (before == y).double().mean() > 0.95
     with caplog.at_level(logging.INFO):
-        rh.wrap_model(model, embeddings="digits", normalize=normalize, init="from_classifier", sample=x)
+        rh.wrap_model(model, embeddings="digits", normalize=normalize, init="from_classifier", example_input=x)
     assert torch.equal(model(x).argmax(1), before)
     assert "Warm start of '2': exact; decisions kept: 100.00% of 1797." in caplog.text
     assert torch.equal(rh.fuse(model)(x).argmax(1), before)
@@ -154,7 +154,7 @@ def gap512(dimensions: int) -> tuple[float, float, float]:
     chosen = text[torch.tensor(keys["imagenet_index"]).long()]
     left, sizes, _ = torch.linalg.svd(chosen, full_matrices=False)  # fewer dimensions: the strongest ones
     head = TextGuidedHead(512, left[:, :dimensions] * sizes[:dimensions])
-    kept = warm_start(head, plain, held)
+    kept = warm_start_(head, plain, held)
     assert kept.agreement is not None
     same = [float((layer(held).argmax(1) == truth).double().mean()) for layer in (plain, head)]
     return kept.agreement, same[0], same[1]

@@ -15,7 +15,7 @@ models = pytest.importorskip("torchvision.models")
 def test_an_auxiliary_classifier_is_not_taken_for_the_main_one() -> None:
     model = models.googlenet(init_weights=False)
     model.fc = nn.Identity()
-    with pytest.raises(ModelError, match=r"'aux2\.fc2' belongs to an auxiliary one.*Name it"):
+    with pytest.raises(ModelError, match=r"'aux2\.fc2' belongs to an auxiliary branch.*Name it"):
         rh.wrap_model(model)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 import resilient_heads as rh
-from resilient_heads.errors import EmbeddingError, ModelError
-from resilient_heads.heads.find.locate import find_classifier, find_heads
+from resilient_heads.errors import ArgumentError, EmbeddingError, ModelError
+from resilient_heads.heads.find.locate import find_classifiers, find_heads
 from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.swap.wrap import fuse, is_wrapped, unwrap_model, wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
@@ -71,7 +71,7 @@ def assert_same_bits(before: dict[str, Tensor], after: dict[str, Tensor]) -> Non
 @pytest.mark.parametrize("normalize", [False, True])
 def test_wrapping_replaces_the_classifier_and_nothing_else(build: type[nn.Module], normalize: bool) -> None:
     model = build()
-    place = find_classifier(model)
+    place = find_classifiers(model)[0]
     before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters() if place.name not in name}
     text = embeddings()
     assert not is_wrapped(model)
@@ -97,7 +97,7 @@ def test_wrapping_replaces_the_classifier_and_nothing_else(build: type[nn.Module
 @pytest.mark.parametrize("fused", [False, True])
 def test_unwrapping_restores_every_bit(build: type[nn.Module], fused: bool) -> None:
     model = build().eval()
-    place, before, x = find_classifier(model), snapshot(model), inputs(model)
+    place, before, x = find_classifiers(model)[0], snapshot(model), inputs(model)
     golden = model(x)
     wrap_model(model, embeddings=embeddings())
     if fused:
@@ -177,7 +177,7 @@ def test_head_takes_over_dtype_device_mode_and_requires_grad(
 ) -> None:
     for training in (False, True):
         model = build().to(device=device, dtype=dtype)
-        leaf = find_classifier(model).leaf
+        leaf = find_classifiers(model)[0].leaf
         leaf.train(training).requires_grad_(training)
         if given == "embeddings":
             wrap_model(model, embeddings=embeddings())
@@ -261,11 +261,11 @@ def test_a_named_layer_is_replaced_instead_of_the_last() -> None:
 
 def test_find_classifier_describes_the_place() -> None:
     model = nn.Sequential(nn.Flatten(), Small())
-    place = find_classifier(model)
+    place = find_classifiers(model)[0]
     assert (place.name, place.key, place.in_features, place.num_classes) == ("1.fc", "fc", F, C)
     assert place.parent is model[1]
     assert place.leaf is model[1].fc
-    conv = find_classifier(Conv())
+    conv = find_classifiers(Conv())[0]
     assert (conv.name, conv.in_features, conv.num_classes) == ("head", F, C)
 
 
@@ -402,7 +402,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         lambda: nn.Sequential(torch.compile(nn.Linear(3, F), backend="eager"), nn.Linear(F, C)),
         {"embeddings": embeddings()},
         ModelError,
-        "holds a compiled module; wrap it first, then compile it",
+        "contains a compiled module; wrap it first, then compile it",
     ),
     "classifier removed": (
         lambda: headless(resnet18()),
@@ -426,7 +426,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         lambda: nn.Linear(F, C),
         {"embeddings": embeddings()},
         ModelError,
-        "The model is the Linear layer itself; pass the model that holds it, or build a TextGuidedHead",
+        "The model is itself a Linear layer; pass the model that contains it, or use a TextGuidedHead",
     ),
     "unknown path": (
         Small,
@@ -450,7 +450,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         lambda: nn.Sequential(nn.Conv2d(3, C, 3)),
         {"embeddings": embeddings()},
         ModelError,
-        "its last layer '0' is a Conv2d. It has no Linear and no 1x1 Conv2d layer at all",
+        "its last layer '0' is a Conv2d. The model has no Linear and no 1x1 Conv2d layer",
     ),
     "grouped convolution": (
         lambda: nn.Sequential(nn.Conv2d(F, C, 1, groups=2)),
@@ -475,7 +475,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         Small,
         {"head": TextGuidedHead(F + 1, (C, E))},
         ModelError,
-        "'fc' takes 8 features, the head 9; build it with in_features=8, or None to let wrap_model set it",
+        "'fc' has 8 input features, the head 9; build the head with in_features=8, or with None",
     ),
     "convolutional head for a Linear": (
         Small,
@@ -492,19 +492,19 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
     "a head that is none": (
         Small,
         {"head": nn.Linear(F, C)},
-        ModelError,
-        "head must be a TextGuidedHead, found Linear",
+        ArgumentError,
+        r"head must be a TextGuidedHead, such as rh.TextGuidedHead\(None, embeddings\); found Linear",
     ),
     "head and embeddings": (
         Small,
         {"head": TextGuidedHead(F, (C, E)), "embeddings": embeddings()},
-        ModelError,
+        ArgumentError,
         "Pass either embeddings= or head=, not both",
     ),
     "embeddings without names": (
         Small,
         {"embeddings": torch.ones(C, E)},
-        ModelError,
+        ArgumentError,
         r"must be ClassEmbeddings or a name, found Tensor; .*ClassEmbeddings\(vectors, class_names\)",
     ),
     "unknown embeddings": (
@@ -513,17 +513,17 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         EmbeddingError,
         "No embeddings are named 'cifar11'; available: cifar10, cifar100, digits, food101, imagenet1k, stl10",
     ),
-    "ten classes, nobody knows which": (
+    "ten classes without names": (
         Small,
         {},
         ModelError,
-        "10 classes and nothing says which.*cifar10, digits, stl10; pass embeddings= a name or ClassEmbeddings, or",
+        "10 classes, and their names are unknown.*cifar10, digits, stl10; pass a name or ClassEmbeddings",
     ),
-    "eleven classes, nobody knows which": (
+    "eleven classes without names": (
         lambda: Small(11),
         {},
         ModelError,
-        "11 classes and nothing says which. No prebuilt ones have that size; pass embeddings=",
+        "11 classes, and their names are unknown. No prebuilt ones have that size; pass a name",
     ),
 }
 
@@ -568,7 +568,9 @@ def test_a_refused_head_is_left_as_it_was() -> None:
 def test_a_head_serves_one_model_at_a_time() -> None:
     head = TextGuidedHead(F, (C, E))
     first, second = wrap_model(Small(), head=head), Small()
-    with pytest.raises(ModelError, match="already serves a model; build another one, or unwrap that model first"):
+    with pytest.raises(
+        ModelError, match="in a model already; build another one, or unwrap that model first"
+    ):
         wrap_model(second, head=head)
     assert not is_wrapped(second)
     unwrap_model(first)
@@ -593,14 +595,14 @@ def test_a_classifier_without_values_cannot_be_restored() -> None:
     with torch.device("meta"):
         model = Small()
     wrap_model(model, embeddings=embeddings()).to_empty(device="cpu")
-    with pytest.raises(ModelError, match="'fc' replaced was on the meta device and has no values to restore"):
+    with pytest.raises(ModelError, match="'fc' replaced was on the meta device and has no values"):
         unwrap_model(model)
     assert is_wrapped(model)
 
 
-@pytest.mark.parametrize("function", [wrap_model, unwrap_model, fuse, is_wrapped, find_classifier])
+@pytest.mark.parametrize("function", [wrap_model, unwrap_model, fuse, is_wrapped, find_classifiers])
 def test_what_is_no_module_is_refused(function: Callable[[Any], Any]) -> None:
-    with pytest.raises(ModelError, match=r"Expected a torch\.nn\.Module, found str"):
+    with pytest.raises(ArgumentError, match=r'model must be a Module, such as .*; found "resnet18"'):
         function("resnet18")
 
 
@@ -609,17 +611,17 @@ def test_unwrap_refuses_what_wrap_did_not_make() -> None:
         unwrap_model(Small())
     own = Small()
     own.fc = TextGuidedHead(F, embeddings())
-    with pytest.raises(ModelError, match="'fc' was not put there by wrap_model"):
+    with pytest.raises(ModelError, match="wrap_model did not put the head at 'fc' there"):
         unwrap_model(own)
     assert isinstance(own.fc, TextGuidedHead)
     with pytest.raises(ModelError, match="the head itself"):
         unwrap_model(TextGuidedHead(F, embeddings()))
     taken_out = wrap_model(Small(), head=own.fc)
     unwrap_model(taken_out)
-    with pytest.raises(ModelError, match="'fc' was not put there by wrap_model"):
+    with pytest.raises(ModelError, match="wrap_model did not put the head at 'fc' there"):
         unwrap_model(own)
     mixed = nn.ModuleList([wrap_model(Small(), embeddings=embeddings()), own])
-    with pytest.raises(ModelError, match=r"'1\.fc' was not put there"):
+    with pytest.raises(ModelError, match=r"did not put the head at '1\.fc' there"):
         unwrap_model(mixed)
     assert is_wrapped(mixed[0])
 

@@ -107,7 +107,7 @@ def test_a_second_classifier_never_stays_unseen() -> None:
     assert all(isinstance(head, TextGuidedHead) for head in find_heads(model).values())
     assert torch.equal(rh.unwrap_model(model)(x), golden)
     assert list(model.state_dict()) == list(before)
-    with pytest.raises(ModelError, match="one head cannot stand for all"):
+    with pytest.raises(ModelError, match="one head cannot replace them all"):
         rh.wrap_model(model, head=TextGuidedHead(8, (10, 4)), classifier=("fc", "second"))
     with pytest.raises(ModelError, match="names a layer twice"):
         rh.wrap_model(model, embeddings=rows(), classifier=("fc", "fc"))
@@ -119,7 +119,7 @@ def test_a_container_stands_for_the_only_layer_in_it() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 10), nn.Softmax(-1)))
     assert list(find_heads(rh.wrap_model(model, embeddings=rows(), classifier="1"))) == ["1.1"]
     two = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 10)))
-    with pytest.raises(ModelError, match=r"'1' is a Sequential; .*It holds 1\.0, 1\.1; name one of them"):
+    with pytest.raises(ModelError, match=r"'1' is a Sequential; .*It contains 1\.0, 1\.1; name one of them"):
         rh.wrap_model(two, embeddings=rows(), classifier="1")
 
 
@@ -166,9 +166,9 @@ def test_a_sample_shows_what_cannot_be_guessed() -> None:
     seen = trace(Volume(), torch.randn(4, 5, 6))
     assert seen is not None
     assert (seen.direct, seen.last, seen.shapes) == ({"fc": 10}, ("fc",), ((4, 10),))
-    rh.wrap_model(Volume(), embeddings=rows(), sample=torch.randn(4, 5, 6))
-    with pytest.raises(ModelError, match=r"does not take a batch of shape \(4, 5, 7\)"):
-        rh.wrap_model(Volume(), embeddings=rows(), sample=torch.randn(4, 5, 7))
+    rh.wrap_model(Volume(), embeddings=rows(), example_input=torch.randn(4, 5, 6))
+    with pytest.raises(ModelError, match=r"does not accept a batch of shape \(4, 5, 7\)"):
+        rh.wrap_model(Volume(), embeddings=rows(), example_input=torch.randn(4, 5, 7))
 
 
 def test_looking_leaves_no_trace() -> None:

@@ -1,4 +1,4 @@
-"""What a model costs: parameters and floating-point operations."""
+"""Count what a model costs: parameters and floating-point operations."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from resilient_heads.evaluation import evaluating
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters, shared ones counted once.
+    """Return the number of parameters; shared parameters count once.
 
     Raises:
         ModelError: A lazy parameter has no size yet.
@@ -20,22 +20,22 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_flops(model: nn.Module, sample: Tensor) -> int:
-    """Return the floating-point operations of one forward pass in evaluation mode; the model is left as it was.
+def count_flops(model: nn.Module, example_input: Tensor) -> int:
+    """Return the floating-point operations of one forward pass in evaluation mode; the model is unchanged afterwards.
 
-    A multiply-accumulate counts as two. Convolutions, matrix products and attention are counted; element-wise work is
-    not.
+    A multiply-accumulate counts as two operations. The count covers convolutions, matrix products and attention, but
+    not element-wise operations.
 
     Args:
         model: The model.
-        sample: A batch as the model takes it; give one image for the cost of one.
+        example_input: A batch that the model accepts; a batch of one image gives the cost per image.
     """
     counter = FlopCounterMode(display=False)
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its fused attention cannot be counted
+    torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see its fused attention
     try:
         with evaluating(model), counter:
-            model(sample)
+            model(example_input)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())

@@ -1,17 +1,17 @@
-"""A cosine head after ``fuse``: one matrix product."""
+"""The cosine head after ``fuse``: one matrix product."""
 
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.heads.protection.guard import SMALLEST_NORM, HeadGraph, Product
+from resilient_heads.heads.protection.graph import SMALLEST_NORM, HeadGraph, Product
 from resilient_heads.heads.protection.layers import Protectable
 
 
 class FusedCosineHead(Protectable):
-    """A cosine head as one matrix product, exact up to rounding.
+    """A cosine head as one matrix product; its logits are those of the unfused head up to rounding.
 
-    ``layer`` gives C scores followed by K numbers whose norm is the norm of the latent vector; see
-    :mod:`resilient_heads.heads.fusion`.
+    ``layer`` returns C scores and then K numbers, whose norm is the norm of the latent vector
+    (:mod:`resilient_heads.heads.fusion`).
 
     Args:
         layer: Linear or 1x1 convolution with ``C + K`` outputs.
@@ -34,14 +34,14 @@ class FusedCosineHead(Protectable):
         """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
         return ("layer", "") if self.guard is None else self.guarded_sites()
 
-    def plan(self) -> HeadGraph:
+    def graph(self) -> HeadGraph:
         """Return what the head computes."""
         return HeadGraph((Product("layer", self.layer),), self.logit_scale, self.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, ``(..., C)``."""
         if self.guard is not None and not self.training:
-            return self.guard.run(self.plan(), x, self._dim)
+            return self.guard.run(self.graph(), x, self._dim)
         scores, factor = self.layer(x).split(self._sizes, dim=self._dim)
         norm = torch.linalg.vector_norm(factor, dim=self._dim, keepdim=True).clamp_min(SMALLEST_NORM)
         cosine: Tensor = scores / norm
@@ -53,7 +53,7 @@ class FusedCosineHead(Protectable):
 
 
 def layer_of(weight: Tensor, bias: Tensor | None, *, conv: bool) -> nn.Linear | nn.Conv2d:
-    """Return a Linear or 1x1 Conv2d that holds exactly these tensors."""
+    """Return a Linear, or a 1x1 Conv2d, with these tensors as weight and bias."""
     out_features, in_features = weight.shape
     layer = (
         nn.Conv2d(in_features, out_features, 1, device="meta")

@@ -1,11 +1,11 @@
-"""Two matrix products as one: the algebra behind ``fuse``, on plain tensors.
+"""Combine the two matrix products of a head into one: the algebra of ``fuse``, on plain tensors.
 
 With latent ``z = W x + b`` and projection ``P``:
 
 - linear head: ``P z = (P W) x + P b``, a plain linear layer;
-- cosine head: ``s P z / ||z||``. The scores ``P z`` are linear in ``x``. The norm is not, but it is the norm of a
-  linear map that is no larger than the latent layer: ``||z|| = ||R [x; 1]||`` for any ``R`` with
-  ``R^T R = [W b]^T [W b]``. One matrix product gives the C scores and the vector ``R [x; 1]`` whose norm divides them.
+- cosine head: ``s P z / ||z||``. The scores ``P z`` are linear in ``x``. The norm equals that of another linear map,
+  which is not larger than the latent layer: ``||z|| = ||R [x; 1]||`` for any ``R`` with ``R^T R = [W b]^T [W b]``. One
+  matrix product gives the C scores and the vector ``R [x; 1]``, whose norm divides them.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def fuse_linear(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of the one layer that equals ``projection @ (latent @ x + bias)``.
+    """Return weight and bias of the layer that computes ``projection @ (latent @ x + bias)``.
 
     Args:
         latent: ``(E, F)``.
@@ -21,7 +21,7 @@ def fuse_linear(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tupl
         projection: ``(C, E)``.
 
     Returns:
-        ``(C, F)`` and ``(C,)`` or None, like ``latent``; the products are taken in float64.
+        ``(C, F)`` and ``(C,)`` or None, in the dtype of ``latent``; they are computed in float64.
     """
     wide = _wide(projection)
     weight = (wide @ _wide(latent)).to(latent)
@@ -29,7 +29,7 @@ def fuse_linear(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tupl
 
 
 def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Return the smallest linear map whose output has the norm of the latent vector, for every input.
+    """Return the smallest linear map whose output has the same norm as the latent vector, for every input.
 
     Args:
         latent: ``(E, F)``.
@@ -37,7 +37,7 @@ def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | N
 
     Returns:
         ``(K, F)`` and ``(K,)`` or None with ``K = min(E, F + 1)`` (``min(E, F)`` without bias): the latent layer
-        itself, or the triangular factor of its QR decomposition where that has fewer rows.
+        itself, or the triangular factor of its QR decomposition if that has fewer rows.
     """
     stacked = _wide(latent if bias is None else torch.cat([latent, bias[:, None]], dim=1))
     if stacked.shape[0] <= stacked.shape[1]:
@@ -47,7 +47,7 @@ def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | N
 
 
 def fuse_cosine(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of the one layer that gives the C scores followed by the norm's K-vector.
+    """Return weight and bias of the layer that gives the C scores and then the vector of size K with the norm.
 
     Args:
         latent: ``(E, F)``.
@@ -65,5 +65,5 @@ def fuse_cosine(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tupl
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float64, on the CPU where its device does not have that."""
+    """Return a tensor in float64, on the CPU if its device lacks float64."""
     return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

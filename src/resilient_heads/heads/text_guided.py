@@ -1,4 +1,4 @@
-"""The text-guided head: a latent layer into a text encoder's space, and one row of text a class."""
+"""The text-guided head: a latent layer into a text encoder's space, and one text embedding per class."""
 
 import math
 import warnings
@@ -8,14 +8,15 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 
+from resilient_heads.checks import one_of, whole_number
 from resilient_heads.errors import EmbeddingError, ModelError
 from resilient_heads.heads.fused_cosine import FusedCosineHead, layer_of
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
 from resilient_heads.heads.pretrained.mixin import PretrainedHead
-from resilient_heads.heads.protection.guard import SMALLEST_NORM, HeadGraph, Product
-from resilient_heads.heads.protection.layers import Protectable, protected
+from resilient_heads.heads.protection.graph import SMALLEST_NORM, HeadGraph, Product
+from resilient_heads.heads.protection.layers import Protectable, protect_layer_
 from resilient_heads.heads.protection.options import Protection
-from resilient_heads.heads.wrappers import like, require_plain_tensor
+from resilient_heads.heads.wrappers import distribute_like, require_plain_tensor
 from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
 from resilient_heads.text.descriptions.matching import Descriptions
 from resilient_heads.text.descriptions.questions import TEMPLATE
@@ -25,19 +26,19 @@ from resilient_heads.text.encoders.pooling import embed_classes
 from resilient_heads.text.encoders.protocol import TextEncoder
 
 Initialisation = Literal["descriptions", "template", "random"]
-_DEFAULT_DIM = 512  # of the default encoder, whose weights a random start need not fetch
+_DEFAULT_DIM = 512  # of the default encoder, whose weights a random start does not need
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 class UnitNorm(nn.Module):
-    """Divide by the Euclidean norm over the features; a module of its own so that faults can reach its output."""
+    """Divide by the Euclidean norm over the features. It is a module so that its output is a fault site."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x / ||x||``, shape unchanged; a vector shorter than 2**-14 is divided by that instead."""
+        """Return ``x / ||x||``, shape unchanged; a vector shorter than 2**-14 is divided by 2**-14."""
         return nn.functional.normalize(x, dim=self.dim, eps=SMALLEST_NORM)
 
     def extra_repr(self) -> str:
@@ -48,19 +49,19 @@ class UnitNorm(nn.Module):
 class TextGuidedHead(PretrainedHead, Protectable):
     """A classifier whose last weights start as the text embeddings of the classes.
 
-    ``latent`` maps F features to the E dimensions of a text encoder; ``projection`` compares the result with one row a
-    class. With ``normalize`` both sides have unit norm at the start and the logits are
-    ``exp(logit_scale) * projection(z / ||z||)``, as in the published implementation; without it the head is two linear
-    layers. Every intermediate tensor is the output of a module, so that a fault can be put there: ``latent``, ``unit``,
+    ``latent`` maps F features to the E dimensions of a text encoder; ``projection`` compares the result with one row
+    per class. With ``normalize``, both sides start with unit norm and the logits are
+    ``exp(logit_scale) * projection(z / ||z||)``, as in the published implementation. Without it, the head is two linear
+    layers. Every tensor of the head is the output of a module, so that it is a fault site: ``latent``, ``unit``,
     ``projection`` (the cosines, before the scale) and the head itself (the logits).
 
     Args:
         in_features: F; None leaves it open until :func:`wrap_model` or the first forward pass sets it.
-        classes: Class embeddings, or a tensor ``(C, E)``, or ``(C, E)`` as two integers for random rows.
+        classes: Class embeddings, or a tensor ``(C, E)``, or two integers ``(C, E)`` for random rows.
         normalize: Cosine head (True) or two linear layers (False).
-        bias: Give ``latent`` a bias.
-        conv: Work on ``(N, F, H, W)`` with 1x1 convolutions, for models whose classifier is one.
-        protection: What the head does against faults, see :func:`protect_`.
+        bias: Whether ``latent`` has a bias.
+        conv: Use 1x1 convolutions on ``(N, F, H, W)``, for models whose classifier is a 1x1 convolution.
+        protection: Range restriction, ABFT checksum or median vote (TMR), see :func:`protect_`.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -68,9 +69,15 @@ class TextGuidedHead(PretrainedHead, Protectable):
         ``(..., F)`` to ``(..., C)``; with ``conv``, ``(N, F, H, W)`` to ``(N, C, H, W)``.
 
     Raises:
-        EmbeddingError: ``classes`` is no usable set of embeddings.
+        ArgumentError: ``in_features`` or ``protection`` has a wrong type.
+        EmbeddingError: ``classes`` are not usable embeddings.
 
     Source: *Hardware Resilience Properties of Text-Guided Image Classifiers*, NeurIPS 2023.
+
+    >>> import torch, resilient_heads as rh
+    >>> head = rh.TextGuidedHead(64, rh.load_embeddings("cifar10"))
+    >>> head(torch.randn(2, 64)).shape
+    torch.Size([2, 10])
     """
 
     latent: nn.Linear | nn.Conv2d
@@ -96,13 +103,13 @@ class TextGuidedHead(PretrainedHead, Protectable):
             self.num_classes, self.embed_dim = classes.num_classes, classes.embed_dim
             self.class_names: tuple[str, ...] | None = classes.class_names
             self.provenance: Provenance | None = classes.provenance
-            # A plain attribute: text initialisation can be restored, yet it is no part of the state dict.
+            # A plain attribute: reset_parameters needs it, and the state dict must not hold it.
             self._text_rows: Tensor | None = classes.vectors.clone().cpu()
         else:
             self.num_classes, self.embed_dim = _checked_sizes(classes)
             self.class_names = self.provenance = self._text_rows = None
-        if in_features is not None and (type(in_features) is not int or in_features < 1):
-            raise ModelError(f"in_features must be a positive integer or None, found {in_features!r}.")
+        if in_features is not None:
+            in_features = whole_number("in_features", in_features, least=1)
         self.normalize = normalize
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.latent = _latent_layer(in_features, self.embed_dim, bias=bias, conv=conv, factory=factory)
@@ -133,24 +140,25 @@ class TextGuidedHead(PretrainedHead, Protectable):
         bias: bool = True,
         conv: bool = False,
     ) -> Self:
-        """Build a head whose rows are the mean embeddings of each class's sentences.
+        """Build a head whose rows are the mean text embeddings of each class's sentences.
 
         Args:
             class_names: C names, in the order of the labels.
-            descriptions: Name to sentences (matched by name), or C lists in class order, or None with ``templates``.
-            encoder: Text encoder; None takes open_clip's ``"ViT-B-16/openai"``.
+            descriptions: Sentences by class name, or C lists in class order, or None with ``templates``.
+            encoder: Text encoder; None uses ``"ViT-B-16/openai"`` of open_clip.
             in_features: F, or None to let :func:`wrap_model` set it.
             normalize: Cosine head (True) or two linear layers (False).
             templates: Format strings such as ``"a photo of a {}"``, added to every class's sentences.
-            init: Where the rows start: the ``"descriptions"`` (with ``templates``); only the ``"template"``
-                ``"a photo of a {}"``; or at ``"random"``, with the same sizes and no text. The paper's ablation.
-            bias: Give ``latent`` a bias.
+            init: Where the rows start, for the paper's ablation: at ``"descriptions"`` (with ``templates``); at the
+                ``"template"`` ``"a photo of a {}"`` only; or at ``"random"`` rows of the same size.
+            bias: Whether ``latent`` has a bias.
             conv: For models whose classifier is a 1x1 convolution, such as SqueezeNet.
 
         Raises:
+            ArgumentError: ``init`` is not one of the three.
             DescriptionError: Names and descriptions do not match.
-            HubError: The default encoder's weights cannot be had; pass ``encoder=`` one that is on this machine.
-            EmbeddingError: The encoder's weights are damaged, or it gives no usable vectors.
+            HubError: The default encoder could not be downloaded; pass an encoder of this machine as ``encoder=``.
+            EmbeddingError: The encoder's weights are damaged, or its vectors are not usable.
         """
         if check_initialisation(init) == "random":
             names = ClassDescriptions.match(class_names, None, templates=(TEMPLATE,)).class_names
@@ -173,7 +181,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
 
     @property
     def score_rows(self) -> dict[str, Tensor]:
-        """By the name of a tensor of this head, rows whose products with it order the classes as the logits do."""
+        """Rows whose products with a tensor of this head rank the classes as the logits do, by the tensor's name."""
         if self.guard is not None or self.is_conv:
             return {}
         names = ("latent", "unit") if self.normalize else ("latent",)
@@ -181,7 +189,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
 
     @property
     def text(self) -> ClassEmbeddings | None:
-        """The class embeddings that the rows started from, or None for a random start."""
+        """The class embeddings that the rows started from, or None for random rows."""
         if self._text_rows is None:
             return None
         names = self.class_names or tuple(f"class {row}" for row in range(self.num_classes))
@@ -203,7 +211,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
         """Whether the head works on feature maps."""
         return isinstance(self.projection, nn.Conv2d)
 
-    def plan(self) -> HeadGraph:
+    def graph(self) -> HeadGraph:
         """Return what the head computes."""
         products = (Product("latent", self.latent), Product("projection", self.projection))
         return HeadGraph(products, self.logit_scale)
@@ -211,7 +219,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         if self.guard is not None and not self.training:
-            return self.guard.run(self.plan(), x, 1 if self.is_conv else -1)
+            return self.guard.run(self.graph(), x, 1 if self.is_conv else -1)
         latent = self.latent(x)
         if not self.normalize:
             return self.projection(latent)  # type: ignore[no-any-return]
@@ -219,26 +227,26 @@ class TextGuidedHead(PretrainedHead, Protectable):
         return cosine * self.logit_scale.exp().to(cosine.dtype)
 
     def reset_parameters(self) -> None:
-        """Start anew: ``latent`` at random, ``projection`` at the text embeddings, ``logit_scale`` at ln(1/0.07)."""
+        """Reset the head in place: random ``latent``, ``projection`` at the text, ``logit_scale`` at ln(1/0.07)."""
         self.latent.reset_parameters()
         self._reset_text()
 
     @torch.no_grad()
     def _reset_text(self) -> None:
-        """Set ``projection`` and ``logit_scale`` to where they start."""
+        """Reset ``projection`` and ``logit_scale`` in place."""
         weight = self.projection.weight
         if self._text_rows is None:
             self.projection.reset_parameters()
             rows = weight.flatten(1)
         else:
-            rows = self._text_rows.double()  # on the CPU: not every device has float64
+            rows = self._text_rows.double()  # on the CPU, because some devices lack float64
         if self.normalize:
             rows = nn.functional.normalize(rows, dim=1)
             self.logit_scale.fill_(INITIAL_LOGIT_SCALE)
-        weight.copy_(like(rows.reshape(weight.shape), weight))
+        weight.copy_(distribute_like(rows.reshape(weight.shape), weight))
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return optimizer groups: the two matrices decay, bias and scale do not."""
+        """Return optimizer groups: weight decay for the two matrices, none for bias and scale."""
         matrices = [self.latent.weight, self.projection.weight]
         others = [p for p in (self.latent.bias, self.logit_scale) if p is not None]
         groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": weight_decay}]
@@ -248,7 +256,11 @@ class TextGuidedHead(PretrainedHead, Protectable):
 
     @torch.no_grad()
     def fused(self) -> "nn.Linear | nn.Conv2d | FusedCosineHead":
-        """Return one layer that gives the same logits; see :func:`fuse`."""
+        """Return one layer that gives the same logits, see :func:`fuse`.
+
+        Raises:
+            ModelError: The head's ``in_features`` are still open, or a weight is quantised or sharded.
+        """
         if self.in_features is None:
             raise ModelError("The head's in_features are still open; wrap a model with it before fusing.")
         for name in ("latent", "projection"):
@@ -267,14 +279,14 @@ class TextGuidedHead(PretrainedHead, Protectable):
         if not self.normalize:
             if self.protection is None:
                 return layer
-            return protected(layer, self.protection)
+            return protect_layer_(layer, self.protection)
         fused = FusedCosineHead(layer, self.num_classes, self.logit_scale)
         fused.class_names = self.class_names
         fused.protect(self.protection)
         return fused.train(self.training)
 
     def extra_repr(self) -> str:
-        """Show the sizes, the kind and where the text came from."""
+        """Show the sizes, the kind of head and the text encoder."""
         text = "random" if self.provenance is None else repr(self.provenance.encoder)
         return (
             f"in_features={self.in_features}, embed_dim={self.embed_dim}, num_classes={self.num_classes}, "
@@ -282,16 +294,13 @@ class TextGuidedHead(PretrainedHead, Protectable):
         )
 
 
-def check_initialisation(init: str) -> Initialisation:
-    """Return the choice, or raise ModelError where there is no such one."""
-    for known in get_args(Initialisation):
-        if init == known:
-            return known  # type: ignore[no-any-return]
-    raise ModelError(f"init must be one of {', '.join(map(repr, get_args(Initialisation)))}, found {init!r}.")
+def check_initialisation(init: Initialisation) -> Initialisation:
+    """Return ``init``, or raise ArgumentError if it is not one of the choices."""
+    return one_of("init", init, get_args(Initialisation))
 
 
 def _checked_sizes(classes: object) -> tuple[int, int]:
-    """Return (C, E), or say what was expected."""
+    """Return ``(C, E)``, or raise EmbeddingError."""
     if isinstance(classes, tuple) and len(classes) == 2 and all(type(n) is int and n > 0 for n in classes):
         return classes
     raise EmbeddingError(
@@ -302,7 +311,7 @@ def _checked_sizes(classes: object) -> tuple[int, int]:
 def _latent_layer(
     in_features: int | None, embed_dim: int, *, bias: bool, conv: bool, factory: dict[str, Any]
 ) -> nn.Linear | nn.Conv2d:
-    """Return the layer from features to text space; lazy while the features are unknown."""
+    """Return the layer from features to the text space; it is lazy while ``in_features`` is None."""
     if in_features is not None:
         if conv:
             return nn.Conv2d(in_features, embed_dim, 1, bias=bias, **factory)

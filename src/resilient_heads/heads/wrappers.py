@@ -1,4 +1,4 @@
-"""What may hold a model so that a layer swapped within would escape it, or never be seen."""
+"""Refuse models and weights that a swapped layer would not work with: compiled, distributed, quantised, exported."""
 
 import sys
 from typing import Any, Literal
@@ -6,51 +6,59 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from resilient_heads.checks import instance_of
 from resilient_heads.errors import ModelError
 
 Action = Literal["wrap", "unwrap", "fuse", "protect", "unprotect"]
 
 
-def refuse_held(model: nn.Module, action: Action) -> None:
-    """Raise ModelError where something holds the layers that are to be swapped.
+def require_module(model: object) -> None:
+    """Raise ArgumentError unless ``model`` is a torch.nn.Module."""
+    instance_of("model", model, nn.Module, example="torchvision.models.resnet18()")
 
-    TorchScript and exported programs do not run the modules they show; DDP and FSDP have registered the parameters of
-    the old layer. A compiled module notices new layers by itself, but not that its parameters were to be others.
+
+def refuse_wrappers(model: nn.Module, action: Action) -> None:
+    """Raise ModelError if a wrapper around the model, or around a part of it, would miss the new layers.
+
+    TorchScript and exported programs do not run the modules that they show. DDP and FSDP have registered the parameters
+    of the old layer. A compiled module recompiles for new layers, but keeps the old parameters.
 
     Args:
         model: The model.
-        action: What is to be done to it.
+        action: What the caller does to the model.
     """
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise ModelError(f"The model is TorchScript, or holds some; {action} it first, then trace it.")
+            raise ModelError(f"The model is TorchScript or contains some; {action} it first, then trace it.")
         if any(kind.__module__.startswith("torch.export") for kind in type(module).__mro__):
             raise ModelError(
-                f"The model is an exported program, or holds one; {action} the model that it came from, then export it."
+                f"The model is an exported program or contains one; {action} the original model, then export it."
             )
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise ModelError(
-                "The model is in DistributedDataParallel, which knows the old layer's parameters only; "
-                f"{action} the model itself first (.module), then distribute it."
+                "The model is wrapped in DistributedDataParallel, which only knows the old layer's parameters; "
+                f"{action} the inner model (.module) first, then distribute it."
             )
         if _is_sharded(module):
             raise ModelError(
-                f"The model is sharded by FSDP; {action} it first, then shard it. A model that was trained so: "
-                "get_model_state_dict with full_state_dict=True, and load that into an equally built model without "
-                "FSDP."
+                f"The model is sharded by FSDP; {action} it first, then shard it. If it was trained sharded, call "
+                "get_model_state_dict with full_state_dict=True and load the result into the same model built "
+                "without FSDP."
             )
         compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
         if action in ("wrap", "protect") and compiled:
-            raise ModelError(f"The model is compiled, or holds a compiled module; {action} it first, then compile it.")
+            raise ModelError(
+                f"The model is compiled or contains a compiled module; {action} it first, then compile it."
+            )
 
 
 def require_plain_tensor(tensor: Any, name: str, action: Action) -> None:
     """Raise ModelError unless a weight is an ordinary floating-point tensor.
 
     Args:
-        tensor: What the module has for a weight.
+        tensor: The weight.
         name: The weight's name, for the message.
-        action: What is to be done.
+        action: What the caller does to the model.
     """
     if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
         raise ModelError(
@@ -59,8 +67,8 @@ def require_plain_tensor(tensor: Any, name: str, action: Action) -> None:
         )
 
 
-def like(values: Tensor, target: Tensor) -> Tensor:
-    """Return values as a sharded target takes them: distributed as it is; for an ordinary target, as they are.
+def distribute_like(values: Tensor, target: Tensor) -> Tensor:
+    """Return values distributed as a sharded target is; for an ordinary target, return them unchanged.
 
     Every process must call this with the same values.
     """
@@ -73,7 +81,7 @@ def like(values: Tensor, target: Tensor) -> Tensor:
 
 
 def _is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP, of either generation, holds a module; where it was never imported, it holds none."""
+    """Whether FSDP 1 or 2 holds a module; if FSDP was never imported, it holds none."""
     loaded = sys.modules.get("torch.distributed.fsdp")
     kinds = ("FSDPModule", "FullyShardedDataParallel")
     return loaded is not None and any(isinstance(module, getattr(loaded, kind, ())) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Where timm and transformers say their classifiers are; neither is imported."""
+"""Read from timm and transformers models where their classifiers are; neither library is imported."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,11 @@ from resilient_heads.heads.wrappers import Action
 
 
 def named_by_library(model: nn.Module, action: Action) -> tuple[str, ...] | None:
-    """Return the paths of the classifiers that a library's conventions name, or None for any other model.
+    """Return the paths of the classifiers that timm or transformers name, or None for any other model.
 
     Args:
         model: The model.
-        action: What is to be done to the classifiers, for messages.
+        action: What the caller does to the classifiers, for messages.
 
     Raises:
         ModelError: The model was built without a classifier.
@@ -24,15 +24,16 @@ def named_by_library(model: nn.Module, action: Action) -> tuple[str, ...] | None
 
 
 def with_auxiliary(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Add the classifiers of auxiliary branches, as of GoogLeNet and Inception, which answer in training only."""
+    """Add the classifiers of auxiliary branches (GoogLeNet, Inception), which only run in training mode."""
     classes = {place_of(model, name).num_classes for name in names if name}
-    found = list(names)
+    classifiers = list(names)
     for branch, _ in model.named_modules():
-        if branch.rpartition(".")[2].casefold().startswith("aux") and not is_auxiliary(branch.rpartition(".")[0]):
+        parent, _, key = branch.rpartition(".")
+        if key.casefold().startswith("aux") and not is_auxiliary(parent):
             leaves = leaf_names(model, branch)
-            if leaves and leaves[-1] not in found and place_of(model, leaves[-1]).num_classes in classes:
-                found.append(leaves[-1])
-    return tuple(found)
+            if leaves and leaves[-1] not in classifiers and place_of(model, leaves[-1]).num_classes in classes:
+                classifiers.append(leaves[-1])
+    return tuple(classifiers)
 
 
 def is_auxiliary(name: str) -> bool:
@@ -41,7 +42,7 @@ def is_auxiliary(name: str) -> bool:
 
 
 def _timm(model: nn.Module, action: Action) -> tuple[str, ...] | None:
-    """Return what ``pretrained_cfg["classifier"]`` names, a string or a tuple of them."""
+    """Return the classifiers that ``pretrained_cfg["classifier"]`` names, as a string or a tuple of strings."""
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if not isinstance(config, Mapping):
         return None
@@ -52,44 +53,34 @@ def _timm(model: nn.Module, action: Action) -> tuple[str, ...] | None:
         )
     named = config.get("classifier")
     names = (named,) if isinstance(named, str) else tuple(named or ())
-    if not names:
-        return None
     modules = dict(model.named_modules(remove_duplicate=False))
-    # A distilled model's configuration may name both heads where the variant at hand was built with one.
+    # The configuration of a distilled model names two heads, even if the model was built with one of them.
     present = [name for name in names if not isinstance(modules.get(name), nn.Identity | None)]
-    if not present:
-        return None
-    return tuple(
-        leaf for name in present for leaf in ([name] if is_leaf(modules[name]) else _only(model, name, action))
-    )
+    leaves = [[name] if is_leaf(modules[name]) else _leaves_of(model, name, action) for name in present]
+    return tuple(leaf for group in leaves for leaf in group) or None
 
 
-def _only(model: nn.Module, name: str, action: Action) -> list[str]:
-    """Return the leaves that a container holds."""
-    found = leaf_names(model, name)
-    if not found:
-        kind = why_not(model.get_submodule(name), action)
+def _leaves_of(model: nn.Module, name: str, action: Action) -> list[str]:
+    """Return the classifiers in a container: all of a ModuleList, the last one of any other."""
+    leaves = leaf_names(model, name)
+    container = model.get_submodule(name)
+    if not leaves:
+        kind = why_not(container, action)
         raise ModelError(f"{type(model).__name__}'s classifier {name!r} is a {kind}. {candidates(model)}")
-    return found if isinstance(model.get_submodule(name), nn.ModuleList) else found[-1:]
+    return leaves if isinstance(container, nn.ModuleList) else leaves[-1:]
 
 
 def _transformers(model: nn.Module, action: Action) -> tuple[str, ...] | None:
-    """Return the layers of ``config.num_labels`` outputs outside the backbone."""
-    config: Any = getattr(model, "config", None)
+    """Return the layers outside the backbone that have ``config.num_labels`` outputs."""
     if not any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__):
         return None
+    config: Any = getattr(model, "config", None)
     labels = getattr(config, "num_labels", None)
     if labels == 0:
         raise ModelError(
             f"{type(model).__name__} was built with num_labels=0 and has no classifier; build it with the number of "
             f"labels, then {action} it."
         )
-    backbone = getattr(model, "base_model_prefix", "")
-    outside = [
-        name
-        for name in leaf_names(model)
-        if name
-        and not (backbone and f"{name}.".startswith(f"{backbone}."))
-        and place_of(model, name).num_classes == labels
-    ]
-    return tuple(outside) or None
+    prefix = getattr(model, "base_model_prefix", "")
+    outside = [name for name in leaf_names(model) if name and not (prefix and f"{name}.".startswith(f"{prefix}."))]
+    return tuple(name for name in outside if place_of(model, name).num_classes == labels) or None

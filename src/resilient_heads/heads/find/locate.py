@@ -1,150 +1,143 @@
-"""Where a model keeps its classifiers."""
+"""Find where a model keeps its classifiers."""
 
 import logging
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
-from resilient_heads.errors import ModelError
+from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.heads.find.adapters import is_auxiliary, named_by_library, with_auxiliary
-from resilient_heads.heads.find.candidates import Classifier as Classifier
-from resilient_heads.heads.find.candidates import Leaf as Leaf
-from resilient_heads.heads.find.candidates import candidates, is_leaf, leaf_names, place_of, why_not
+from resilient_heads.heads.find.candidates import Classifier, candidates, is_leaf, leaf_names, place_of, why_not
 from resilient_heads.heads.find.trace import Trace, trace
 from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.wrappers import Action
+from resilient_heads.heads.wrappers import Action, require_module
 
 logger = logging.getLogger(__name__)
-
-
-def find_classifier(model: nn.Module, name: str | None = None) -> Classifier:
-    """Find the layer that gives the class scores: the first of :func:`find_classifiers`.
-
-    Args:
-        model: The model.
-        name: Dotted path of the layer, where the model keeps it elsewhere.
-
-    Raises:
-        ModelError: There is no such layer, or it is no Linear and no 1x1 Conv2d.
-    """
-    return find_classifiers(model, name)[0]
 
 
 def find_classifiers(
     model: nn.Module,
     names: str | Sequence[str] | None = None,
     *,
-    sample: Tensor | None = None,
+    example_input: Tensor | None = None,
     action: Action = "wrap",
 ) -> tuple[Classifier, ...]:
     """Find every layer that gives class scores, the main one first.
 
-    In this order: the names given; what timm's ``pretrained_cfg["classifier"]`` names; in transformers, the layers of
-    ``config.num_labels`` outputs outside the backbone; the last module, in the order of registration, that has
-    parameters of its own. Auxiliary branches are added. What was found is then checked against one pass of a weightless
-    twin (``trace``): a layer that does not reach the output is no classifier, and another one
-    that does is a second classifier. Where the last layer is none, the pass must show exactly one.
+    The function takes the first of these that exists: the layers that ``names`` gives; those that timm's
+    ``pretrained_cfg["classifier"]`` names; in transformers models, the layers outside the backbone with
+    ``config.num_labels`` outputs; the module registered last among those with parameters. It adds the classifiers of
+    auxiliary branches.
+
+    It then checks the result in one forward pass of a copy without weights (:func:`trace`): each classifier must reach
+    the output, and no other layer may give class scores. If the module registered last does not give the output, the
+    pass must show exactly one layer that does.
 
     Args:
         model: The model; it is not run.
         names: Dotted path of the layer, or several.
-        sample: A batch as the model takes it, of which only shape and dtype are used, for models whose input cannot be
-            guessed from their first layer.
-        action: What is to be done to the classifiers, for messages.
+        example_input: A batch that the model accepts. Only its shape and dtype are used. Needed for models whose input
+            shape cannot be guessed from their first layer.
+        action: What the caller does to the classifiers, for messages.
 
     Raises:
-        ModelError: There is no such layer, it is no Linear and no 1x1 Conv2d, or another contributes to the output.
+        ArgumentError: ``model`` is not a module, or ``names`` is not a path.
+        ModelError: No such layer exists, it is not a Linear or 1x1 Conv2d, or another layer gives class scores too.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
-    if names is not None:
-        found = tuple(_given(model, name, action) for name in layer_names(names))
-        if not found:
-            raise ModelError(f"classifier= names no layer. {candidates(model)}")
-        if len(set(found)) < len(found):
-            raise ModelError(f"classifier= names a layer twice: {', '.join(found)}.")
-        seen = trace(model, sample)
-    else:
+    require_module(model)
+    if names is None:
         _refuse_quantised(model, action)
-        seen = trace(model, sample)
-        library = named_by_library(model, action)
-        found = with_auxiliary(model, library if library is not None else (_by_position(model, seen, action),))
-    places = tuple(place_of(model, name) for name in found)
-    _check_widths(model, places)
+    seen = trace(model, example_input)
+    if names is not None:
+        paths = _given(model, names, action)
+    else:
+        paths = with_auxiliary(model, named_by_library(model, action) or (_by_position(model, seen, action),))
+    places = tuple(place_of(model, path) for path in paths)
+    _check_class_numbers(model, places)
     _check_ties(model, places)
-    if sample is not None and seen is None:
+    if example_input is not None and seen is None:
         raise ModelError(
-            f"{type(model).__name__} does not take a batch of shape {tuple(sample.shape)} on the meta device; pass a "
-            "sample that it takes, or none."
+            f"{type(model).__name__} does not accept a batch of shape {tuple(example_input.shape)} on the meta device; "
+            "pass an example_input that it accepts, or leave it out."
         )
     _check_against(model, places, seen)
     return places
 
 
 def find_heads(model: nn.Module) -> dict[str, TextGuidedHead | FusedCosineHead]:
-    """Return the text-guided heads within a model, by dotted path."""
+    """Return the text-guided heads of a model, by dotted path."""
     return {
         name: module for name, module in model.named_modules() if isinstance(module, TextGuidedHead | FusedCosineHead)
     }
 
 
 def layer_names(names: object) -> tuple[str, ...]:
-    """Return ``classifier=`` as paths.
+    """Return ``classifier=`` as a tuple of paths.
 
     Raises:
-        ModelError: It is neither a path nor a sequence of paths.
+        ArgumentError: ``names`` is neither a path nor a sequence of paths.
     """
-    found = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else ()
-    if (not found and not isinstance(names, Iterable)) or not all(isinstance(name, str) for name in found):
-        raise ModelError(f'classifier= must be the path of a layer, such as "fc", or several; found {names!r}.')
-    return found
+    paths = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, Iterable) else (None,)
+    if not all(isinstance(path, str) for path in paths):
+        raise ArgumentError(f'classifier= must be the path of a layer, such as "fc", or several; found {names!r}.')
+    return paths
 
 
-def _given(model: nn.Module, name: str, action: Action) -> str:
-    """Return the path of the leaf that a user's path means: itself, or the only one in a container."""
-    found = dict(model.named_modules(remove_duplicate=False)).get(name)
-    if found is None or not name:
-        raise ModelError(f"{type(model).__name__} has no layer named {name!r}. {candidates(model)}")
-    if is_leaf(found):
-        return name
-    inner = leaf_names(model, name)
+def _given(model: nn.Module, names: str | Sequence[str], action: Action) -> tuple[str, ...]:
+    """Return the layers that ``classifier=`` names."""
+    paths = tuple(_layer_at(model, path, action) for path in layer_names(names))
+    if not paths:
+        raise ModelError(f"classifier= names no layer. {candidates(model)}")
+    if len(set(paths)) < len(paths):
+        raise ModelError(f"classifier= names a layer twice: {', '.join(paths)}.")
+    return paths
+
+
+def _layer_at(model: nn.Module, path: str, action: Action) -> str:
+    """Return the path of the layer at a path, or of the only layer in the container there."""
+    module = dict(model.named_modules(remove_duplicate=False)).get(path)
+    if module is None or not path:
+        raise ModelError(f"{type(model).__name__} has no layer named {path!r}. {candidates(model)}")
+    if is_leaf(module):
+        return path
+    inner = leaf_names(model, path)
     if len(inner) == 1:
         return inner[0]
-    hint = f"It holds {', '.join(inner)}; name one of them." if inner else candidates(model)
-    raise ModelError(f"{name!r} is a {why_not(found, action)}; a classifier must be a Linear or a 1x1 Conv2d. {hint}")
+    hint = f"It contains {', '.join(inner)}; name one of them." if inner else candidates(model)
+    raise ModelError(f"{path!r} is a {why_not(module, action)}; a classifier must be a Linear or a 1x1 Conv2d. {hint}")
 
 
 def _by_position(model: nn.Module, seen: Trace | None, action: Action) -> str:
-    """Return the module registered last among those with parameters, or the only one that the trace allows."""
+    """Return the module registered last among those with parameters, or the only layer that gives the output."""
     last: tuple[str, nn.Module] | None = None
-    for name, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and not is_auxiliary(name):
-            last = (name, module)
-    auxiliary = [name for name, module in model.named_modules() if is_leaf(module) and is_auxiliary(name)]
+    for path, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None and not is_auxiliary(path):
+            last = (path, module)
     if last is None:
         raise ModelError(f"{type(model).__name__} has no parameters, so it has no classifier to replace.")
-    name, leaf = last
-    if is_leaf(leaf) and (not name or seen is None or seen.direct is None or name in seen.direct):
+    name, layer = last
+    if is_leaf(layer) and (not name or seen is None or seen.direct is None or name in seen.direct):
         return name
     if seen is not None and seen.direct is not None and len(seen.last) == 1:
-        logger.info("The last layer %r is no classifier; %r gives the output.", name, seen.last[0])
+        logger.info("The last layer %r is not the classifier; %r gives the output.", name, seen.last[0])
         return seen.last[0]
-    if is_leaf(leaf):
+    if is_leaf(layer):
         several = seen.last if seen is not None else ()
-        found = f"several do: {', '.join(several)}" if several else "no plain layer does"
+        others = f"several layers do: {', '.join(several)}" if several else "no plain layer does"
         raise ModelError(
-            f"{type(model).__name__}'s last layer {name!r} does not give its output; {found}. {candidates(model)}"
+            f"{type(model).__name__}'s last layer {name!r} does not give its output; {others}. {candidates(model)}"
         )
-    remark = f" ({auxiliary[-1]!r} belongs to an auxiliary one)" if auxiliary else ""
+    auxiliary = [path for path in leaf_names(model) if is_auxiliary(path)]
+    remark = f" ({auxiliary[-1]!r} belongs to an auxiliary branch)" if auxiliary else ""
     raise ModelError(
         f"{type(model).__name__} has no classifier where one was expected: its last layer "
-        f"{name!r} is a {why_not(leaf, action)}{remark}. {candidates(model)}"
+        f"{name!r} is a {why_not(layer, action)}{remark}. {candidates(model)}"
     )
 
 
 def _refuse_quantised(model: nn.Module, action: Action) -> None:
-    """Raise ModelError where a layer is quantised."""
+    """Raise ModelError if a layer is quantised."""
     for name, module in model.named_modules():
         if "quantized" in type(module).__module__.split("."):
             raise ModelError(
@@ -153,15 +146,15 @@ def _refuse_quantised(model: nn.Module, action: Action) -> None:
             )
 
 
-def _check_widths(model: nn.Module, places: tuple[Classifier, ...]) -> None:
-    """Raise ModelError unless all classifiers tell the same classes apart."""
+def _check_class_numbers(model: nn.Module, places: tuple[Classifier, ...]) -> None:
+    """Raise ModelError unless all classifiers have the same number of classes."""
     if len({place.num_classes for place in places}) > 1:
         sizes = ", ".join(f"{place.name!r} has {place.num_classes}" for place in places)
         raise ModelError(f"{type(model).__name__}'s classifiers differ in their number of classes: {sizes}.")
 
 
 def _check_ties(model: nn.Module, places: tuple[Classifier, ...]) -> None:
-    """Raise ModelError where a classifier's weight serves another layer too: replacing it would untie them unseen."""
+    """Raise ModelError if a classifier shares its weight with another layer: replacing it would untie the two."""
     for place in places:
         for name, module in model.named_modules():
             if module is not place.leaf and any(p is place.leaf.weight for p in module.parameters(recurse=False)):
@@ -172,31 +165,27 @@ def _check_ties(model: nn.Module, places: tuple[Classifier, ...]) -> None:
 
 
 def _check_against(model: nn.Module, places: tuple[Classifier, ...], seen: Trace | None) -> None:
-    """Raise ModelError where the pass contradicts what was found."""
+    """Raise ModelError if the forward pass contradicts the classifiers."""
     if seen is None:
         logger.info(
-            "%s could not be followed without data, so it is unproven that %s gives its output; sample= may help.",
+            "%s could not be traced without data, so nothing proves that %s gives its output; example_input= may help.",
             type(model).__name__,
             places[0].name,
         )
         return
-    aliases = _aliases(model)
-    names = {aliases[place.leaf] for place in places}
-    others = [name for name in sorted(seen.direct or {}) if name not in names]
+    first_names = {module: name for name, module in model.named_modules()}  # a trace knows a module by its first name
+    direct = seen.direct or {}
     for place in places:
-        silent = seen.direct is not None and aliases[place.leaf] not in seen.direct
-        if not is_auxiliary(place.name) and (silent or aliases[place.leaf] not in seen.ran):
+        name = first_names[place.leaf]
+        silent = seen.direct is not None and name not in seen.direct
+        if not is_auxiliary(place.name) and (silent or name not in seen.ran):
             giving = f"What gives it: {', '.join(seen.last)}." if seen.last else candidates(model)
             raise ModelError(f"{place.name!r} does not give the output of {type(model).__name__}. {giving}")
-    rivals = [name for name in others if (seen.direct or {})[name] == places[0].num_classes]
+    names = {first_names[place.leaf] for place in places}
+    rivals = [name for name in sorted(direct) if name not in names and direct[name] == places[0].num_classes]
     if rivals:
         every = ", ".join(f'"{name}"' for name in [*(place.name for place in places), *rivals])
         raise ModelError(
             f"{type(model).__name__} has more classifiers than {places[0].name!r}: {', '.join(rivals)} would stay and "
             f"contribute to the output. Name them all: classifier=({every})."
         )
-
-
-def _aliases(model: nn.Module) -> dict[nn.Module, str]:
-    """Return each module's first name, by which a trace knows it."""
-    return {module: name for name, module in model.named_modules()}

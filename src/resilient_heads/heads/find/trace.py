@@ -1,8 +1,8 @@
-"""Which layers give a model's output: one forward pass of a twin without weights, on the meta device.
+"""Find which layers give a model's output: one forward pass of a copy without weights, on the meta device.
 
-No value is computed and the model itself is not run. Each Linear and 1x1 convolution hands on a fresh leaf of
-autograd's graph, so the leaves found by walking back from the output are the layers whose result reaches it through no
-other such layer.
+The pass computes no value, and the model itself does not run. Each Linear and 1x1 convolution returns a new leaf of
+autograd's graph. Walking back from the output then ends at the layers whose result reaches the output without passing
+another such layer.
 """
 
 import copy
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from resilient_heads.heads.find.candidates import Leaf, is_leaf, width
+from resilient_heads.heads.find.candidates import Leaf, is_leaf, out_features
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +24,15 @@ _IMAGE_SIZES = (224, 32, 28, 64, 299, 256, 384, 16, 8)
 
 @dataclass(frozen=True)
 class Trace:
-    """What a pass showed.
+    """What a forward pass showed.
 
     Attributes:
-        ran: Paths of the Linear and 1x1 Conv2d layers that were called.
-        direct: Those whose result reaches the output through no other of them, with their widths; None where the
-            output's graph is cut (``no_grad``, ``argmax``).
-        last: Those of ``direct`` after which no parameter is used at all: the shape of a plain classifier.
+        ran: Paths of the Linear and 1x1 Conv2d layers that ran.
+        direct: Layers whose result reaches the output without passing another such layer, with their number of
+            outputs; None if the output has no graph (``no_grad``, ``argmax``).
+        last: The layers of ``direct`` after which the model uses no parameter, as after a plain classifier.
         shapes: Shapes of the output's tensors, in order.
-        inputs: The shape that went in.
+        inputs: Shape of the input.
     """
 
     ran: frozenset[str]
@@ -42,47 +42,47 @@ class Trace:
     inputs: tuple[int, ...]
 
 
-def trace(model: nn.Module, sample: Tensor | None = None) -> Trace | None:
-    """Follow one batch of two through a twin of the model that has no weights.
+def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace | None:
+    """Run a copy of the model without weights, and return which layers give the output.
 
     Args:
         model: The model; neither run nor changed.
-        sample: A batch as the model takes it, of which only shape and dtype are used; None tries what the model's
-            configuration and its first layer suggest.
+        example_input: A batch that the model accepts. Only its shape and dtype are used. None tries the shapes that
+            the model's configuration and its first layer suggest.
 
     Returns:
-        What was seen, or None where no such input passes on the meta device.
+        The trace, or None if the model accepts no such input on the meta device.
     """
     try:
         with torch.inference_mode(False):
-            twin = _twin(model)
-    except Exception as error:  # what cannot be copied cannot be followed; the caller goes on without
+            twin = _copy_without_weights(model)
+    except Exception as error:  # the model's own code may raise anything; the caller proceeds without a trace
         logger.debug("No weightless copy of %s: %s", type(model).__name__, error)
         return None
-    for batch in [sample.to("meta")] if sample is not None else _guesses(model):
+    for batch in [example_input.to("meta")] if example_input is not None else _guesses(model):
         try:
             with torch.inference_mode(False), torch.enable_grad():
-                return _follow(twin, batch)
-        except Exception as error:  # a shape that the model does not take, or an operation without meta kernel
-            logger.debug("%s does not take %s on meta: %s", type(model).__name__, tuple(batch.shape), error)
+                return _run(twin, batch)
+        except Exception as error:  # a shape that the model refuses, or an operation without a meta kernel
+            logger.debug("%s does not accept %s on meta: %s", type(model).__name__, tuple(batch.shape), error)
     return None
 
 
 def shapes_after(
-    model: nn.Module, old: int, new: int, sample: Tensor | None = None
+    model: nn.Module, old: int, new: int, example_input: Tensor | None = None
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return the output shapes that another number of classes must give.
+    """Return the output shapes that a model must have after its number of classes changed.
 
     Args:
-        model: The model, with its classifiers as they are.
-        old: Classes now.
-        new: Classes then.
-        sample: As for :func:`trace`.
+        model: The model before the change.
+        old: Number of classes before.
+        new: Number of classes after.
+        example_input: As for :func:`trace`.
 
     Returns:
-        One shape for each output; None where the number stays, or nothing is known.
+        One shape per output; None if the number stays, or if the model cannot be traced.
     """
-    seen = trace(model, sample) if old != new else None
+    seen = trace(model, example_input) if old != new else None
     if seen is None:
         return None
     batch = seen.inputs[0]
@@ -92,19 +92,18 @@ def shapes_after(
     )
 
 
-def _twin(model: nn.Module) -> nn.Module:
-    """Return a deep copy in evaluation mode whose tensors are on the meta device; weights are never copied."""
+def _copy_without_weights(model: nn.Module) -> nn.Module:
+    """Return a deep copy in evaluation mode with its tensors on the meta device; no weight is copied."""
     memo: dict[int, Any] = {}
     for module in model.modules():
-        own = (*module._parameters.values(), *module._buffers.values(), *vars(module).values())
-        for tensor in own:
+        for tensor in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 empty = torch.empty_like(tensor, device="meta", requires_grad=False)
                 floating = tensor.is_floating_point()
                 memo[id(tensor)] = nn.Parameter(empty, floating) if isinstance(tensor, nn.Parameter) else empty
     twin = copy.deepcopy(model, memo)
     for module in twin.modules():
-        # A user's hooks must not see this pass; torch's own (weight_norm's) are part of the computation.
+        # A user's hooks must not see this pass; torch's hooks, such as weight_norm's, are part of the computation.
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):
                 if not type(hook).__module__.startswith("torch.nn."):
@@ -112,8 +111,8 @@ def _twin(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def _follow(twin: nn.Module, batch: Tensor) -> Trace:
-    """Run the twin once."""
+def _run(twin: nn.Module, batch: Tensor) -> Trace:
+    """Run the copy once."""
     names = {module: name for name, module in twin.named_modules() if is_leaf(module)}
     fresh: dict[int, str] = {}
     kept: list[Tensor] = []
@@ -124,7 +123,7 @@ def _follow(twin: nn.Module, batch: Tensor) -> Trace:
         start = torch.empty_like(output, requires_grad=True)
         fresh[id(start)] = names[module]
         kept.append(start)
-        return start.clone()  # what follows may work in place, which a graph's leaf forbids
+        return start.clone()  # later layers may work in place, which a leaf of the graph forbids
 
     handles = [module.register_forward_hook(cut) for module in names]
     try:
@@ -139,13 +138,13 @@ def _follow(twin: nn.Module, batch: Tensor) -> Trace:
     pure = {
         fresh[key]
         for found in sources
-        if all(key in fresh for key in found)  # else a parameter is used after the last leaf
+        if all(key in fresh for key in found)  # otherwise the model uses a parameter after the last layer
         for key in found
     }
-    widths = {name: width(_leaf(twin, name)) for name in sorted(reached)}
+    direct = {name: out_features(_leaf(twin, name)) for name in sorted(reached)}
     return Trace(
         ran=frozenset(ran),
-        direct=widths if ends else None,
+        direct=direct if ends else None,
         last=tuple(name for name in names.values() if name in pure),
         shapes=tuple(tuple(tensor.shape) for tensor in tensors),
         inputs=tuple(batch.shape),
@@ -153,7 +152,7 @@ def _follow(twin: nn.Module, batch: Tensor) -> Trace:
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the tensors of an output: a tensor, nested containers, or an object that behaves as a mapping."""
+    """Yield the tensors of an output: a tensor, nested containers, or an object that behaves like a mapping."""
     if hasattr(output, "items") and callable(output.items):
         output = [value for _, value in output.items()]
     yield from (leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
@@ -177,14 +176,14 @@ def _sources(tensor: Tensor) -> set[int]:
 
 
 def _leaf(model: nn.Module, name: str) -> Leaf:
-    """Return the leaf of a name."""
+    """Return the layer at a path."""
     leaf = model.get_submodule(name)
     assert isinstance(leaf, nn.Linear | nn.Conv2d)
     return leaf
 
 
 def _guesses(model: nn.Module) -> Iterator[Tensor]:
-    """Yield batches of two that the model could take, the likeliest first."""
+    """Yield batches of two that the model may accept, the likeliest first."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
     shapes: dict[tuple[int, ...], None] = {}
@@ -206,7 +205,7 @@ def _guesses(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _recorded_sizes(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    """Yield the image sizes that a model's attributes and configuration name."""
+    """Yield the image sizes in a model's attributes and configuration."""
     config = getattr(model, "config", None)
     timm = getattr(model, "pretrained_cfg", None)
     patches = getattr(model, "patch_embed", None)

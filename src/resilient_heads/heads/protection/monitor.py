@@ -1,4 +1,4 @@
-"""What protections caught."""
+"""Count what the protections of a model detect."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,47 +9,55 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from resilient_heads.checks import instance_of
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.protection.layers import find_protectable
 from resilient_heads.heads.protection.parts import Bounded, BoundedNorm, Choice, Vote
 
 
 @dataclass(frozen=True, slots=True)
-class Catch:
-    """What one head's protection caught.
+class ProtectionCounts:
+    """What the protection of one head detected.
 
     Attributes:
-        samples: Samples (of token or map heads: positions) that came by.
-        bounds: Values that were beyond their bounds, in all computations.
-        checksum: Samples whose sums were wrong, so that the second computation was taken. Samples whose values are NaN
-            or infinite, or leave the format on the way, are among them without any fault: no sum can be held against
-            another there, and the second computation gives the same.
-        median: Samples of which at least one logit was outvoted.
+        rows: Rows of all batches that the head computed; for heads on tokens or feature maps, positions.
+        restricted_values: Values beyond their limit, or NaN, in all computations (``bounds``, range restriction).
+        checksum_alarms: Rows whose sums were wrong, so that the second computation was used (``checksum``, ABFT). Rows
+            with NaN, Inf or an overflow are counted without a fault: their sums cannot be compared.
+        outvoted_rows: Rows with a logit on which the three computations disagree (``median``, TMR).
     """
 
-    samples: int = 0
-    bounds: int = 0
-    checksum: int = 0
-    median: int = 0
+    rows: int = 0
+    restricted_values: int = 0
+    checksum_alarms: int = 0
+    outvoted_rows: int = 0
 
 
 class ProtectionMonitor:
-    """Counts what the protections of a model catch, from its making until ``close``; a context manager.
+    """Count what the protections of a model detect, until the block ends or ``close`` is called.
 
-    Without it nothing is counted, and nothing is paid. Reading waits for the device, counting does not. Enter it before
-    the model is compiled or exported, since code that is generated does not see it later. A copy of the model, or one
-    read from a pickle, counts for itself; nobody reads that.
+    Counting does not wait for the device; reading ``counts`` does. Create the monitor before the model is compiled or
+    exported: compiled code ignores later hooks. A copy or pickle of the model does not add to these counts.
 
     Args:
         model: A model with protected heads.
 
     Raises:
+        ArgumentError: ``model`` is not a torch.nn.Module.
         ModelError: No head of the model is protected.
+
+    >>> import torch, resilient_heads as rh
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 3)).eval()
+    >>> model = rh.protect_(model, median=True)
+    >>> with rh.ProtectionMonitor(model) as monitor:
+    ...     with rh.inject(model, rh.BitFlip(layer="0.guard.second.projection", neuron=(1,), bit=30)):
+    ...         logits = model(torch.randn(4, 8))
+    >>> monitor.counts["0"].outvoted_rows
+    4
     """
 
     def __init__(self, model: nn.Module) -> None:
-        if not isinstance(model, nn.Module):
-            raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
+        instance_of("model", model, nn.Module, example="torchvision.models.resnet18()")
         heads = {name: head for name, head in find_protectable(model).items() if head.guard is not None}
         if not heads:
             raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
@@ -57,12 +65,10 @@ class ProtectionMonitor:
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._handles: list[RemovableHandle] = []
         for name, head in heads.items():
-            dim = head.features_dim
-            self._handles.append(head.register_forward_hook(_Counter(self._sums, name, "samples", dim, _samples)))
             for module in head.modules():
-                if type(module) in _COUNTED:
-                    field, count = _COUNTED[type(module)]
-                    counter = _Counter(self._sums, name, field, dim, count)
+                counted = ("rows", _rows) if module is head else _COUNTED.get(type(module))
+                if counted is not None:
+                    counter = _Counter(self._sums, name, counted[0], head.features_dim, counted[1])
                     self._handles.append(module.register_forward_hook(counter))
 
     def __enter__(self) -> Self:
@@ -74,15 +80,15 @@ class ProtectionMonitor:
         self.close()
 
     @property
-    def counts(self) -> dict[str, Catch]:
-        """What was caught so far, by the head's name in the model."""
-        found = dict.fromkeys(self._names, Catch())
+    def counts(self) -> dict[str, ProtectionCounts]:
+        """What was detected so far, by the head's name in the model."""
+        counts = dict.fromkeys(self._names, ProtectionCounts())
         for (name, field), total in self._sums.items():
-            found[name] = replace(found[name], **{field: int(total)})
-        return found
+            counts[name] = replace(counts[name], **{field: int(total)})
+        return counts
 
     def reset(self) -> None:
-        """Start again from 0."""
+        """Set all counts to 0."""
         self._sums.clear()
 
     def close(self) -> None:
@@ -94,40 +100,40 @@ class ProtectionMonitor:
 
 @dataclass(frozen=True, slots=True)
 class _Counter:
-    """A forward hook that adds to a count, without waiting for the device; a class of its own, so it can be pickled."""
+    """A forward hook that adds to a count on the device. It is a class because a pickled model needs a named one."""
 
     sums: dict[tuple[str, str], Tensor]
-    name: str
+    head: str
     field: str
     dim: int
     count: Callable[[tuple[Any, ...], Tensor, int], Tensor]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Count what one run of the module did."""
-        if self.count is _samples and module.training:
+        """Count one call of the module."""
+        if self.field == "rows" and module.training:
             return
-        number, key = self.count(args, output, self.dim), (self.name, self.field)
+        number, key = self.count(args, output, self.dim), (self.head, self.field)
         self.sums[key] = self.sums[key] + number if key in self.sums else number
 
 
-def _samples(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
-    """Return how many samples came by."""
+def _rows(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+    """Return the number of rows."""
     return torch.tensor(output.numel() // output.shape[dim])
 
 
-def _replaced(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
-    """Return how many values were replaced."""
+def _restricted(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+    """Return the number of values that range restriction replaced."""
     return _differ(args[0], output).sum()
 
 
-def _recomputed(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
-    """Return for how many samples an alarm was raised."""
+def _alarms(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+    """Return the number of rows with a checksum alarm."""
     fine: Tensor = args[2] <= 0
     return (~fine).any(dim=dim).sum()
 
 
 def _outvoted(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
-    """Return how many samples have a logit that one of the three computations gives differently."""
+    """Return the number of rows with a logit on which the three computations disagree."""
     first, second, third = args
     return (_differ(first, output) | _differ(second, output) | _differ(third, output)).any(dim=dim).sum()
 
@@ -138,8 +144,8 @@ def _differ(one: Tensor, other: Tensor) -> Tensor:
 
 
 _COUNTED: dict[type[nn.Module], tuple[str, Callable[[tuple[Any, ...], Tensor, int], Tensor]]] = {
-    Bounded: ("bounds", _replaced),
-    BoundedNorm: ("bounds", _replaced),
-    Choice: ("checksum", _recomputed),
-    Vote: ("median", _outvoted),
+    Bounded: ("restricted_values", _restricted),
+    BoundedNorm: ("restricted_values", _restricted),
+    Choice: ("checksum_alarms", _alarms),
+    Vote: ("outvoted_rows", _outvoted),
 }

@@ -1,4 +1,4 @@
-"""What guards are made of: modules without parameters, whose outputs can be struck."""
+"""The parts of a guard: modules without parameters, whose outputs are fault sites."""
 
 import torch
 from torch import Tensor, nn
@@ -7,42 +7,23 @@ from resilient_heads.heads.protection import algebra
 
 
 class Bounded(nn.Module):
-    """Values held against a limit."""
+    """Range restriction: values beyond their limit, and NaN, become 0."""
 
     def forward(self, values: Tensor, limit: Tensor) -> Tensor:
-        """Return the values, 0 where they are beyond the limit or NaN."""
+        """Return the values after range restriction."""
         return algebra.replace_beyond(values, limit)
 
 
 class BoundedNorm(nn.Module):
-    """A norm held between its smallest value and a limit."""
+    """Range restriction of a norm."""
 
     def forward(self, norm: Tensor, limit: Tensor, smallest: float) -> Tensor:
-        """Return the norm, brought into its range."""
+        """Return the norm, clamped to ``smallest`` and ``limit``."""
         return algebra.clamp_norm(norm, smallest, limit)
 
 
-class Choice(nn.Module):
-    """The first computation, or for samples with an alarm the second where it differs."""
-
-    def forward(self, first: Tensor, second: Tensor, excess: Tensor, dim: int) -> Tensor:
-        """Return logits; any ``excess`` along ``dim`` that is not at most 0, NaN included, is an alarm."""
-        fine = (excess <= 0).all(dim=dim, keepdim=True)
-        # A negated copy gives -0 for 0, and NaN of the other sign.
-        same = (first == second) | (first.isnan() & second.isnan())
-        return torch.where(fine | same, first, second)
-
-
-class Vote(nn.Module):
-    """The elementwise median of three computations."""
-
-    def forward(self, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
-        """Return logits."""
-        return algebra.median_of_three(first, second, third)
-
-
 class Check(nn.Module):
-    """The sum of a result against what it has to be."""
+    """ABFT checksum: the sum of a tensor against the expected sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,6 +32,25 @@ class Check(nn.Module):
         self.tolerance = nn.Identity()
 
     def forward(self, expected: Tensor, total: Tensor, tolerance: Tensor) -> Tensor:
-        """Return by how much the difference exceeds the tolerance; NaN where either is no number."""
+        """Return by how much the difference exceeds the tolerance; NaN if either sum is NaN."""
         excess: Tensor = (self.expected(expected) - self.total(total)).abs() - self.tolerance(tolerance)
         return excess
+
+
+class Choice(nn.Module):
+    """The first computation; for rows of the batch with an alarm, the second one where the two differ."""
+
+    def forward(self, first: Tensor, second: Tensor, excess: Tensor, dim: int) -> Tensor:
+        """Return logits; an ``excess`` along ``dim`` that is above 0 or NaN is an alarm."""
+        fine = (excess <= 0).all(dim=dim, keepdim=True)
+        # A negated copy gives -0 instead of 0, and NaN with the other sign.
+        same = (first == second) | (first.isnan() & second.isnan())
+        return torch.where(fine | same, first, second)
+
+
+class Vote(nn.Module):
+    """Triple modular redundancy (TMR): the elementwise median of three computations."""
+
+    def forward(self, first: Tensor, second: Tensor, third: Tensor) -> Tensor:
+        """Return the median logits."""
+        return algebra.median_of_three(first, second, third)

@@ -1,12 +1,12 @@
-"""Checkpoints of another architecture are refused before a single weight changes.
+"""Refuse a checkpoint of another architecture before a single weight changes.
 
-``nn.Module.load_state_dict`` copies module by module and complains at the end, when the backbone has been overwritten.
-It does not tell its hooks whether it was called with ``strict=False``, so a checkpoint with the wrong head is refused
-either way, and one without any head passes.
+``nn.Module.load_state_dict`` copies module by module and raises at the end, when the backbone is overwritten already.
+Its hooks do not learn whether the caller passed ``strict=False``. In both cases they therefore refuse a checkpoint with
+another head, and accept a checkpoint without any head.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,53 +14,66 @@ from torch import Tensor, nn
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.find.locate import find_heads
 
-_PLAIN = ("weight", "bias")
+M = TypeVar("M", bound=nn.Module)
+
+_PLAIN = {"weight", "bias"}
+_SHOWN = 5
 
 
 def guard_loading(model: nn.Module) -> None:
-    """Let a model check a state dict against its heads before anything is copied.
+    """Make ``model.load_state_dict`` compare a state dict with the model's heads before it copies anything, in place.
 
-    The check is a module-level function on the model, so copies, pickles and EMA copies keep it; on a model without
-    heads it refuses what only a wrapped model can hold.
+    The check is a module-level function, so copies, pickles and EMA copies of the model keep it. On a model without
+    heads it refuses the state dict of a wrapped model.
     """
     hooks = model._load_state_dict_pre_hooks.values()
-    if not any(getattr(hook, "hook", hook) is _check_heads for hook in hooks):
-        model.register_load_state_dict_pre_hook(_check_heads)  # type: ignore[no-untyped-call]
+    if not any(getattr(hook, "hook", hook) is _before_loading for hook in hooks):
+        model.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
 
 
-def load_checkpoint(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a state dict whole or not at all: names and shapes are compared before anything is copied.
+def load_checkpoint(model: M, state: Mapping[str, Any]) -> M:
+    """Load a state dict into any model in place, completely or not at all.
 
-    ``model.load_state_dict`` does this for the heads of wrapped models by itself; this function does it for every
-    tensor of any model, a stock one that is given a wrapped model's checkpoint included.
+    All names and shapes are compared before anything is copied. ``load_state_dict`` of a wrapped model does this for
+    its heads only.
 
     Args:
         model: The model, wrapped or not.
-        state: What ``state_dict()`` of an equally built model returned.
+        state: What ``state_dict()`` of an identically built model returned.
+
+    Returns:
+        The same model.
 
     Raises:
-        ModelError: A tensor is missing, left over, or of another shape; the model is as it was.
+        ModelError: A tensor is missing, unexpected, or has another shape; the model is unchanged.
+
+    >>> import torch, resilient_heads as rh
+    >>> def build():
+    ...     return rh.wrap_model(torch.nn.Sequential(torch.nn.Linear(8, 10)), embeddings="cifar10")
+    >>> model = rh.load_checkpoint(build(), build().state_dict())
     """
-    own = model.state_dict()
+    expected = model.state_dict()
     _compare_heads(model, state, "")
-    missing, left = [name for name in own if name not in state], [name for name in state if name not in own]
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
     shapes = [
-        f"{name} is {tuple(state[name].shape)} there, {tuple(tensor.shape)} here"
-        for name, tensor in own.items()
+        f"{name} is {tuple(state[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model"
+        for name, tensor in expected.items()
         if isinstance(tensor, Tensor) and isinstance(state.get(name), Tensor) and state[name].shape != tensor.shape
     ]
-    faults = [f"missing: {', '.join(missing[:5])}"] if missing else []
-    faults += [f"left over: {', '.join(left[:5])}"] if left else []
-    faults += shapes[:5]
-    if faults:
+    differences = [f"missing: {', '.join(missing[:_SHOWN])}"] if missing else []
+    differences += [f"unexpected: {', '.join(unexpected[:_SHOWN])}"] if unexpected else []
+    differences += shapes[:_SHOWN]
+    if differences:
         raise ModelError(
-            f"The checkpoint does not fit {type(model).__name__}; nothing was loaded. {'; '.join(faults)}. Wrap the "
-            "model as it was when saved (or unwrap it) before loading."
+            f"The checkpoint does not fit {type(model).__name__}; nothing was loaded. {'; '.join(differences)}. Wrap, "
+            "fuse or unwrap the model as it was when it was saved, then load."
         )
     model.load_state_dict(state, strict=True)
+    return model
 
 
-def _check_heads(
+def _before_loading(
     model: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
 ) -> None:
     """Run first in ``load_state_dict``; an exception leaves it before anything is copied."""
@@ -68,49 +81,53 @@ def _check_heads(
 
 
 def _compare_heads(model: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
-    """Raise ModelError where a state dict does not hold what a model's heads need."""
+    """Raise ModelError if a state dict does not hold the tensors that the model's heads need."""
     heads = find_heads(model)
     for name, head in heads.items():
         start = f"{prefix}{name}." if name else prefix
-        own = head.state_dict()
-        there = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-        foreign = set(there) - set(own)
-        if foreign and foreign <= set(_PLAIN):  # a partial loader may have added the model's own tensors
+        saved = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+        _compare_head(head.state_dict(), saved, start)
+    if heads:
+        return
+    present = model.state_dict(keep_vars=True)
+    for key in state:
+        start, is_projection, _ = key.rpartition("projection.weight")
+        foreign = key.startswith(prefix) and key.removeprefix(prefix) not in present
+        if is_projection and f"{start}latent.weight" in state and foreign:
             raise ModelError(
-                f"The checkpoint holds a plain classifier at {start[:-1]!r}, the model a text-guided head; nothing was "
-                'loaded. Unwrap the model and load, then wrap it again: wrap_model(model, init="from_classifier") '
-                "keeps what the classifier decides. For the backbone alone, leave the classifier's tensors out and "
-                "pass strict=False."
+                f"The checkpoint has a text-guided head at {start[:-1]!r}, the model a plain classifier; nothing was "
+                "loaded. Wrap the model first."
             )
-        if there and set(there) != set(own):
-            kind = "fused" if any(key.startswith("layer.") for key in there) else "other"
+
+
+def _compare_head(expected: dict[str, Tensor], saved: dict[str, Any], start: str) -> None:
+    """Raise ModelError if the saved tensors are not those of a head.
+
+    Args:
+        expected: The head's tensors by name.
+        saved: The checkpoint's tensors in the place of the head, by name.
+        start: Prefix of the head's names in the checkpoint.
+    """
+    unexpected = set(saved) - set(expected)
+    if unexpected and unexpected <= _PLAIN:  # a partial loader may have added the model's tensors
+        raise ModelError(
+            f"The checkpoint has a plain classifier at {start[:-1]!r}, the model a text-guided head; nothing was "
+            'loaded. Unwrap the model and load, then wrap it again: wrap_model(model, init="from_classifier") '
+            "keeps the classifier's decisions. To load the backbone alone, leave the classifier's tensors out and "
+            "pass strict=False."
+        )
+    if saved and set(saved) != set(expected):
+        kind = "a fused" if any(key.startswith("layer.") for key in saved) else "another"
+        raise ModelError(
+            f"The checkpoint's tensors at {start[:-1]!r} are those of {kind} head ({', '.join(sorted(saved))}), the "
+            f"model needs {', '.join(sorted(expected))}; nothing was loaded. Wrap and fuse the model as it was when it "
+            "was saved."
+        )
+    for key, tensor in expected.items():
+        other = saved.get(key)
+        lazy = torch.nn.parameter.is_lazy(tensor)
+        if isinstance(other, Tensor) and not lazy and other.shape != tensor.shape:
             raise ModelError(
-                f"The checkpoint's tensors at {start[:-1]!r} are those of {'a' if kind == 'fused' else 'an'} {kind} "
-                f"head ({', '.join(sorted(there))}), the model needs {', '.join(sorted(own))}; nothing was "
-                "loaded. Wrap and fuse the model as it was when saved."
+                f"{start}{key} is {tuple(other.shape)} in the checkpoint, {tuple(tensor.shape)} in the model; nothing "
+                "was loaded. Wrap the model with the embeddings that it had when it was saved."
             )
-        for key, tensor in own.items():
-            other = there.get(key)
-            if isinstance(other, Tensor) and not _lazy(tensor) and other.shape != tensor.shape:
-                raise ModelError(
-                    f"The checkpoint's {start}{key} is {tuple(other.shape)}, the head's {tuple(tensor.shape)}; nothing "
-                    "was loaded. Wrap the model with the embeddings that it had when saved."
-                )
-    if not heads:
-        for key in state:
-            start, found, _ = key.rpartition("projection.weight")
-            if found and key.startswith(prefix) and f"{start}latent.weight" in state and not _holds(model, key, prefix):
-                raise ModelError(
-                    f"The checkpoint holds a text-guided head at {start[:-1]!r}, the model a plain classifier; nothing "
-                    "was loaded. Wrap the model first."
-                )
-
-
-def _holds(model: nn.Module, key: str, prefix: str) -> bool:
-    """Whether a model has a tensor of that name itself."""
-    return key.removeprefix(prefix) in model.state_dict(keep_vars=True)
-
-
-def _lazy(tensor: Tensor) -> bool:
-    """Whether a tensor has no shape yet."""
-    return torch.nn.parameter.is_lazy(tensor)

@@ -1,4 +1,4 @@
-"""What around a classifier must change with it: counts of classes, transformers' labels, timm's reset_classifier."""
+"""Update what a model says about its classes: counts, transformers' labels, timm's reset_classifier."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,92 +15,92 @@ _RESET = "reset_classifier"
 
 @dataclass(frozen=True)
 class ClassMetadata:
-    """What the modules above a classifier said before it was replaced.
+    """What the modules around a classifier said about its classes before it was replaced.
 
-    Modules are named by how many steps up they are, so that the record stays true where the model becomes part of a
-    larger one, is copied, or is pickled.
+    A module is identified by its distance from the classifier, so that the record stays valid when the model is copied,
+    pickled, or becomes part of a larger model.
 
     Attributes:
-        counts: (steps up, attribute, number of classes).
-        labels: (steps up, id2label, label2id) of transformers configurations.
+        counts: (distance, attribute, number of classes).
+        labels: (distance, id2label, label2id) of transformers configurations.
     """
 
     counts: tuple[tuple[int, str, int], ...]
     labels: tuple[tuple[int, dict[int, str], dict[str, int]], ...]
 
 
-def survey(model: nn.Module, name: str, num_classes: int) -> ClassMetadata:
-    """Record what the modules above a classifier say about its classes.
+def read_metadata(model: nn.Module, name: str, num_classes: int) -> ClassMetadata:
+    """Return what the modules around a classifier say about its classes.
 
     Args:
         model: The model.
         name: The classifier's path.
-        num_classes: How many it tells apart; other counts are somebody else's.
+        num_classes: The classifier's number of classes; counts of another size do not belong to it.
     """
     counts = tuple(
-        (steps, attribute, num_classes)
-        for steps, module in _above(model, name)
+        (distance, attribute, num_classes)
+        for distance, module in _modules_around(model, name)
         for attribute in _COUNTS
         if type(vars(module).get(attribute)) is int and vars(module)[attribute] == num_classes
     )
     labels = tuple(
-        (steps, dict(config.id2label), dict(config.label2id or {}))
-        for steps, module in _above(model, name)
+        (distance, dict(config.id2label), dict(config.label2id or {}))
+        for distance, module in _modules_around(model, name)
         if (config := _labelled(module)) is not None and len(config.id2label) == num_classes
     )
     return ClassMetadata(counts, labels)
 
 
-def adapt(model: nn.Module, name: str, before: ClassMetadata, num_classes: int, names: Sequence[str] | None) -> None:
-    """Tell the modules above a classifier about its new classes, and let ``reset_classifier`` refuse.
+def update(model: nn.Module, name: str, before: ClassMetadata, num_classes: int, names: Sequence[str] | None) -> None:
+    """Set the new classes in the modules around a classifier, and make ``reset_classifier`` refuse.
 
     Args:
-        model: The model.
+        model: The model, changed in place.
         name: The classifier's path.
-        before: What :func:`survey` recorded.
+        before: What :func:`read_metadata` returned.
         num_classes: The new number of classes.
-        names: The new classes' names; None leaves labels alone unless their number changed.
+        names: Names of the new classes; None keeps the labels unless their number changed.
     """
-    above = dict(_above(model, name))
-    for steps, attribute, _ in before.counts:
-        setattr(above[steps], attribute, num_classes)
-    for steps, old, _ in before.labels:
-        config: Any = above[steps].config
+    around = dict(_modules_around(model, name))
+    for distance, attribute, _ in before.counts:
+        setattr(around[distance], attribute, num_classes)
+    for distance, old, _ in before.labels:
+        config: Any = around[distance].config
         if names is not None or len(old) != num_classes:
             words = list(names) if names is not None else [f"LABEL_{row}" for row in range(num_classes)]
             config.id2label = dict(enumerate(words))
             config.label2id = {word: row for row, word in enumerate(words)}
-    for module in above.values():
+    for module in around.values():
         if callable(getattr(module, _RESET, None)) and _RESET not in vars(module):
-            # Left alone, timm's method would put a plain Linear where the head is, without a word.
+            # timm's method would silently replace the head by a plain Linear.
             setattr(module, _RESET, partial(_refuse_reset, type(module).__name__))
 
 
 def restore(model: nn.Module, name: str, before: ClassMetadata) -> None:
-    """Undo :func:`adapt`."""
-    above = dict(_above(model, name))
-    for steps, attribute, count in before.counts:
-        setattr(above[steps], attribute, count)
-    for steps, id2label, label2id in before.labels:
-        config: Any = above[steps].config
+    """Undo :func:`update`."""
+    around = dict(_modules_around(model, name))
+    for distance, attribute, count in before.counts:
+        setattr(around[distance], attribute, count)
+    for distance, id2label, label2id in before.labels:
+        config: Any = around[distance].config
         config.id2label, config.label2id = dict(id2label), dict(label2id)
     allow_reset(model, name)
 
 
 def allow_reset(model: nn.Module, name: str) -> None:
-    """Give the modules above a place their own ``reset_classifier`` back."""
-    for _, module in _above(model, name):
-        guard = vars(module).get(_RESET)
-        if isinstance(guard, partial) and guard.func is _refuse_reset:
+    """Give the modules around a classifier their ``reset_classifier`` back."""
+    for _, module in _modules_around(model, name):
+        method = vars(module).get(_RESET)
+        if isinstance(method, partial) and method.func is _refuse_reset:
             del vars(module)[_RESET]
 
 
-def _above(model: nn.Module, name: str) -> Iterator[tuple[int, nn.Module]]:
-    """Yield the modules that hold a name, nearest first, with their distance."""
-    steps = 0
+def _modules_around(model: nn.Module, name: str) -> Iterator[tuple[int, nn.Module]]:
+    """Yield the modules that contain a path, nearest first, with their distance."""
+    distance = 0
     while name:
-        name, steps = name.rpartition(".")[0], steps + 1
-        yield steps, model.get_submodule(name)
+        name, distance = name.rpartition(".")[0], distance + 1
+        yield distance, model.get_submodule(name)
 
 
 def _labelled(module: nn.Module) -> Any:
@@ -110,7 +110,7 @@ def _labelled(module: nn.Module) -> Any:
 
 
 def _refuse_reset(kind: str, *args: object, **options: object) -> NoReturn:
-    """Stand in for ``reset_classifier`` while a head serves."""
+    """Replace ``reset_classifier`` while the model has a text-guided head."""
     raise ModelError(
         f"{kind}.reset_classifier would silently replace the text-guided head by a plain layer; call "
         "unwrap_model(model) first, then reset and wrap again."

@@ -1,11 +1,11 @@
-"""The head that goes to a place: from which text it starts, and whether it fits."""
+"""Build the head for a classifier: its class embeddings, its sizes, its device and dtype."""
 
 from typing import Literal
 
 import torch
 from torch import nn
 
-from resilient_heads.errors import ModelError
+from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.heads.find.candidates import Classifier
 from resilient_heads.heads.text_guided import Initialisation, TextGuidedHead, check_initialisation
 from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
@@ -22,50 +22,51 @@ Start = Initialisation | Literal["from_classifier"]
 def text_for(
     place: Classifier, embeddings: ClassEmbeddings | str | None, init: Start, offline: bool
 ) -> ClassEmbeddings:
-    """Return the embeddings to start from.
+    """Return the class embeddings that a head starts from.
 
     Args:
-        place: The classifier, whose number of classes decides where nothing was named.
+        place: The classifier; its number of classes decides if ``embeddings`` is None.
         embeddings: Embeddings, the name of prebuilt ones, or None.
-        init: As ``wrap_model`` takes it; a template is encoded here.
-        offline: Never touch the network.
+        init: As in ``wrap_model``; this function encodes the template.
+        offline: Never use the network.
 
     Raises:
-        ModelError: Nothing says which classes the model has, or ``embeddings`` is neither.
-        EmbeddingError: No prebuilt embeddings of that name.
+        ArgumentError: ``embeddings`` or ``init`` has a wrong type or value.
+        ModelError: ``embeddings`` is None and the number of classes is not 1,000.
+        EmbeddingError: No prebuilt embeddings have that name.
     """
     if init != "from_classifier":
         check_initialisation(init)
     text = _embeddings_for(place, embeddings, offline)
     if init == "template":
-        plain = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
-        text = embed_classes(plain, encoder_of(text.provenance, offline=offline))
+        sentences = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
+        text = embed_classes(sentences, encoder_of(text.provenance, offline=offline))
     return text
 
 
 def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None, offline: bool) -> ClassEmbeddings:
-    """Resolve what ``wrap_model`` was given to class embeddings."""
+    """Return ``embeddings=`` of ``wrap_model`` as class embeddings."""
     if isinstance(embeddings, ClassEmbeddings):
         return embeddings
     if isinstance(embeddings, str):
         return load_embeddings(embeddings, offline=offline)
     if embeddings is not None:
-        raise ModelError(
+        raise ArgumentError(
             f"embeddings must be ClassEmbeddings or a name, found {type(embeddings).__name__}; "
             "a tensor needs its class names: ClassEmbeddings(vectors, class_names)."
         )
     if place.num_classes == 1000:
         return load_embeddings("imagenet1k", offline=offline)
     fitting = [name for name in bundled_names() if load_bundled(name).num_classes == place.num_classes]
-    offer = f"Prebuilt ones of that size: {', '.join(fitting)}" if fitting else "No prebuilt ones have that size"
+    offer = f"Prebuilt embeddings of that size: {', '.join(fitting)}" if fitting else "No prebuilt ones have that size"
     raise ModelError(
-        f"The model has {place.num_classes} classes and nothing says which. {offer}; pass embeddings= a name or "
-        "ClassEmbeddings, or head= a TextGuidedHead."
+        f"The model has {place.num_classes} classes, and their names are unknown. {offer}; pass a name or "
+        "ClassEmbeddings as embeddings=, or a TextGuidedHead as head=."
     )
 
 
 def build_head(place: Classifier, text: ClassEmbeddings, normalize: bool, init: Start) -> TextGuidedHead:
-    """Return a head that fits the place."""
+    """Return a new head for a classifier."""
     leaf = place.leaf
     head = TextGuidedHead(
         place.in_features,
@@ -81,7 +82,7 @@ def build_head(place: Classifier, text: ClassEmbeddings, normalize: bool, init: 
 
 
 def check_fits(head: TextGuidedHead, place: Classifier) -> None:
-    """Raise ModelError unless the head is of the place's kind and takes its features."""
+    """Raise ModelError unless the head has the classifier's kind and features."""
     conv = isinstance(place.leaf, nn.Conv2d)
     if head.is_conv != conv:
         raise ModelError(
@@ -89,14 +90,14 @@ def check_fits(head: TextGuidedHead, place: Classifier) -> None:
         )
     if head.in_features not in (None, place.in_features):
         raise ModelError(
-            f"The classifier {place.name!r} takes {place.in_features} features, the head {head.in_features}; "
-            f"build it with in_features={place.in_features}, or None to let wrap_model set it."
+            f"The classifier {place.name!r} has {place.in_features} input features, the head {head.in_features}; "
+            f"build the head with in_features={place.in_features}, or with None to let wrap_model set it."
         )
 
 
 @torch.no_grad()
 def fit_head(head: TextGuidedHead, place: Classifier) -> None:
-    """Bring a head to the place's device and dtype, and give a lazy one its features."""
+    """Move a head to the classifier's device and dtype, and set ``in_features`` if they are open, in place."""
     weight = place.leaf.weight
     if head.in_features is None:
         shape = (1, place.in_features, 1, 1) if head.is_conv else (1, place.in_features)

@@ -1,4 +1,4 @@
-"""Give a model's heads a protection, and take it away."""
+"""Protect the heads of a model, and remove the protection."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -12,10 +12,10 @@ from resilient_heads.heads.protection.layers import (
     ProtectedConv2d,
     ProtectedLinear,
     find_protectable,
-    protected,
+    protect_layer_,
 )
 from resilient_heads.heads.protection.options import Protection
-from resilient_heads.heads.wrappers import refuse_held
+from resilient_heads.heads.wrappers import refuse_wrappers, require_module
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -28,34 +28,38 @@ def protect_(
     median: bool = False,
     classifier: str | Sequence[str] | None = None,
 ) -> M:
-    """Protect a model's heads against faults, in place; of several heads, every one.
+    """Protect every head of a model against faults, in place.
 
-    Parameters, state dict and fault-free logits keep their bits. Protection acts in evaluation mode. A protection that
-    a head has already is replaced. A plain layer stays the object it was, with its hooks and attributes. See
-    :class:`Protection` for what each one does, and ``docs/protection.md`` for what each leaves.
+    Parameters, state dict and fault-free logits keep their bits. The protection acts in evaluation mode and replaces
+    an earlier protection. A plain layer stays the same object, with its hooks and attributes.
+    :class:`Protection` describes each protection, ``docs/protection.md`` the faults that remain.
 
     Args:
-        model: A wrapped or fused model; a plain classifier; or a head.
-        bounds: Hold every value against a bound that no fault-free value can exceed.
-        checksum: Check the sums of all results, and compute anew where one is wrong.
-        median: Compute three times and take the median; not with ``checksum``.
-        classifier: Dotted path of a plain layer, or of several, where the model has no text-guided head; the layers may
-            be protected already.
+        model: A wrapped or fused model, a plain classifier, or a head.
+        bounds: Range restriction: values that no fault-free input can cause become 0.
+        checksum: ABFT checksum: compare sums, and compute again where one is wrong.
+        median: Median vote (TMR): compute three times and take the median; not with ``checksum``.
+        classifier: Dotted path of a plain layer, or several, if the model has no text-guided head; the layers may be
+            protected already.
 
     Returns:
         The same model.
 
     Raises:
-        ModelError: No protection or a contradictory one; a layer that cannot be protected or does not exist; a model
-            that is compiled.
+        ArgumentError: No protection is chosen, or both ``checksum`` and ``median``.
+        ModelError: A layer does not exist or cannot be protected, or the model is compiled.
+
+    >>> import torch, resilient_heads as rh
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 3)).eval()
+    >>> print(rh.protect_(net, bounds=True, median=True)[0].protection)
+    bounds + median
     """
     protection = Protection(bounds=bounds, checksum=checksum, median=median)
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
-    refuse_held(model, "protect")
+    require_module(model)
+    refuse_wrappers(model, "protect")
     if type(model) in (nn.Linear, nn.Conv2d):
         raise ModelError(
-            f"This is the {type(model).__name__} layer itself; pass the model that holds it, or a TextGuidedHead."
+            f"The model is itself a {type(model).__name__} layer; pass the model that contains it, or a TextGuidedHead."
         )
     heads = find_protectable(model)
     if heads and classifier is not None:
@@ -64,22 +68,29 @@ def protect_(
         head.protect(protection)
     if not heads:
         for place in find_classifiers(model, classifier, action="protect"):
-            protected(place.leaf, protection)
+            protect_layer_(place.leaf, protection)
     return model
 
 
 def unprotect_(model: M) -> M:
-    """Take the protection from every head of a model, in place.
+    """Remove the protection from every head of a model, in place.
 
     Returns:
         The same model.
 
     Raises:
+        ArgumentError: ``model`` is not a torch.nn.Module.
         ModelError: No head is protected.
+
+    >>> import torch, resilient_heads as rh
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 3))
+    >>> rh.unprotect_(rh.protect_(net, checksum=True))
+    Sequential(
+      (0): Linear(in_features=8, out_features=3, bias=True)
+    )
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
-    refuse_held(model, "unprotect")
+    require_module(model)
+    refuse_wrappers(model, "unprotect")
     heads = {name: head for name, head in find_protectable(model).items() if head.protection is not None}
     if not heads:
         raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
@@ -92,18 +103,18 @@ def unprotect_(model: M) -> M:
 
 
 def _named(model: nn.Module, heads: dict[str, Protectable], classifier: str | Sequence[str]) -> dict[str, Protectable]:
-    """Return the protected layers that a user's paths mean: themselves, or the only one in a container."""
-    found: dict[str, Protectable] = {}
-    for wanted in layer_names(classifier):
+    """Return the protected plain layers at the given paths, or the only one in the container at a path."""
+    chosen: dict[str, Protectable] = {}
+    for path in layer_names(classifier):
         inside = {
             name: head
             for name, head in heads.items()
-            if isinstance(head, ProtectedLinear | ProtectedConv2d) and f"{name}.".startswith(f"{wanted}.")
+            if isinstance(head, ProtectedLinear | ProtectedConv2d) and f"{name}.".startswith(f"{path}.")
         }
         if len(inside) != 1:
             raise ModelError(
                 f"classifier={classifier!r} must name a plain layer or one that is protected already, but "
                 f"{type(model).__name__} has heads to protect ({', '.join(map(repr, heads))}); leave classifier= out."
             )
-        found.update(inside)
-    return found
+        chosen.update(inside)
+    return chosen

@@ -1,10 +1,10 @@
-"""Put a module in another's stead."""
+"""Replace one module of a model by another."""
 
 from torch import nn
 
 
-def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module in another's stead, under every name that the model has for it."""
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a module of a model in place, under every name that the model has for it."""
     places = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
     for name in places:
         parent_name, _, key = name.rpartition(".")

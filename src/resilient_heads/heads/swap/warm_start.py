@@ -1,11 +1,14 @@
-"""Start a head where a trained classifier stands, so that it decides as that did.
+"""Start a head so that it decides as a trained classifier does.
 
-With projection ``P (C, E)`` and classifier ``y = W x + b``, the latent layer that comes closest for every input is
-``P^+ W`` and ``P^+ b``: for each ``x`` it is the least-squares solution of ``P z = W x + b``, whatever the features'
-distribution. Where the rows of ``P`` are independent, which needs C <= E, ``P z`` are the classifier's scores.
-Otherwise all scores of an image may move together without a change of decision, so both sides are centred over the
-classes first, and what lies outside the span of ``P`` is lost. The cosine head divides the scores of an image by one
-positive number, ``||z||``: its decisions are those of the scores, its confidences are not.
+With projection ``P (C, E)`` and classifier ``y = W x + b``, the best latent layer for every input is ``P^+ W`` and
+``P^+ b``: the least-squares solution of ``P z = W x + b``, whatever the distribution of the features.
+
+- If the rows of ``P`` are independent, which requires C <= E, ``P z`` are the classifier's scores.
+- Otherwise both sides are centred over the classes first, because adding one number to all scores of an image changes
+  no decision. The part of the scores outside the span of ``P`` is lost.
+
+A cosine head divides the scores of an image by one positive number, ``||z||``. Its decisions are those of the scores,
+but its confidences differ.
 """
 
 import logging
@@ -26,40 +29,46 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStart:
-    """What a warm start kept.
+    """How well a head reproduces a classifier.
 
     Attributes:
-        exact: The rows of the projection are independent, so the decisions are the classifier's up to rounding.
+        exact: Whether the rows of the projection are independent, so that the decisions are equal up to rounding.
         rank: Rank of the projection.
-        lost: Share of the classifier's variation between classes that the head cannot express, 0 to 1:
+        lost: Fraction of the classifier's variation between classes that the head cannot express, 0 to 1:
             ``||W' - P L||^2 / ||W'||^2`` with ``W' = [W b]``, both centred over the classes.
-        agreement: Share of the given features on which both decide alike, or None where none were given.
-        samples: How many features that was measured on.
+        agreement: Fraction of the given features on which both decide alike, or None without features.
+        images: Number of features on which the agreement was measured.
     """
 
     exact: bool
     rank: int
     lost: float
     agreement: float | None
-    samples: int
+    images: int
 
 
 @torch.no_grad()
-def warm_start(head: TextGuidedHead, classifier: Leaf, features: Tensor | None = None) -> WarmStart:
-    """Solve for a head's latent layer so that it decides as a trained classifier does; the projection stays.
+def warm_start_(head: TextGuidedHead, classifier: Leaf, features: Tensor | None = None) -> WarmStart:
+    """Set a head's latent layer in place, so that the head decides as a trained classifier does.
+
+    The projection stays at the class embeddings.
 
     Args:
-        head: The head, with the classifier's features and classes; changed in place.
-        classifier: The trained Linear or 1x1 Conv2d; read only.
-        features: What the classifier was given, ``(N, F)``. With them the agreement is measured, and a cosine head's
-            scale is set so that its logits come closest to the classifier's scores (least squares); without, the scale
-            stays where it is.
+        head: A head with the classifier's features and classes.
+        classifier: The trained Linear or 1x1 Conv2d.
+        features: Inputs of the classifier, ``(N, F)``. With them, the agreement is measured, and a cosine head's scale
+            is set so that its logits come closest to the classifier's scores (least squares).
 
     Returns:
-        What was kept.
+        How well the head reproduces the classifier.
 
     Raises:
-        ModelError: Sizes differ, or values are not finite, or the head has no bias where the classifier has one.
+        ModelError: Sizes differ, a value is not finite, or the classifier has a bias and the head has none.
+
+    >>> import torch, resilient_heads as rh
+    >>> head, classifier = rh.TextGuidedHead(8, rh.load_embeddings("cifar10")), torch.nn.Linear(8, 10)
+    >>> rh.heads.warm_start_(head, classifier, features=torch.randn(100, 8)).agreement
+    1.0
     """
     weight, bias, projection = _matrices(head, classifier)
     target = weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
@@ -70,47 +79,43 @@ def warm_start(head: TextGuidedHead, classifier: Leaf, features: Tensor | None =
         solution = torch.linalg.pinv(projection) @ target
     else:
         solution = torch.linalg.pinv(projection - projection.mean(dim=0)) @ centred
-    found = projection @ solution
+    reproduced = projection @ solution
     total = centred.square().sum()
-    lost = (centred - (found - found.mean(dim=0))).square().sum() / total if total > 0 else total
-    latent = head.latent
-    inputs = weight.shape[1]
+    lost = (centred - (reproduced - reproduced.mean(dim=0))).square().sum() / total if total > 0 else total
+    latent, inputs = head.latent, weight.shape[1]
     latent.weight.copy_(solution[:, :inputs].reshape(latent.weight.shape))
     if latent.bias is not None:
         latent.bias.copy_(solution[:, inputs] if bias is not None else torch.zeros_like(latent.bias))
     agreement = None
     if features is not None:
         agreement = _measure(head, weight, bias, solution, projection, _checked(features, inputs))
-    return WarmStart(
-        exact=exact,
-        rank=rank,
-        lost=float(lost),
-        agreement=agreement,
-        samples=0 if features is None else len(features),
-    )
+    images = 0 if features is None else len(features)
+    return WarmStart(exact=exact, rank=rank, lost=float(lost), agreement=agreement, images=images)
 
 
 def _matrices(head: TextGuidedHead, classifier: Leaf) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Return W, b and P in float64 on the CPU, or say why they do not go together."""
+    """Return W, b and P in float64 on the CPU; raise ModelError if they do not fit together."""
     weight = classifier.weight.flatten(1)
     if weight.is_meta or head.projection.weight.is_meta:
-        raise ModelError("A warm start needs the classifier's values; the model is on the meta device.")
+        raise ModelError("A warm start needs the classifier's values, but the model is on the meta device.")
     if (head.num_classes, head.in_features) != tuple(weight.shape):
         raise ModelError(
-            f"The classifier is {tuple(weight.shape)} (classes, features), the head "
-            f"{(head.num_classes, head.in_features)}; a warm start needs the same."
+            f"The classifier has {tuple(weight.shape)} classes and features, the head "
+            f"{(head.num_classes, head.in_features)}; a warm start needs the same numbers."
         )
     if classifier.bias is not None and head.latent.bias is None:
-        raise ModelError("The classifier has a bias and the head has none; build it with bias=True.")
+        raise ModelError("The classifier has a bias and the head has none; build the head with bias=True.")
     tensors = [weight, head.projection.weight.flatten(1)] + ([] if classifier.bias is None else [classifier.bias])
     wide = [tensor.detach().cpu().double() for tensor in tensors]
     if not all(bool(tensor.isfinite().all()) for tensor in wide):
-        raise ModelError("The classifier's or the head's weights are not all finite; nothing to start from.")
+        raise ModelError(
+            "The weights of the classifier or of the head contain NaN or Inf; a warm start needs finite ones."
+        )
     return wide[0], wide[2] if classifier.bias is not None else None, wide[1]
 
 
 def _checked(features: Tensor, inputs: int) -> Tensor:
-    """Return features in float64, or say what was expected."""
+    """Return features in float64 on the CPU; raise ModelError for a wrong shape."""
     if features.ndim != 2 or features.shape[1] != inputs or not len(features):
         raise ModelError(f"features must be (N, {inputs}) with N > 0, found {tuple(features.shape)}.")
     return features.detach().cpu().double()
@@ -119,7 +124,7 @@ def _checked(features: Tensor, inputs: int) -> Tensor:
 def _measure(
     head: TextGuidedHead, weight: Tensor, bias: Tensor | None, solution: Tensor, projection: Tensor, features: Tensor
 ) -> float:
-    """Set a cosine head's scale, and return how often the head as it stands decides like the classifier."""
+    """Set a cosine head's scale in place, and return how often the head decides as the classifier does."""
     scores = nn.functional.linear(features, weight, bias)
     inputs = weight.shape[1]
     latent = nn.functional.linear(features, solution[:, :inputs], None if bias is None else solution[:, inputs])
@@ -135,34 +140,36 @@ def _measure(
 
 
 def warm_start_all(
-    model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], sample: Tensor | None
+    model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], example_input: Tensor | None
 ) -> None:
-    """Solve each head's latent layer from the classifier at its place, and log what was kept.
+    """Warm-start each head from the classifier that it replaces, in place, and log how well it reproduces it.
 
     Args:
-        model: The model, which still holds its classifiers.
+        model: The model, still with its classifiers.
         places: The classifiers.
-        heads: As many heads.
-        sample: A batch as the model takes it, on which the model is then run; None measures nothing.
+        heads: One head per classifier.
+        example_input: A batch that the model accepts, to measure the agreement on; None measures nothing.
     """
-    given: dict[str, Tensor] = {} if sample is None else _features(model, places, sample)
+    given: dict[str, Tensor] = {} if example_input is None else _features(model, places, example_input)
     for place, head in zip(places, heads, strict=True):
-        kept = warm_start(head, place.leaf, given.get(place.name))
+        kept = warm_start_(head, place.leaf, given.get(place.name))
         logger.info(
             "Warm start of %r: %s; decisions kept: %s.",
             place.name,
             "exact" if kept.exact else f"rank {kept.rank} of {head.num_classes}, {kept.lost:.2%} of the variation lost",
-            "not measured (pass sample=)" if kept.agreement is None else f"{kept.agreement:.2%} of {kept.samples}",
+            "not measured (pass example_input=)"
+            if kept.agreement is None
+            else f"{kept.agreement:.2%} of {kept.images}",
         )
 
 
-def _features(model: nn.Module, places: tuple[Classifier, ...], sample: Tensor) -> dict[str, Tensor]:
-    """Return what each classifier is given for a batch, ``(N, F)``; of a feature map, its average."""
-    found: dict[str, Tensor] = {}
+def _features(model: nn.Module, places: tuple[Classifier, ...], example_input: Tensor) -> dict[str, Tensor]:
+    """Return the inputs of each classifier for a batch, ``(N, F)``; feature maps are averaged."""
+    inputs: dict[str, Tensor] = {}
 
     def keep(name: str, args: tuple[Any, ...]) -> None:
         x = args[0].detach()
-        found[name] = x.mean(dim=(2, 3)) if x.ndim == 4 and x.shape[1] == features[name] else x.flatten(0, -2)
+        inputs[name] = x.mean(dim=(2, 3)) if x.ndim == 4 and x.shape[1] == features[name] else x.flatten(0, -2)
 
     features = {place.name: place.in_features for place in places}
     handles = [
@@ -170,8 +177,8 @@ def _features(model: nn.Module, places: tuple[Classifier, ...], sample: Tensor) 
     ]
     try:
         with evaluating(model):
-            model(sample)
+            model(example_input)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return inputs
