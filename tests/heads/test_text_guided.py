@@ -444,8 +444,8 @@ def test_default_encoder_without_its_weights_is_an_error(monkeypatch: pytest.Mon
     from resilient_heads.text.encoders import openclip_source
 
     def offline(repo: str, *args: object, **options: object) -> Path:
-        raise HubError(f"{repo} could not be had: it is not in the cache.")
+        raise HubError(f"{repo} could not be downloaded: it is not in the cache.")
 
     monkeypatch.setattr(openclip_source, "fetch_snapshot", offline)
-    with pytest.raises(HubError, match=r"patch16_clip_224\.openai could not be had"):
+    with pytest.raises(HubError, match=r"patch16_clip_224\.openai could not be downloaded"):
         TextGuidedHead.from_descriptions(NAMES, BY_NAME)

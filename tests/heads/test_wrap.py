@@ -568,9 +568,7 @@ def test_a_refused_head_is_left_as_it_was() -> None:
 def test_a_head_serves_one_model_at_a_time() -> None:
     head = TextGuidedHead(F, (C, E))
     first, second = wrap_model(Small(), head=head), Small()
-    with pytest.raises(
-        ModelError, match="in a model already; build another one, or unwrap that model first"
-    ):
+    with pytest.raises(ModelError, match="in a model already; build another one, or unwrap that model first"):
         wrap_model(second, head=head)
     assert not is_wrapped(second)
     unwrap_model(first)
