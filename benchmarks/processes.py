@@ -28,7 +28,7 @@ def model() -> torch.nn.Module:
 def run(folder: Path, data: Path, processes: int, injections: int) -> float:
     """Run a campaign in some processes and merge it; return the seconds that the processes took."""
     command = [sys.executable, "-m", "resilient_heads", "campaign", "--model", f"{__file__}:model", "--data", str(data)]
-    command += ["--protocol", "raw", "--injections", str(injections), "--output", str(folder)]
+    command += ["--protocol", "raw", "--trials-per-site", str(injections), "--output", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes)}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     start = time.perf_counter()

@@ -17,7 +17,7 @@ SPACES = {
 def listed() -> list[tuple[str, str]]:
     """Return (module, name) for every class and function that the page documents by name."""
     found, module = [], ""
-    for directive, target in re.findall(r"^\.\. (currentmodule|autoclass|autofunction):: (\S+)", PAGE, re.M):
+    for directive, target in re.findall(r"^\.\. (currentmodule|autoclass|autodata|autofunction):: (\S+)", PAGE, re.M):
         if directive == "currentmodule":
             module = target
         else:

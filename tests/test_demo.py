@@ -22,7 +22,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "digits", lambda seed: few)
-        table = run_demo(DemoOptions(output=folder, injections=12, epochs=2))
+        table = run_demo(DemoOptions(output=folder, trials_per_site=12, epochs=2))
     assert (folder / "table.md").read_text().find(table) > 0
     return folder
 
@@ -45,7 +45,7 @@ def test_the_table_says_what_the_results_say(output: Path) -> None:
         row = next(
             line
             for line in table.splitlines()
-            if [c.strip() for c in line.split("|")[1:5]] == [protocol, "all layers", "layer", "SDC"]
+            if [c.strip() for c in line.split("|")[1:5]] == [protocol, "all layers", "layer-averaged", "SDC"]
         )
         assert f"{100 * sdc.value:.3g}% [" in row.split("|")[6]
 
@@ -79,12 +79,12 @@ def test_a_missing_extra_names_its_install_line(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert cli.main(["demo", "--injections", "0", "--output", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("resilient-heads: --injections must be at least 1, and --seed")
+    assert cli.main(["demo", "--trials-per-site", "0", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("resilient-heads: --trials-per-site must be a whole number of at least 1")
     occupied = tmp_path / "file"
     occupied.write_text("")
     assert cli.main(["demo", "--output", str(occupied)]) == 1
-    assert "cannot be made a folder" in capsys.readouterr().err
+    assert "cannot be made" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
         cli.main(["demo", "--protocol", "golden"])
     assert stop.value.code == 2

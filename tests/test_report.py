@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.errors import ArgumentError
-from resilient_heads.report.tables import _ratio, markdown_table
+from resilient_heads.report.tables import markdown_table, ratio_text
 from resilient_heads.statistics.intervals import Estimate
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
@@ -40,10 +40,10 @@ def test_comparison_table_shows_every_figure_of_the_comparison(results: dict[str
     shown = {tuple(row[:4]) for row in rows}
     for layers in ("last layer(s)", "last layer(s), all tensors", "all layers"):
         for figure in ("delta loss", "SDC", "DUE"):
-            assert {("raw", layers, "layer", figure), ("raw", layers, "bit", figure)} <= shown
+            assert {("raw", layers, "layer-averaged", figure), ("raw", layers, "bit-weighted", figure)} <= shown
         assert ("raw", layers, "", "harmful bits, SDC") in shown
     sdc = comparison.improvement("network", "sdc")
-    row = next(row for row in rows if row[:4] == ["raw", "all layers", "layer", "SDC"])
+    row = next(row for row in rows if row[:4] == ["raw", "all layers", "layer-averaged", "SDC"])
     assert row[4].startswith(f"{100 * sdc.baseline.value:.3g}%")
     assert row[6].startswith(f"{sdc.ratio.value:.3g}x")
 
@@ -83,7 +83,7 @@ def test_ratios_that_are_no_numbers_say_why(baseline: float, candidate: float, r
         ratio=Estimate(ratio, 0.5, math.inf, 0.99, ""),
         difference=Estimate(baseline - candidate if math.isfinite(baseline) else math.nan, 0, 1, 0.99, ""),
     )
-    assert _ratio(improvement).startswith(text)
+    assert ratio_text(improvement).startswith(text)
 
 
 def test_plot_draws_what_the_result_says(results: dict[str, rh.CampaignResult]) -> None:
@@ -108,5 +108,5 @@ def test_plot_makes_its_own_axes_and_refuses_nonsense(results: dict[str, rh.Camp
     pyplot.close(axes.figure)
     with pytest.raises(ArgumentError, match='metric must be "delta_loss", '):
         rh.report.plot_layers(results, metric="accuracy")
-    with pytest.raises(ArgumentError, match="No campaign"):
+    with pytest.raises(ArgumentError, match="must map each model"):
         rh.report.plot_layers({})

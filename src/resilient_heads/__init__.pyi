@@ -1,3 +1,4 @@
+from . import demo as demo
 from . import descriptions as descriptions
 from . import encoders as encoders
 from . import errors as errors

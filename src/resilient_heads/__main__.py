@@ -1,4 +1,4 @@
-"""``python -m resilient_heads`` is the command ``resilient-heads``."""
+"""``python -m resilient_heads`` runs the command ``resilient-heads``."""
 
 import sys
 

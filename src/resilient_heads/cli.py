@@ -1,4 +1,4 @@
-"""The command ``resilient-heads``: parse, call, exit code."""
+"""The command ``resilient-heads``: parse the arguments, run one command, return an exit code."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="resilient-heads",
-        description="Text-guided classifier heads, and the campaigns that measure what they gain.",
+        description="Give classifiers text-guided heads, and measure by fault injection how resilient models are.",
     )
     parser.add_argument("--version", action="version", version=f"resilient-heads {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -27,10 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code: 0 done, 1 refused with a message, 2 wrong usage, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 an error with a message, 2 wrong usage, 130 interrupted."""
     chosen = build_parser().parse_args(arguments)
     try:
-        with _warnings_in_a_line():
+        with one_line_warnings():
             chosen.run(chosen)
     except (ResilientHeadsError, OSError) as error:
         print(f"resilient-heads: {error}", file=sys.stderr)
@@ -42,16 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _warnings_in_a_line() -> Iterator[None]:
-    """Print warnings as the errors are printed, without the place in the code."""
+def one_line_warnings() -> Iterator[None]:
+    """Print each warning of the block in one line, like an error, without its place in the code."""
 
-    def one_line(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
+    def one_line(message: Warning | str, *_place: object, **_line: object) -> str:
         return f"resilient-heads: {message}\n"
 
-    kept, warnings.formatwarning = warnings.formatwarning, one_line
+    usual, warnings.formatwarning = warnings.formatwarning, one_line
     try:
         yield
     finally:
-        warnings.formatwarning = kept
+        warnings.formatwarning = usual

@@ -1,4 +1,4 @@
-"""Optional packages, imported when they are first needed."""
+"""Optional packages, imported when a function first needs them."""
 
 import importlib
 from types import ModuleType
@@ -7,12 +7,12 @@ from resilient_heads.errors import MissingExtraError
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:
-    """Import ``module``, or say which extra brings it.
+    """Import a module of an optional package, or raise an error with the command that installs it.
 
     Args:
         module: Dotted name of the module to import.
-        extra: The extra of this package that installs it.
-        purpose: What it is needed for, as the end of the sentence "... is needed for".
+        extra: The extra of this library that installs the module.
+        purpose: What needs the module, as the end of the sentence "... is needed for".
 
     Raises:
         MissingExtraError: The module is not installed.

@@ -1,4 +1,4 @@
-"""Files that are either written whole or not at all."""
+"""Files: checked paths, atomic writes, locks and digests."""
 
 import contextlib
 import glob
@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 
 def as_path(given: str | os.PathLike[str], what: str, *, error: type[Exception]) -> Path:
-    """Return a path, or raise ``error`` where something is none; ``what`` is what the message calls it."""
+    """Return a path that the system can write, or raise ``error``; the message names the path ``what``."""
     if not isinstance(given, str | os.PathLike):
         raise error(f'{what} must be a path, such as "folder/file", found {given!r:.60}.')
     path = Path(given)
@@ -26,15 +26,16 @@ def as_path(given: str | os.PathLike[str], what: str, *, error: type[Exception])
 
 
 def write_atomic(path: str | os.PathLike[str], content: bytes | memoryview) -> Path:
-    """Write ``content`` beside ``path`` and move it into place, so that no reader ever sees half a file.
+    """Write a file whole or not at all: write it beside ``path``, then rename it to ``path``.
 
-    A process that is killed meanwhile leaves a file behind that :func:`leftovers` names.
+    The function makes missing parent folders. If the process is killed meanwhile, an unfinished file stays beside
+    ``path``; :func:`leftovers` finds it.
 
     Returns:
-        The path written. Missing parent folders are made.
+        The path.
 
     Raises:
-        OSError: The folder is not writable or the disk is full; an older file at ``path`` is then unharmed.
+        OSError: The folder is not writable, or the disk is full. An older file at ``path`` is then unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +56,9 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | memoryview) -> P
 
 
 def leftovers(path: str | os.PathLike[str]) -> list[Path]:
-    """Return what :func:`write_atomic` left beside ``path`` if it was killed; nobody may be writing there now."""
+    """Return the unfinished files that killed :func:`write_atomic` calls left; call it while no process writes."""
     path = Path(path)
-    return sorted(found for found in path.parent.glob(f".{glob.escape(path.name)}.*") if found.is_file())
+    return sorted(entry for entry in path.parent.glob(f".{glob.escape(path.name)}.*") if entry.is_file())
 
 
 @contextlib.contextmanager
@@ -89,7 +90,7 @@ def locked(path: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename outlast a loss of power, where folders can be synced."""
+    """Make a rename permanent, so that it survives a loss of power; some systems cannot sync folders."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -99,7 +100,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _umask() -> int:
-    """Return the process's umask (reading it needs setting it)."""
+    """Return the process's umask; the system has no call that only reads it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import resilient_heads as rh
 from helpers.small_campaign import Net, arguments, campaign, labelled, net
-from resilient_heads.cli import _warnings_in_a_line, main
+from resilient_heads.cli import main, one_line_warnings
 from resilient_heads.errors import ArgumentError, DamagedChunkWarning, DataError, ModelError
 from resilient_heads.inputs.checkpoints import read_checkpoint
 from resilient_heads.inputs.images import read_images
@@ -59,7 +59,7 @@ def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     in_library = campaign(None).save(tmp_path / "r.parquet")
     assert (folder / "result.parquet").read_bytes() == in_library.read_bytes()
     assert main(["report", str(folder)]) == 0
-    assert "CampaignResult(Net, raw, 2 sites, 180 trials): seed 0, fault-free accuracy 100.00% of 12" in (
+    assert "CampaignResult(Net, raw, 2 sites, 180 trials): seed 0, fault-free accuracy 100.00% on 12 images" in (
         capsys.readouterr().out
     )
     assert main(["merge", str(folder)]) == 0
@@ -102,7 +102,7 @@ def test_mistakes_are_told_in_a_line(
     with pytest.warns(DamagedChunkWarning, match="is damaged .* run again"):
         assert main([*words, "--layers", "fc"]) == 0
     usual = warnings.formatwarning
-    with _warnings_in_a_line():
+    with one_line_warnings():
         line = warnings.formatwarning(DamagedChunkWarning("It is damaged."), DamagedChunkWarning, "x.py", 3)
     assert line == "resilient-heads: It is damaged.\n"
     assert warnings.formatwarning is usual
@@ -137,7 +137,7 @@ def test_torchvision_reads_pictures_its_own_way(tmp_path: Path, pictures: Path) 
         {"state_dict": {f"module.{name}": tensor for name, tensor in plain.state_dict().items()}}, tmp_path / "r.pth"
     )
     words = ["campaign", "--model", "torchvision:resnet18", "--checkpoint", str(tmp_path / "r.pth"), "--classes", "3"]
-    words += ["--data", str(pictures), "--protocol", "raw", "--injections", "4", "--batch-size", "4", "--quiet"]
+    words += ["--data", str(pictures), "--protocol", "raw", "--trials-per-site", "4", "--batch-size", "4", "--quiet"]
     words += ["--output", str(tmp_path / "c"), "--layers", "layer4.1.*", "fc", "--images", "6"]
     assert main(words) == 0
     result = rh.CampaignResult.load(tmp_path / "c")
@@ -167,7 +167,7 @@ def test_published_weights_are_read_without_running_code(monkeypatch: pytest.Mon
     assert asked["check_hash"] is True
     assert torch.equal(model.classifier[1].weight, weights["classifier.1.weight"])
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: 1 / 0)
-    with pytest.raises(ModelError, match="cannot be had; pass --checkpoint: ZeroDivisionError"):
+    with pytest.raises(ModelError, match="could not be downloaded; pass --checkpoint: ZeroDivisionError"):
         named_model("torchvision:squeezenet1_1", pretrained=True)
 
 
@@ -179,7 +179,7 @@ def test_the_checkpoint_of_a_wrapped_model(tmp_path: Path) -> None:
     with torch.no_grad():
         labels = wrapped.eval()(labelled()[0]).argmax(dim=1)
     np.savez(tmp_path / "images.npz", images=labelled()[0].numpy(), labels=labels.numpy())
-    words += ["--wrap", str(embeddings), "--checkpoint", str(tmp_path / "w.safetensors"), "--injections", "8"]
+    words += ["--wrap", str(embeddings), "--checkpoint", str(tmp_path / "w.safetensors"), "--trials-per-site", "8"]
     assert main(words) == 0
     result = rh.CampaignResult.load(tmp_path / "c")
     assert "fc.projection" in result.record.layers
@@ -199,7 +199,7 @@ def test_models_of_transformers(tmp_path: Path, pictures: Path) -> None:
     )
     model = transformers.ViTForImageClassification(config).eval()
     model.save_pretrained(tmp_path / "vit")
-    with pytest.raises(DataError, match="does not say how it wants pictures; pass --resize"):
+    with pytest.raises(DataError, match="does not say how it wants its pictures; pass --resize"):
         read_images(pictures, named_model(f"hf:{tmp_path / 'vit'}", pretrained=True).preprocessing)
     processor = transformers.ViTImageProcessor(
         size={"height": 16, "width": 16}, image_mean=[0.1] * 3, image_std=[2.0] * 3
@@ -222,7 +222,8 @@ def test_models_of_transformers(tmp_path: Path, pictures: Path) -> None:
         "raw",
     ]
     assert (
-        main([*words, "--injections", "4", "--quiet", "--layers", "classifier", "--output", str(tmp_path / "c")]) == 0
+        main([*words, "--trials-per-site", "4", "--quiet", "--layers", "classifier", "--output", str(tmp_path / "c")])
+        == 0
     )
     with pytest.raises(ModelError, match="cannot load an image classifier"):
         named_model(f"hf:{tmp_path}", pretrained=True)
@@ -238,28 +239,44 @@ def test_models_of_timm() -> None:
         named_model("timm:resnet10x", pretrained=False)
 
 
-def test_models_that_cannot_be_made(tmp_path: Path) -> None:
-    file = tmp_path / "mine.py"
-    file.write_text("import beside\nmodel = 3\ndef bad(): return 3\ndef worse(): return 1 / 0\n")
-    (tmp_path / "beside.py").write_text("")
-    for name, message in (
-        ("torchvision:resnet19", "no classifier 'resnet19'"),
-        ("torchvision:", "No model is named"),
-        (f"{tmp_path}/absent.py:net", "There is no file"),
-        (f"{file}:absent", "has no function 'absent'"),
-        (f"{file}:model", "has no function 'model'"),
-        (f"{file}:bad", "gave a int; expected"),
-        (f"{file}:worse", "failed: ZeroDivisionError: division by zero"),
-    ):
-        with pytest.raises(ModelError, match=message):
-            named_model(name, pretrained=False)
-    file.write_text("import no_such_module\n")
-    with pytest.raises(ModelError, match=r"cannot be run: ModuleNotFoundError: No module named 'no_such_module'"):
-        named_model(f"{file}:net", pretrained=False)
-    with pytest.raises(ModelError, match="--classes"):
-        named_model(f"{file}:net", pretrained=False, classes=3)
-    with pytest.raises(ModelError, match="with --checkpoint"):
-        named_model("torchvision:resnet18", pretrained=True, classes=3)
+SOURCE = "import beside\nmodel = 3\ndef bad(): return 3\ndef worse(): return 1 / 0\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torchvision:resnet19", "cannot make a classifier 'resnet19'"),
+        ("absent.py:net", "There is no file"),
+        ("mine.py:absent", "has no function 'absent'"),
+        ("mine.py:model", "has no function 'model'"),
+        ("mine.py:bad", "returned a int; expected"),
+        ("mine.py:worse", "failed: ZeroDivisionError: division by zero"),
+        ("broken.py:net", r"cannot be run: ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(SOURCE)
+    Path("beside.py").write_text("")
+    Path("broken.py").write_text("import no_such_module\n")
+    with pytest.raises(ModelError, match=message):
+        named_model(name, pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("torchvision:", {"pretrained": False}, "No model is named 'torchvision:'; expected torchvision:NAME"),
+        ("mine.py:net", {"pretrained": False, "classes": 3}, "--classes must be a whole number of at least 2, for"),
+        ("timm:resnet18", {"pretrained": False, "classes": 1}, "--classes must be a whole number of at least 2"),
+        ("torchvision:resnet18", {"pretrained": True, "classes": 3}, "pass --classes with --checkpoint"),
+    ],
+)
+def test_a_wrong_name_or_number_of_classes_is_refused(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        named_model(name, **options)
 
 
 class Code:
@@ -321,7 +338,7 @@ def test_arrays(tmp_path: Path) -> None:
         read_images(path, Preprocessing(mean=(0.5,), std=(0.5,)))
     np.savez(path, images=pixels.astype(np.float32), labels=np.array([4, 5]))
     assert torch.equal(read_images(path, known)[0], torch.from_numpy(pixels.astype(np.float32)))
-    assert read_images(path, known, limit=1)[1].tolist() == [4]
+    assert read_images(path, known, most=1)[1].tolist() == [4]
     for arrays, message in (
         ({"images": pixels}, "no .npz file with arrays"),
         ({"images": pixels, "labels": np.array([1])}, "expected"),
@@ -341,7 +358,7 @@ def test_folders(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="differ in size; pass --resize and --crop"):
         read_images(pictures, preprocessing_from(resize=None, crop=None, mean=[0.0], std=[1.0]))
     ours = preprocessing_from(resize=20, crop=16, mean=[0.5] * 3, std=[0.25] * 3)
-    images, labels = read_images(pictures, ours, limit=3)
+    images, labels = read_images(pictures, ours, most=3)
     assert images.shape == (3, 3, 16, 16)
     assert labels.tolist() == [0, 1, 2]
     assert images.mean(dim=(0, 2, 3)).abs().max() < 1

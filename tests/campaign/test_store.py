@@ -194,7 +194,7 @@ def test_another_campaign_is_refused_by_name(folder: Path) -> None:
         ({"data": (images * 1.001, labels)}, "pass the same images and labels"),
         ({"seed": 5}, r"seed is 0 there and 5 now \(pass seed=0, or --seed 0\)"),
         ({"protocol": rh.Protocol(name="raw", min_top2diff=0.01)}, "pass the same protocol"),
-        ({"trials_per_site": 91}, "pass trials_per_site=90, or --injections 90"),
+        ({"trials_per_site": 91}, "pass trials_per_site=90, or --trials-per-site 90"),
         ({"chunk_size": 12}, "pass chunk_size=8, or --chunk-size 8"),
         ({"batch_size": 2}, "pass batch_size=4, or --batch-size 4"),
         ({"layers": ["fc"]}, "pass the same layers"),

@@ -86,18 +86,18 @@ def test_until_and_pilot_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
     assert CampaignResult.load(tmp_path / "r").config.until == RULES["relative"]
     pilot = [*arguments(tmp_path / "p"), "--seed", "1"]
     assert cli.main(pilot) == 0
-    assert cli.main([*arguments(tmp_path / "s"), "--pilot", str(tmp_path / "p"), "--trials", "150"]) == 0
+    assert cli.main([*arguments(tmp_path / "s"), "--pilot", str(tmp_path / "p"), "--total-trials", "150"]) == 0
     found = CampaignResult.load(tmp_path / "s")
     assert len(found.trials) == 150
     assert found.config.design == rh.neyman_design(CampaignResult.load(tmp_path / "p"), total_trials=150)
     capsys.readouterr()
     for extra, match in [
-        (["--until", "sdc"], "--until takes METRIC:HALF"),
+        (["--until", "sdc"], "--until must be METRIC:WIDTH"),
         (["--until", "harm:0.1"], "No metric is named 'harm'"),
         (["--until", "sdc:0%"], "half_width is above 0"),
-        (["--pilot", str(tmp_path / "p")], "go together"),
-        (["--pilot", str(tmp_path / "none"), "--trials", "150"], "There is no pilot"),
-        (["--pilot", str(tmp_path / "p"), "--trials", "150", "--seed", "1"], "pass another seed="),
+        (["--pilot", str(tmp_path / "p")], "pass both or neither"),
+        (["--pilot", str(tmp_path / "none"), "--total-trials", "150"], "There is no pilot"),
+        (["--pilot", str(tmp_path / "p"), "--total-trials", "150", "--seed", "1"], "pass another seed="),
     ]:
         assert cli.main([*arguments(tmp_path / "x"), *extra]) == 1
         assert match in capsys.readouterr().err

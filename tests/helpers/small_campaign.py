@@ -58,7 +58,7 @@ def arguments(folder: Path) -> list[str]:
     arrays = folder.parent / "images.npz"
     if not arrays.exists():
         np.savez(arrays, images=images.numpy(), labels=labels.numpy())
-    words = f"campaign --model {__file__}:net --data {arrays} --protocol raw --injections 90 --batch-size 4"
+    words = f"campaign --model {__file__}:net --data {arrays} --protocol raw --trials-per-site 90 --batch-size 4"
     return [*words.split(), "--chunk-size", "8", "--quiet", "--output", str(folder)]
 
 

@@ -1,1 +1,1 @@
-"""What the command line can do, one module a command: each declares its arguments and calls the library."""
+"""The command line: one module for each command. Each declares its options and runs."""

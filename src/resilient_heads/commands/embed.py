@@ -5,45 +5,53 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from resilient_heads.errors import DescriptionError, EmbeddingError
+from resilient_heads.errors import ArgumentError, DescriptionError
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
-    parser = subparsers.add_parser("embed", help="turn class names and descriptions into class embeddings")
-    parser.add_argument("--classes", type=Path, help="JSON list of class names; without it, the descriptions' order")
-    parser.add_argument("--descriptions", type=Path, help="JSON file of descriptions; without it, a template is used")
-    parser.add_argument("--encoder", default="clip-vit-b-16", help="minilm-l6, clip-vit-b-16 (default), ARCH/TAG...")
+    parser = subparsers.add_parser("embed", help="make class embeddings from class names and descriptions")
     parser.add_argument(
-        "--revision", help="commit of the encoder's weights on the Hub; without it, the pinned or newest"
+        "--classes", type=Path, help="JSON list of class names (default: the classes of --descriptions, in their order)"
     )
     parser.add_argument(
-        "--long-text", choices=["warn", "chunk", "error"], default="warn", help="texts beyond the encoder's context"
+        "--descriptions", type=Path, help="JSON file of descriptions (default: a template with each class name)"
     )
-    parser.add_argument("--device", default="cpu", help="where to run the encoder, such as cuda")
-    parser.add_argument("--offline", action="store_true", help="never touch the network")
+    parser.add_argument(
+        "--encoder",
+        default="clip-vit-b-16",
+        help="text encoder: minilm-l6, clip-vit-b-16, ARCHITECTURE/TAG of open_clip... (default: %(default)s)",
+    )
+    parser.add_argument("--revision", help="commit of the weights on the Hub (default: the pinned or newest commit)")
+    parser.add_argument(
+        "--long-text",
+        choices=["warn", "chunk", "error"],
+        default="warn",
+        help="texts longer than the encoder's context: cut with a warning, encode in chunks, or refuse",
+    )
+    parser.add_argument("--device", default="cpu", help="device to run the encoder on, such as cuda (default: cpu)")
+    parser.add_argument("--offline", action="store_true", help="use only files that are on this machine")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Embed and write, then say what was written."""
-    from resilient_heads.text.descriptions.class_descriptions import (
-        ClassDescriptions,  # torch takes seconds: --help must not wait for it
-    )
+    """Encode the texts, write the embeddings, print what was written."""
+    # torch takes seconds: --help must not wait for it
+    from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
     from resilient_heads.text.descriptions.questions import TEMPLATE
     from resilient_heads.text.encoders.named import named_encoder
     from resilient_heads.text.encoders.pooling import embed_classes
 
-    names = _names(arguments.classes) if arguments.classes is not None else None
+    names = None if arguments.classes is None else _read_names(arguments.classes)
     if arguments.descriptions is not None:
         descriptions = ClassDescriptions.load(arguments.descriptions, names)
     elif names is not None:
         descriptions = ClassDescriptions.match(names, None, templates=(TEMPLATE,))
     else:
-        raise DescriptionError("Pass --classes names.json, --descriptions d.json, or both.")
+        raise ArgumentError("Pass --classes names.json, --descriptions d.json, or both.")
     if arguments.output.is_dir() or arguments.output.parent.is_file():  # before minutes of encoding
-        raise EmbeddingError(f"{arguments.output} cannot be written: name a file in a folder, embeddings.safetensors.")
+        raise ArgumentError(f"--output must be a file in a folder, such as pets.safetensors; found {arguments.output}.")
     encoder = named_encoder(
         arguments.encoder,
         revision=arguments.revision,
@@ -54,24 +62,24 @@ def run(arguments: argparse.Namespace) -> None:
     )
     embeddings = embed_classes(descriptions, encoder)
     path = embeddings.save(arguments.output)
+    origin, first = embeddings.provenance, _first(embeddings.class_names)
     print(f"{embeddings!r} written to {path}")
-    made = embeddings.provenance
-    print(f"encoder {made.encoder} at {made.encoder_revision}, weights sha256 {made.weights_sha256 or 'not known'}")
+    print(f"encoder {origin.encoder} at {origin.encoder_revision}, weights sha256 {origin.weights_sha256 or 'unknown'}")
     if names is None:
         print(
-            f"Class order: as the classes stand in {arguments.descriptions} ({_few(embeddings.class_names)}). Where "
-            "that is not the order of your model's outputs, pass --classes names.json."
+            f"Class order: as in {arguments.descriptions} ({first}). If your model's outputs have another order, pass "
+            "--classes names.json."
         )
     else:
-        print(f"Class order: as in {arguments.classes} ({_few(embeddings.class_names)}).")
+        print(f"Class order: as in {arguments.classes} ({first}).")
 
 
-def _few(names: Sequence[str]) -> str:
-    """Return the first names."""
+def _first(names: Sequence[str]) -> str:
+    """Return the first four names."""
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _names(path: Path) -> list[str]:
+def _read_names(path: Path) -> list[str]:
     """Read a JSON list of names."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from resilient_heads.errors import EmbeddingError
+from resilient_heads.errors import ArgumentError, EmbeddingError
 from resilient_heads.files import file_sha256
 
 
@@ -14,29 +14,32 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Declare the command and its options."""
     parser = subparsers.add_parser("embeddings", help="list, show, verify and publish class embeddings")
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="which prebuilt embeddings exist")
+    listing = actions.add_parser("list", help="list the prebuilt embeddings")
     listing.set_defaults(run=run_list)
-    show = actions.add_parser("show", help="what a file or prebuilt embeddings hold")
-    show.add_argument("source", help="safetensors file, or a name such as cifar10")
+    show = actions.add_parser("show", help="print the classes and the origin of embeddings")
+    show.add_argument("source", help="safetensors file, or the name of prebuilt embeddings such as cifar10")
     show.set_defaults(run=run_show)
-    verify = actions.add_parser("verify", help="check the wheel's embeddings, a published folder, or a file")
-    verify.add_argument("source", nargs="?", type=Path, help="folder or file; without it, the wheel's embeddings")
-    verify.add_argument("--sha256", help="digest that the file must have; of a folder, that of its manifest.json")
+    verify = actions.add_parser("verify", help="check the digests of embeddings")
+    verify.add_argument("source", nargs="?", type=Path, help="file or published folder (default: the wheel's)")
+    verify.add_argument("--sha256", help="expected digest of the file, or of the folder's manifest.json")
     verify.set_defaults(run=run_verify)
-    publish = actions.add_parser("publish", help="write embeddings with manifest and card, and upload them")
-    publish.add_argument("files", nargs="+", type=Path, help="safetensors files; their stems become the names")
+    publish = actions.add_parser("publish", help="write embeddings with a manifest and a card, and upload them")
+    publish.add_argument("files", nargs="+", type=Path, help="safetensors files; each stem becomes a name")
     publish.add_argument("--folder", type=Path, required=True, help="folder to write")
     publish.add_argument(
-        "--dtype", choices=["keep", "float32", "float16", "bfloat16"], default="keep", help="stored as (default: keep)"
+        "--dtype",
+        choices=["keep", "float32", "float16", "bfloat16"],
+        default="keep",
+        help="dtype of the written vectors (default: %(default)s)",
     )
-    publish.add_argument("--licence", default="apache-2.0", help="licence identifier for the card")
-    publish.add_argument("--repo", help="OWNER/NAME to upload to; without it, only the folder is written")
+    publish.add_argument("--licence", default="apache-2.0", help="licence on the card (default: %(default)s)")
+    publish.add_argument("--repo", help="OWNER/NAME on the Hub to upload to (default: write the folder only)")
     publish.add_argument("--private", action="store_true", help="make a new repository private")
     publish.set_defaults(run=run_publish)
 
 
 def run_list(arguments: argparse.Namespace) -> None:
-    """Print what the wheel bundles and what its manifest pins on the Hub."""
+    """Print the embeddings in the wheel, and those on the Hub that the wheel's manifest pins."""
     from resilient_heads.text.prebuilt.manifest import Manifest
 
     manifest = Manifest.of_wheel()
@@ -45,20 +48,21 @@ def run_list(arguments: argparse.Namespace) -> None:
     for entry in manifest.hub:
         print(f"{entry.name:12} {entry.encoder:21} {entry.repo}@{entry.revision[:12]}")
     if not manifest.hub:
-        print("Nothing is published on the Hub for this release; other encoders are run on this machine.")
+        print("This release pins no embeddings on the Hub; other encoders run on this machine.")
 
 
 def run_show(arguments: argparse.Namespace) -> None:
-    """Print names, sizes and provenance."""
+    """Print sizes, provenance and the first class names."""
     from resilient_heads.text.embeddings import ClassEmbeddings
     from resilient_heads.text.prebuilt.bundled import bundled_names, load_bundled
 
-    bundled = arguments.source in bundled_names() and not Path(arguments.source).exists()
-    if not bundled and not Path(arguments.source).exists():
+    is_file = Path(arguments.source).exists()
+    if not is_file and arguments.source not in bundled_names():
         raise EmbeddingError(
-            f"{arguments.source!r} is no file, and no prebuilt embeddings; those are {', '.join(bundled_names())}."
+            f"{arguments.source!r} is neither a file nor the name of prebuilt embeddings; expected one of "
+            f"{', '.join(bundled_names())}."
         )
-    embeddings = load_bundled(arguments.source) if bundled else ClassEmbeddings.load(arguments.source)
+    embeddings = ClassEmbeddings.load(arguments.source) if is_file else load_bundled(arguments.source)
     print(repr(embeddings))
     for key, value in asdict(embeddings.provenance).items():
         print(f"{key}: {value}")
@@ -67,32 +71,31 @@ def run_show(arguments: argparse.Namespace) -> None:
 
 
 def run_verify(arguments: argparse.Namespace) -> None:
-    """Check digests; the first that is wrong ends the command with exit code 1."""
+    """Check digests and print each one that is right; raise an error at the first that is wrong."""
     from resilient_heads.text.embeddings import ClassEmbeddings
     from resilient_heads.text.prebuilt.bundled import bundled_names, load_bundled
     from resilient_heads.text.prebuilt.publish import verify_folder
 
-    if arguments.source is None:
+    source = arguments.source
+    if source is None:
         if arguments.sha256 is not None:
-            raise EmbeddingError("--sha256 needs a file or a folder; the wheel's own digests are in its manifest.")
-        found = {name: load_bundled(name) for name in bundled_names()}
-    elif arguments.source.is_dir():
-        found = verify_folder(arguments.source, manifest_sha256=arguments.sha256)
-        print(f"ok  {arguments.source / 'manifest.json'} (sha256 {file_sha256(arguments.source / 'manifest.json')})")
+            raise ArgumentError("--sha256 needs a file or a folder; the wheel's manifest holds the wheel's digests.")
+        verified = {name: load_bundled(name) for name in bundled_names()}
+    elif source.is_dir():
+        verified = verify_folder(source, manifest_sha256=arguments.sha256)
+        print(f"ok  {source / 'manifest.json'} (sha256 {file_sha256(source / 'manifest.json')})")
     else:
-        content = arguments.source.read_bytes()
+        content = source.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
         if arguments.sha256 is not None and digest != arguments.sha256.lower():
-            raise EmbeddingError(f"{arguments.source} has sha256 {digest}, expected {arguments.sha256}.")
-        found = {
-            f"{arguments.source} (sha256 {digest})": ClassEmbeddings.from_bytes(content, name=str(arguments.source))
-        }
-    for name, embeddings in found.items():
+            raise EmbeddingError(f"{source} has sha256 {digest}, expected {arguments.sha256}.")
+        verified = {f"{source} (sha256 {digest})": ClassEmbeddings.from_bytes(content, name=str(source))}
+    for name, embeddings in verified.items():
         print(f"ok  {name}: {embeddings!r}")
 
 
 def run_publish(arguments: argparse.Namespace) -> None:
-    """Write the folder, upload it if a repository is named, and print what was stored and what pins it."""
+    """Write the folder, upload it if --repo names a repository, and print the entries that pin it."""
     import torch
 
     from resilient_heads.text.embeddings import ClassEmbeddings
@@ -100,19 +103,21 @@ def run_publish(arguments: argparse.Namespace) -> None:
 
     embeddings = {path.stem: ClassEmbeddings.load(path) for path in arguments.files}
     if len(embeddings) < len(arguments.files):
-        raise EmbeddingError("Two of the files share a name; rename one.")
+        raise ArgumentError("Two of the files share a name; rename one.")
     dtype = None if arguments.dtype == "keep" else getattr(torch, arguments.dtype)
     folder = write_folder(embeddings, arguments.folder, licence=arguments.licence, dtype=dtype)
     print(f"{len(embeddings)} embeddings written to {folder}")
-    for name, own in sorted(embeddings.items()):
-        kept = own.vectors.to(dtype)
-        changed = float((kept.to(own.vectors.dtype) - own.vectors).abs().max())
-        note = f"rounded from {_short(own.vectors.dtype)}, by at most {changed:.1e}" if changed else "no value changed"
-        print(f"{name}: stored as {_short(kept.dtype)}, {note}")
+    for name, given in sorted(embeddings.items()):
+        stored = given.vectors.to(dtype)
+        changed = float((stored.to(given.vectors.dtype) - given.vectors).abs().max())
+        note = (
+            f"rounded from {_short(given.vectors.dtype)}, by at most {changed:.1e}" if changed else "no value changed"
+        )
+        print(f"{name}: stored as {_short(stored.dtype)}, {note}")
     if arguments.repo is None:
         return
     entries = publish(folder, arguments.repo, private=arguments.private)
-    print(f"Uploaded to {arguments.repo}. What pins each file:")
+    print(f"Uploaded to {arguments.repo}. These entries pin the files:")
     print(json.dumps([asdict(entry) for entry in entries], indent=2))
 
 

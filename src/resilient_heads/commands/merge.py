@@ -6,17 +6,16 @@ from pathlib import Path
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
-    parser = subparsers.add_parser("merge", help="put the chunks of a campaign's processes together into one result")
-    parser.add_argument("folder", type=Path, help="the campaign's folder; result.parquet is written there")
-    parser.add_argument("others", type=Path, nargs="*", help="further folders of it, from other machines")
+    parser = subparsers.add_parser("merge", help="combine the trials of a campaign's processes into one result")
+    parser.add_argument("folder", type=Path, help="the campaign's folder; the command writes result.parquet there")
+    parser.add_argument("others", type=Path, nargs="*", help="folders with the campaign's trials from other machines")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Merge and say where the result is."""
+    """Merge the trials and print the path of the result."""
     from resilient_heads.campaign.run.merge import merge_campaign  # torch takes seconds: --help must not wait for it
 
     result = merge_campaign(arguments.folder, *arguments.others)
-    print(
-        f"{len(result.trials):,} trials at {len(result.sites)} sites written to {arguments.folder / 'result.parquet'}"
-    )
+    path = arguments.folder / "result.parquet"
+    print(f"{len(result.trials):,} trials at {len(result.sites)} sites written to {path}")

@@ -8,27 +8,26 @@ from resilient_heads.commands.model_and_data import add_options, load_images, lo
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
-    parser = subparsers.add_parser("replay", help="repeat one trial of a campaign and print what it does")
-    parser.add_argument("source", type=Path, help="the campaign's folder or result")
-    parser.add_argument("--site", required=True, help="name of the site: the column layer of the result")
+    parser = subparsers.add_parser("replay", help="repeat one trial of a campaign and print its effect")
+    parser.add_argument("source", type=Path, help="the campaign's folder, or its result file")
+    parser.add_argument("--site", required=True, help="name of the site, as in the result's column layer")
     parser.add_argument("--trial", type=int, required=True, help="number of the trial at this site")
     add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Repeat the trial and print what it did."""
+    """Repeat the trial; print the flip, the outcome and the logits of the leading classes."""
     from resilient_heads.campaign.run.replay import replay  # torch takes seconds: --help must not wait for it
 
     model, preprocessing = load_model(arguments)
     data = load_images(arguments.data, preprocessing, arguments)
-    found = replay(arguments.source, model, data, site=arguments.site, trial=arguments.trial)
-    limit = "" if found.range_limit is None else f", limited to {found.range_limit:.6g}"
-    print(f"trial {found.trial} of {found.layer}: image {found.image} of class {found.label}")
-    print(f"bit {found.bit} of neuron {found.neuron}: {found.before:.9g} became {found.after:.9g}{limit}")
-    print(f"outcome: {found.outcome.name.lower()}, delta loss {found.delta_loss:.6g} nats")
-    order = found.golden.argsort(descending=True)[:5].tolist()
-    order += [label for label in found.faulty.argsort(descending=True)[:5].tolist() if label not in order]
+    trial = replay(arguments.source, model, data, site=arguments.site, trial=arguments.trial)
+    limit = "" if trial.range_limit is None else f", limited to {trial.range_limit:.6g}"
+    print(f"trial {trial.trial} of {trial.layer}: image {trial.image} of class {trial.label}")
+    print(f"bit {trial.bit} of neuron {trial.neuron}: {trial.before:.9g} became {trial.after:.9g}{limit}")
+    print(f"outcome: {trial.outcome.name.lower()}, delta loss {trial.delta_loss:.6g} nats")
+    leading = trial.golden.argsort(descending=True)[:5].tolist() + trial.faulty.argsort(descending=True)[:5].tolist()
     print("class   golden logit   faulty logit")
-    for label in order:
-        print(f"{label:5d} {float(found.golden[label]):14.7g} {float(found.faulty[label]):14.7g}")
+    for label in dict.fromkeys(leading):
+        print(f"{label:5d} {float(trial.golden[label]):14.7g} {float(trial.faulty[label]):14.7g}")

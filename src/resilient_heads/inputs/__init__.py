@@ -1,1 +1,1 @@
-"""What a command line can name: a model, its weights, images in a folder or an array file."""
+"""What the options of the command line name: models, checkpoints and images."""

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from resilient_heads.errors import ModelError
-from resilient_heads.inputs.error_context import explained
+from resilient_heads.inputs.error_context import error_context
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -27,7 +27,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no checkpoint {path}.")
-    with explained(ModelError, f"{path} cannot be read as weights"):
+    with error_context(ModelError, f"{path} cannot be read as weights"):
         content = (
             load_file(path)
             if path.suffix == ".safetensors"

@@ -1,4 +1,4 @@
-"""Errors of other libraries in one line of ours."""
+"""Errors of other libraries, in one line of this library's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,17 +7,18 @@ from resilient_heads.errors import ResilientHeadsError
 
 
 @contextmanager
-def explained(kind: type[ResilientHeadsError], what: str) -> Iterator[None]:
-    """Turn whatever is raised inside the block into ``kind``: ``what``, then the first line of the reason.
+def error_context(error: type[ResilientHeadsError], what: str) -> Iterator[None]:
+    """Raise ``error`` for every exception of the block that is not of this library.
 
     Args:
-        kind: Error to raise.
-        what: What went wrong, as a sentence without its end.
+        error: Class of the error.
+        what: What went wrong, as a sentence without its full stop. The message adds the class of the exception and the
+            first line of its message.
     """
     try:
         yield
     except ResilientHeadsError:
         raise
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        raise kind(f"{what}: {type(error).__name__}: {reason}") from error
+    except Exception as cause:
+        reason = next(iter(str(cause).strip().splitlines()), "")
+        raise error(f"{what}: {type(cause).__name__}: {reason}") from cause

@@ -1,4 +1,4 @@
-"""Images and labels from a folder of pictures or an array file."""
+"""Images and labels from a folder of pictures or from an array file."""
 
 from pathlib import Path
 
@@ -9,51 +9,51 @@ from torch import Tensor
 from resilient_heads.checks import whole_number
 from resilient_heads.errors import DataError
 from resilient_heads.extras import require
-from resilient_heads.inputs.error_context import explained
+from resilient_heads.inputs.error_context import error_context
 from resilient_heads.inputs.preprocessing import Preprocessing
 
 
-def read_images(path: Path, preprocessing: Preprocessing, *, limit: int | None = None) -> tuple[Tensor, Tensor]:
+def read_images(path: Path, preprocessing: Preprocessing, *, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Read labelled images into memory.
 
     Args:
         path: A folder with a subfolder of pictures for each class (class i is the i-th of their sorted names), or an
-            ``.npz`` file with ``images`` ``(N, C, H, W)``, float32 taken as they are or uint8 normalised, and
-            ``labels`` ``(N,)``.
-        preprocessing: The model's.
-        limit: Take so many images at most, evenly spaced over all.
+            ``.npz`` file with ``images`` ``(N, C, H, W)`` and ``labels`` ``(N,)``. Images in uint8 are normalised,
+            images in float32 are taken unchanged.
+        preprocessing: How the model wants its pictures.
+        most: Largest number of images, taken at even distances; None: all images.
 
     Returns:
         Images ``(N, C, H, W)`` and labels ``(N,)``, int64.
 
     Raises:
-        DataError: Something else is there, or it cannot be decoded.
-        FileNotFoundError: Nothing is there.
+        ArgumentError: ``most`` is less than 1.
+        DataError: The path holds something else, or an image cannot be decoded.
+        FileNotFoundError: The path does not exist.
     """
-    if limit is not None:
-        whole_number("--images", limit, least=1)
+    if most is not None:
+        whole_number("--images", most, least=1)
     if path.is_dir():
-        return _read_folder(path, preprocessing, limit)
+        return _read_folder(path, preprocessing, most)
     if not path.exists():
         raise FileNotFoundError(f"There is no {path}; expected a folder of images or an .npz file.")
-    return _read_arrays(path, preprocessing, limit)
+    return _read_arrays(path, preprocessing, most)
 
 
-def _read_folder(path: Path, preprocessing: Preprocessing, limit: int | None) -> tuple[Tensor, Tensor]:
+def _read_folder(path: Path, preprocessing: Preprocessing, most: int | None) -> tuple[Tensor, Tensor]:
     """Decode a folder in the layout of torchvision's ImageFolder."""
     datasets = require("torchvision.datasets", extra="vision", purpose="folders of images")
     if preprocessing.picture is None:
         raise DataError(
-            "The model does not say how it wants pictures; pass --resize, --crop, --mean and --std, as far as it "
+            "The model does not say how it wants its pictures; pass --resize, --crop, --mean and --std, as far as it "
             "needs them."
         )
-    with explained(DataError, f"{path} is no folder with a subfolder of images for each class"):
-        found = datasets.ImageFolder(path, transform=preprocessing.picture)
-    chosen = _spread(len(found), limit)
+    with error_context(DataError, f"{path} is no folder with a subfolder of images for each class"):
+        dataset = datasets.ImageFolder(path, transform=preprocessing.picture)
     images, labels = [], []
-    for index in chosen:
-        with explained(DataError, f"{found.samples[index][0]} cannot be used"):
-            image, label = found[index]
+    for index in _evenly_spaced(len(dataset), most):
+        with error_context(DataError, f"{dataset.samples[index][0]} cannot be used"):
+            image, label = dataset[index]
         images.append(image)
         labels.append(label)
     if len({image.shape for image in images}) > 1:
@@ -61,10 +61,10 @@ def _read_folder(path: Path, preprocessing: Preprocessing, limit: int | None) ->
     return torch.stack(images), torch.tensor(labels)
 
 
-def _read_arrays(path: Path, preprocessing: Preprocessing, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Read an .npz file, without running what it may hold."""
+def _read_arrays(path: Path, preprocessing: Preprocessing, most: int | None) -> tuple[Tensor, Tensor]:
+    """Read an .npz file without running code that it may hold."""
     expected = f"{path} is no .npz file with arrays 'images' and 'labels'"
-    with explained(DataError, expected), np.load(path, allow_pickle=False) as content:
+    with error_context(DataError, expected), np.load(path, allow_pickle=False) as content:
         images, labels = content["images"], content["labels"]
     if images.ndim != 4 or labels.shape != images.shape[:1] or images.dtype not in (np.float32, np.uint8):
         raise DataError(
@@ -73,15 +73,15 @@ def _read_arrays(path: Path, preprocessing: Preprocessing, limit: int | None) ->
         )
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"The labels in {path} are {labels.dtype}; expected whole numbers.")
-    chosen = _spread(len(images), limit)
+    chosen = _evenly_spaced(len(images), most)
     pixels = torch.from_numpy(images[chosen])
     if pixels.dtype == torch.uint8:
-        pixels = preprocessing.array(pixels)
+        pixels = preprocessing.normalize(pixels)
     return pixels, torch.from_numpy(labels[chosen].astype(np.int64))
 
 
-def _spread(count: int, limit: int | None) -> list[int]:
-    """Return at most ``limit`` indices, evenly spaced: files are sorted by class."""
-    if limit is None or limit >= count:
+def _evenly_spaced(count: int, most: int | None) -> list[int]:
+    """Return at most ``most`` of ``count`` indices; evenly spaced, because files are sorted by class."""
+    if most is None or most >= count:
         return list(range(count))
-    return [index * count // limit for index in range(limit)]
+    return [index * count // most for index in range(most)]

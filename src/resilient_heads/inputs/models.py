@@ -1,4 +1,4 @@
-"""A model by its name: torchvision, timm, transformers, or a function in a file of one's own."""
+"""A model by its name: from torchvision, timm, transformers, or a function in a Python file."""
 
 import importlib.util
 import os
@@ -8,23 +8,23 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from resilient_heads.errors import ModelError
+from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.extras import require
-from resilient_heads.inputs.error_context import explained
+from resilient_heads.inputs.error_context import error_context
 from resilient_heads.inputs.preprocessing import Preprocessing
 
 EXPECTED = "torchvision:NAME, timm:NAME, hf:FOLDER, or file.py:factory"
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
-"""Models of torchvision whose published weights expect them to normalise their input once more."""
+"""Models of torchvision that normalise their input a second time; their published weights expect it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedModel:
-    """A model and what it says about its pictures.
+    """A model and its preprocessing.
 
     Attributes:
-        model: In evaluation mode, on the CPU.
-        preprocessing: The model's own, as far as it is known.
+        model: The model in evaluation mode, on the CPU.
+        preprocessing: How the model wants its pictures, as far as its library knows.
     """
 
     model: nn.Module
@@ -34,81 +34,81 @@ class NamedModel:
 def named_model(name: str, *, pretrained: bool, classes: int | None = None) -> NamedModel:
     """Make a model.
 
-    ``file.py:factory`` runs the file and calls ``factory()``: do that with files that you trust.
+    ``file.py:factory`` runs the file and calls ``factory()``: use it only with files that you trust.
 
     Args:
         name: ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER`` (or ``hf:OWNER/NAME``), or ``file.py:factory``.
-        pretrained: Load the published weights, where the name alone does not bring any.
-        classes: Number of classes, for torchvision and timm, where it is not that of the published weights.
+        pretrained: Load the published weights of torchvision or timm.
+        classes: Number of classes, for torchvision and timm; None: that of the published weights.
 
     Raises:
-        ModelError: No model of that name, or its weights cannot be had.
-        MissingExtraError: The library that has the model is not installed.
+        ArgumentError: No such form of a name, or ``classes`` does not go with the other arguments.
+        ModelError: There is no model of that name, or its weights cannot be downloaded.
+        MissingExtraError: The model's library is not installed.
     """
     source, _, rest = name.partition(":")
     if classes is not None and (classes < 2 or source not in ("torchvision", "timm")):
-        raise ModelError("--classes is a number of at least 2, for models of torchvision and timm.")
+        raise ArgumentError("--classes must be a whole number of at least 2, for models of torchvision and timm.")
     if classes is not None and pretrained:
-        raise ModelError("Published weights have their own number of classes; pass --classes with --checkpoint.")
+        raise ArgumentError("Published weights have their own number of classes; pass --classes with --checkpoint.")
     if source == "torchvision" and rest:
-        found = _torchvision(rest, pretrained=pretrained, classes=classes)
+        named = _from_torchvision(rest, pretrained=pretrained, classes=classes)
     elif source == "timm" and rest:
-        found = _timm(rest, pretrained=pretrained, classes=classes)
+        named = _from_timm(rest, pretrained=pretrained, classes=classes)
     elif source == "hf" and rest:
-        found = _transformers(rest)
+        named = _from_transformers(rest)
     else:
         file, _, factory = name.rpartition(":")
         if not file.endswith(".py") or not factory:
-            raise ModelError(f"No model is named {name!r}; expected {EXPECTED}.")
-        found = NamedModel(model=_made_by(Path(file), factory), preprocessing=Preprocessing())
-    found.model.eval()
-    return found
+            raise ArgumentError(f"No model is named {name!r}; expected {EXPECTED}.")
+        named = NamedModel(model=_from_file(Path(file), factory), preprocessing=Preprocessing())
+    named.model.eval()
+    return named
 
 
-def _torchvision(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
-    """Make one of torchvision's; its pickled weights are read with ``weights_only``."""
+def _from_torchvision(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
+    """Make a model of torchvision; its pickled weights are read with ``weights_only=True``."""
     models = require("torchvision.models", extra="vision", purpose="models of torchvision")
-    with explained(ModelError, f"torchvision has no classifier {name!r} that can be made"):
-        kinds = list(models.get_model_weights(name))
+    with error_context(ModelError, f"torchvision cannot make a classifier {name!r}"):
+        weights = models.get_model_weights(name)
         options: dict[str, object] = {} if classes is None else {"num_classes": classes}
         if name in _TRANSFORMS_INPUT:
             options |= {"init_weights": False, "transform_input": pretrained}
         model = models.get_model(name, weights=None, **options)
-    if pretrained:
-        if not kinds:
+    if not list(weights):
+        if pretrained:
             raise ModelError(f"torchvision has no weights of {name}; pass --checkpoint.")
-        weights = models.get_model_weights(name).DEFAULT
-        with explained(ModelError, f"The weights of torchvision's {name} cannot be had; pass --checkpoint"):
-            model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
-    if not kinds:
         return NamedModel(model=model, preprocessing=Preprocessing())
-    picture = models.get_model_weights(name).DEFAULT.transforms()
+    if pretrained:
+        with error_context(
+            ModelError, f"The weights of torchvision's {name} could not be downloaded; pass --checkpoint"
+        ):
+            state = weights.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
+            model.load_state_dict(state)
+    picture = weights.DEFAULT.transforms()
     mean, std = (tuple(getattr(picture, which, ())) or None for which in ("mean", "std"))
     return NamedModel(model=model, preprocessing=Preprocessing(picture=picture, mean=mean, std=std))
 
 
-def _timm(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
-    """Make one of timm's."""
+def _from_timm(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
+    """Make a model of timm."""
     timm = require("timm", extra="timm", purpose="models of timm")
     data = require("timm.data", extra="timm", purpose="models of timm")
     options = {} if classes is None else {"num_classes": classes}
-    with explained(
-        ModelError, f"timm cannot make {name!r}{' with its weights; pass --checkpoint' if pretrained else ''}"
-    ):
+    advice = " with its weights; pass --checkpoint" if pretrained else ""
+    with error_context(ModelError, f"timm cannot make {name!r}{advice}"):
         model = timm.create_model(name, pretrained=pretrained, **options)
         config = data.resolve_model_data_config(model)
         picture = data.create_transform(**config, is_training=False)
-    return NamedModel(
-        model=model,
-        preprocessing=Preprocessing(picture=picture, mean=tuple(config["mean"]), std=tuple(config["std"])),
-    )
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return NamedModel(model=model, preprocessing=Preprocessing(picture=picture, mean=mean, std=std))
 
 
-def _transformers(name: str) -> NamedModel:
-    """Load a classifier of transformers and, where it has one, its image processor."""
+def _from_transformers(name: str) -> NamedModel:
+    """Load a classifier of transformers, and its image processor if it has one."""
     transformers = require("transformers", extra="hf", purpose="models of transformers")
     local = os.path.isdir(name)
-    with explained(ModelError, f"transformers cannot load an image classifier from {name!r}"):
+    with error_context(ModelError, f"transformers cannot load an image classifier from {name!r}"):
         model = transformers.AutoModelForImageClassification.from_pretrained(name, local_files_only=local)
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, local_files_only=local)
@@ -123,25 +123,26 @@ def _transformers(name: str) -> NamedModel:
     return NamedModel(model=model, preprocessing=Preprocessing(picture=picture, mean=mean, std=std))
 
 
-def _made_by(path: Path, factory: str) -> nn.Module:
-    """Run a file and call its factory."""
+def _from_file(path: Path, factory: str) -> nn.Module:
+    """Run a Python file and call its factory."""
     if not path.is_file():
         raise ModelError(f"There is no file {path}.")
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    sys.path.insert(0, str(path.resolve().parent))  # for what stands beside it
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # the file may import modules of its folder
     try:
-        with explained(ModelError, f"{path} cannot be run"):
+        with error_context(ModelError, f"{path} cannot be run"):
             specification.loader.exec_module(module)
         make = getattr(module, factory, None)
         if not callable(make):
             raise ModelError(f"{path} has no function {factory!r}.")
-        with explained(ModelError, f"{factory}() in {path} failed"):
+        with error_context(ModelError, f"{factory}() in {path} failed"):
             model = make()
     finally:
-        sys.path.remove(str(path.resolve().parent))
+        sys.path.remove(folder)
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{factory}() in {path} gave a {type(model).__name__}; expected a torch.nn.Module.")
+        raise ModelError(f"{factory}() in {path} returned a {type(model).__name__}; expected a torch.nn.Module.")
     return model

@@ -1,4 +1,4 @@
-"""From a picture to what a model takes."""
+"""From a picture to the tensor that a model takes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resilient_heads.checks import whole_number
 from resilient_heads.errors import ArgumentError, DataError
 from resilient_heads.extras import require
 
@@ -16,25 +17,25 @@ class Preprocessing:
     """How pictures become tensors.
 
     Attributes:
-        picture: From a PIL image in RGB to a tensor ``(C, H, W)``; None where nobody said how.
-        mean: Of each channel, of values in [0, 1]; None where nobody said.
-        std: Of each channel.
+        picture: Function from a PIL image in RGB to a tensor ``(C, H, W)``; None if unknown.
+        mean: Mean of each channel, for values in [0, 1]; None if unknown.
+        std: Standard deviation of each channel; None if unknown.
     """
 
     picture: Callable[[Any], Tensor] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
-    def array(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images ``(N, C, H, W)`` as float32, scaled to [0, 1] and normalised.
 
         Raises:
-            DataError: Mean and standard deviation are not known, or are of another number of channels.
+            DataError: ``mean`` or ``std`` is unknown, or has another number of channels than the images.
         """
         if self.mean is None or self.std is None:
             raise DataError(
-                "The images are uint8 and the model does not say how it wants them normalised; pass --mean and --std, "
-                "such as --mean 0 0 0 --std 1 1 1 for none, or save them normalised, as float32."
+                "The images are uint8 and the model does not say how it wants them normalised; pass --mean and --std "
+                "(--mean 0 0 0 --std 1 1 1 for no normalisation), or save normalised images as float32."
             )
         if len(self.mean) != images.shape[1] or len(self.std) != images.shape[1]:
             raise DataError(
@@ -48,31 +49,26 @@ class Preprocessing:
 def preprocessing_from(
     *, resize: int | None, crop: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Preprocessing | None:
-    """Return a preprocessing from numbers; None where none is given.
+    """Return the preprocessing that the options of a command describe; None without such options.
 
     Args:
-        resize: Length of the shorter side.
-        crop: Side of the square cut from the middle.
-        mean: Of each channel.
-        std: Of each channel.
+        resize: Length of the shorter side, in pixels.
+        crop: Side of the square that is cut from the centre, in pixels.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
 
     Raises:
-        ArgumentError: Mean without standard deviation or the reverse, or numbers that mean nothing.
+        ArgumentError: Only one of ``mean`` and ``std``, or a value out of its range.
     """
     if resize is None and crop is None and mean is None and std is None:
         return None
     if (mean is None) != (std is None) or (std is not None and not all(value > 0 for value in std)):
-        raise ArgumentError("--mean and --std go together, one number a channel, and the latter are above 0.")
-    if any(size is not None and size < 1 for size in (resize, crop)):
-        raise ArgumentError("--resize and --crop are numbers of pixels, at least 1.")
+        raise ArgumentError("--mean and --std must be given together, one number a channel, and --std above 0.")
     transforms = require("torchvision.transforms", extra="vision", purpose="folders of images")
-    steps = [] if resize is None else [transforms.Resize(resize)]
-    steps += [] if crop is None else [transforms.CenterCrop(crop)]
+    steps = [] if resize is None else [transforms.Resize(whole_number("--resize", resize, least=1))]
+    steps += [] if crop is None else [transforms.CenterCrop(whole_number("--crop", crop, least=1))]
     steps.append(transforms.ToTensor())
-    if mean is not None and std is not None:
-        steps.append(transforms.Normalize(list(mean), list(std)))
-    return Preprocessing(
-        picture=transforms.Compose(steps),
-        mean=None if mean is None else tuple(mean),
-        std=None if std is None else tuple(std),
-    )
+    if mean is None or std is None:
+        return Preprocessing(picture=transforms.Compose(steps))
+    steps.append(transforms.Normalize(list(mean), list(std)))
+    return Preprocessing(picture=transforms.Compose(steps), mean=tuple(mean), std=tuple(std))

@@ -1,4 +1,4 @@
-"""Plots. Every function draws into the axes that it is given, or into new ones, and returns them."""
+"""Plots of results. Each function draws into the given axes, or into new ones, and returns them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,13 @@ def plot_layers(
     level: float = 0.99,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw one figure of every struck site, a mark with its interval, models side by side.
+    """Plot one figure of every site with its interval, several models side by side.
 
     Args:
-        results: Name of the model to its campaign; sites of equal names share a place.
+        results: Maps the name of each model to its campaign. Sites with equal names share a position.
         metric: ``"delta_loss"`` or a rate, such as ``"sdc"``.
-        level: Confidence level of the bars.
-        ax: Where to draw.
+        level: Confidence level of the intervals.
+        ax: Axes of matplotlib to draw into; None: new axes.
 
     Raises:
         ArgumentError: No result, or an unknown metric.
@@ -45,22 +45,22 @@ def plot_layers(
     """
     one_of("metric", metric, ("delta_loss", *RATES))
     if not isinstance(results, Mapping) or not results:
-        raise ArgumentError("No campaign was given; pass a mapping from a model's name to its result.")
+        raise ArgumentError('results must map each model\'s name to its CampaignResult, such as {"baseline": result}.')
     axes: Axes = _axes(ax)
-    places = _places(results)
+    positions = _positions(results)
     for number, (name, result) in enumerate(results.items()):
         layers = result.by_layer(level=level)
         estimates = [layer.figures[metric] for layer in layers]
         shift = (number - (len(results) - 1) / 2) * 0.3
-        x = np.array([places[layer.name] for layer in layers]) + shift
+        x = np.array([positions[layer.name] for layer in layers]) + shift
         ends = np.array([[estimate.low, estimate.value, estimate.high] for estimate in estimates])
         drawn = np.isfinite(ends[:, 1])
         low, value, high = ends[drawn].T
-        reach = np.stack([value - low, high - value])
+        lengths = np.stack([value - low, high - value])
         axes.errorbar(
             x[drawn],
             value,
-            yerr=np.where(np.isfinite(reach), np.clip(reach, 0, None), 0),
+            yerr=np.where(np.isfinite(lengths), np.clip(lengths, 0, None), 0),
             fmt="o",
             markersize=4,
             elinewidth=1,
@@ -69,7 +69,7 @@ def plot_layers(
         )
     if metric == "delta_loss":
         axes.set_yscale("symlog", linthresh=1e-4)
-    axes.set_xticks(range(len(places)), list(places), rotation=90, fontsize=7)
+    axes.set_xticks(range(len(positions)), list(positions), rotation=90, fontsize=7)
     axes.set_ylabel(_LABELS.get(metric, f"{metric} rate per fault"))
     axes.set_title(", ".join(dict.fromkeys(result.config.protocol.name for result in results.values())), loc="left")
     axes.margins(x=0.01)
@@ -82,11 +82,11 @@ def plot_layers(
     return axes
 
 
-def _places(results: Mapping[str, CampaignResult]) -> dict[str, int]:
-    """Give each site a place, in the order of execution of the model that has most; further sites follow."""
+def _positions(results: Mapping[str, CampaignResult]) -> dict[str, int]:
+    """Return a position for each site: the sites of the model with most sites first, then the others."""
     longest_first = sorted(results.values(), key=lambda result: -len(result.sites))
-    names = dict.fromkeys(struck.site.name for result in longest_first for struck in result.sites)
-    return {name: place for place, name in enumerate(names)}
+    names = dict.fromkeys(site.site.name for result in longest_first for site in result.sites)
+    return {name: position for position, name in enumerate(names)}
 
 
 def _axes(ax: "Axes | None") -> Any:

@@ -1,4 +1,4 @@
-"""Tables in Markdown that also read well as plain text."""
+"""Tables in Markdown, aligned so that they read well as text too."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import Estimate
 
 _METRICS = {"delta_loss": "delta loss", "sdc": "SDC", "due": "DUE"}
-_WEIGHTINGS = {"layer_averaged": "layer", "bit_weighted": "bit"}
+_WEIGHTINGS = {"layer_averaged": "layer-averaged", "bit_weighted": "bit-weighted"}
 _SCOPES = {
     "last": "last layer(s)",
     "last_all": "last layer(s), all tensors",
@@ -21,7 +21,7 @@ _SCOPES = {
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Return a Markdown table with aligned columns, of which the first ``left`` read from the left."""
+    """Return a Markdown table; the first ``left`` columns are aligned left, the others right."""
     cells = [list(header), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 
@@ -44,14 +44,14 @@ def comparison_table(
     flops: tuple[int, int] | None = None,
     scopes: Sequence[str] = ("last", "last_all", "network"),
 ) -> str:
-    """Return one Markdown table of what two models cost and how they fare under one or more protocols.
+    """Return a Markdown table of two models: accuracy, cost, and resilience under one or more protocols.
 
     Args:
-        comparisons: Of the same two models, one a protocol.
-        names: Column titles.
-        parameters: Of the two models.
-        flops: Of one image through the two models.
-        scopes: Which of :data:`~resilient_heads.campaign.figures.summary.SCOPES` to show.
+        comparisons: One comparison for each protocol, all of the same two models.
+        names: Column titles of the two models.
+        parameters: Numbers of parameters of the two models.
+        flops: Numbers of FLOPs for one image through the two models.
+        scopes: Sets of sites to show: keys of :data:`~resilient_heads.campaign.figures.summary.SCOPES`.
 
     Raises:
         ArgumentError: No comparison, or an unknown scope.
@@ -61,32 +61,26 @@ def comparison_table(
     for scope in scopes:
         one_of("scope", scope, tuple(SCOPES))
     first = comparisons[0]
+    before, after = first.baseline, first.candidate
+    gain = f"{100 * first.accuracy_gain.value:+.2f} points {_ends(first.accuracy_gain, '+.2f', 100)}"
+    margin = f"{first.top2diff_gain.value:+.3f} {_ends(first.top2diff_gain, '+.3f')}"
     rows = [
-        _row(
-            "accuracy",
-            _percent(first.baseline.accuracy),
-            _percent(first.candidate.accuracy),
-            _points(first.accuracy_gain),
-        ),
-        _row(
-            "Top2Diff",
-            _number(first.baseline.top2diff),
-            _number(first.candidate.top2diff),
-            _signed(first.top2diff_gain),
-        ),
+        ["", "", "", "accuracy", _percent(before.accuracy), _percent(after.accuracy), gain],
+        ["", "", "", "Top2Diff", _number(before.top2diff), _number(after.top2diff), margin],
     ]
     for title, pair in (("parameters", parameters), ("FLOPs", flops)):
         if pair is not None:
-            rows.append(_row(title, _millions(pair[0]), _millions(pair[1]), f"{(pair[1] - pair[0]) / 1e6:+.2f} M"))
+            one, other = (f"{count / 1e6:.2f} M" for count in pair)
+            rows.append(["", "", "", title, one, other, f"{(pair[1] - pair[0]) / 1e6:+.2f} M"])
     for comparison in comparisons:
-        rows.extend(_protocol_rows(comparison, scopes))
-    level = f"{first.baseline.level:.0%} intervals"
-    header = ["protocol", "layers", "mean by", "figure", *names, "change"]
-    return markdown_table(header, rows, left=4) + f"\n{level}.\n"
+        for scope in scopes:
+            rows.extend(_scope_rows(comparison, scope))
+    header = ["protocol", "layers", "mean", "figure", *names, "change"]
+    return markdown_table(header, rows, left=4) + f"\n{first.baseline.level:.0%} intervals.\n"
 
 
 def layer_table(result: CampaignResult) -> str:
-    """Return one row for each struck site: size, range, outcomes and delta loss per fault; then what was not struck."""
+    """Return a Markdown table of all sites: size, range, outcomes and delta loss per fault; then the sites left out."""
     rows = [
         [
             layer.name,
@@ -101,91 +95,76 @@ def layer_table(result: CampaignResult) -> str:
         for layer in result.by_layer()
     ]
     header = ["site", "kind", "neurons", "range", "masked", "SDC", "DUE", "delta loss"]
-    uninjectable = [f"- not struck: {name}: {reason}." for name, reason in result.uninjectable.items()]
-    uninjectable += [f"- not struck: {struck.site.name}: left out by layers=." for struck in result.excluded]
-    return "\n".join([markdown_table(header, rows), *uninjectable]) + ("\n" if uninjectable else "")
+    left_out = [f"- uninjectable: {name}: {reason}." for name, reason in result.uninjectable.items()]
+    left_out += [f"- excluded by layers=: {site.site.name}." for site in result.excluded]
+    return "\n".join([markdown_table(header, rows), *left_out]) + ("\n" if left_out else "")
 
 
-def notes() -> str:
-    """Return what the words of a comparison table mean, as a Markdown list."""
+def table_notes() -> str:
+    """Return a Markdown list that explains the words of :func:`comparison_table`."""
     lines = [
         f"- {meaning}." if meaning.startswith(_SCOPES[name]) else f"- {_SCOPES[name]}: {meaning}."
         for name, meaning in SCOPES.items()
         if name != "network_all"
     ]
     lines += [
-        "- mean by layer: every layer counts alike, as published; by bit: every bit of every layer counts alike, "
-        "as for a flip that may strike anywhere.",
-        "- delta loss, SDC, DUE: mean and rates per fault. Harmful bits: bits of one inference whose flip, each alone, "
-        "would end so.",
-        "- change: for rates and losses, baseline divided by candidate, so above 1x the candidate is better.",
-        "- without a range detector a flip may give losses of 1e38: their mean is shown, but says nothing.",
+        "- layer-averaged: the mean of the layers' figures, as in published campaigns. bit-weighted: the mean over all "
+        "bits of all layers, as for a flip in a random bit.",
+        "- delta loss, SDC, DUE: mean and rates per fault. Harmful bits: expected number of bits of one inference "
+        "whose flip causes the outcome.",
+        "- change: for rates and losses, the baseline divided by the candidate: above 1x the candidate is better.",
+        "- without a range detector a flip may cause losses of 1e38; a mean of such losses says nothing.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _row(figure: str, baseline: str, candidate: str, change: str) -> list[str]:
-    """Return a row that belongs to no protocol."""
-    return ["", "", "", figure, baseline, candidate, change]
-
-
-def _protocol_rows(comparison: Comparison, scopes: Sequence[str]) -> list[list[str]]:
-    """Return the rows of one protocol."""
+def _scope_rows(comparison: Comparison, scope: str) -> list[list[str]]:
+    """Return the rows of one protocol and one set of sites."""
     protocol = comparison.baseline.protocol
     rows = []
-    for scope in scopes:
-        found = [improvement for improvement in comparison.improvements if improvement.scope == scope]
-        for improvement in found:
-            loss = improvement.metric == "delta_loss"
-            show = _number if loss else _percent
-            meaningless = loss and protocol.range_detector is None
-            rows.append(
-                [
-                    protocol.name,
-                    _SCOPES[scope],
-                    _WEIGHTINGS[improvement.weighting],
-                    _METRICS[improvement.metric],
-                    show(improvement.baseline),
-                    show(improvement.candidate),
-                    "-" if meaningless else _ratio(improvement),
-                ]
-            )
-        for metric in ("sdc", "due") if found else ():
-            before, after = (
-                summary.scopes[scope].harmful_bits(metric) for summary in (comparison.baseline, comparison.candidate)
-            )
-            label = f"harmful bits, {_METRICS[metric]}"
-            change = f"{round(after.value - before.value, 3):+.3g}"
-            rows.append([protocol.name, _SCOPES[scope], "", label, _number(before), _number(after), change])
+    improvements = [improvement for improvement in comparison.improvements if improvement.scope == scope]
+    for improvement in improvements:
+        is_loss = improvement.metric == "delta_loss"
+        show = _number if is_loss else _percent
+        rows.append(
+            [
+                protocol.name,
+                _SCOPES[scope],
+                _WEIGHTINGS[improvement.weighting],
+                _METRICS[improvement.metric],
+                show(improvement.baseline),
+                show(improvement.candidate),
+                "-" if is_loss and protocol.range_detector is None else ratio_text(improvement),
+            ]
+        )
+    for metric in ("sdc", "due") if improvements else ():
+        before, after = (
+            summary.scopes[scope].harmful_bits(metric) for summary in (comparison.baseline, comparison.candidate)
+        )
+        change = f"{round(after.value - before.value, 3):+.3g}"
+        label = f"harmful bits, {_METRICS[metric]}"
+        rows.append([protocol.name, _SCOPES[scope], "", label, _number(before), _number(after), change])
     return rows
+
+
+def ratio_text(improvement: Improvement) -> str:
+    """Return a ratio with its interval, or the reason why there is none."""
+    ratio = improvement.ratio
+    if math.isnan(ratio.value):
+        return "none in either" if improvement.baseline.value == 0 else "not defined"
+    ends = _ends(ratio, ".3g")
+    if math.isinf(ratio.value):
+        return f"none left {ends}" if improvement.candidate.value == 0 else f"not finite {ends}"
+    return f"{ratio.value:.3g}x {ends}"
 
 
 def _percent(estimate: Estimate) -> str:
     return f"{100 * estimate.value:.3g}% [{100 * estimate.low:.2g}, {100 * estimate.high:.3g}]"
 
 
-def _points(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:+.2f} points [{100 * estimate.low:+.2f}, {100 * estimate.high:+.2f}]"
-
-
 def _number(estimate: Estimate) -> str:
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+    return f"{estimate.value:.3g} {_ends(estimate, '.3g')}"
 
 
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.value:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:.2f} M"
-
-
-def _ratio(improvement: Improvement) -> str:
-    """Return a ratio with its interval, or why there is none."""
-    ratio = improvement.ratio
-    if math.isnan(ratio.value):
-        return "none in either" if improvement.baseline.value == 0 else "not defined"
-    ends = f"[{ratio.low:.3g}, {ratio.high:.3g}]"
-    if math.isinf(ratio.value):
-        return f"none left {ends}" if improvement.candidate.value == 0 else f"not finite {ends}"
-    return f"{ratio.value:.3g}x {ends}"
+def _ends(estimate: Estimate, form: str, factor: int = 1) -> str:
+    return f"[{factor * estimate.low:{form}}, {factor * estimate.high:{form}}]"

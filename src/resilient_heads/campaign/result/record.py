@@ -23,7 +23,7 @@ _DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
 
 _ADVICE = {
     "seed": "pass seed={then}, or --seed {then}",
-    "trials_per_site": "pass trials_per_site={then}, or --injections {then}",
+    "trials_per_site": "pass trials_per_site={then}, or --trials-per-site {then}",
     "design": "pass the same design=",
     "fault": "pass the same fault=",
     "until": "pass the same until=, or --until",
