@@ -191,6 +191,12 @@ def test_code_for_readers_imports_public_modules_only(page: Path) -> None:
     assert {name for name in used if name.split(".")[0] == "resilient_heads"} <= PUBLIC_MODULES
 
 
+@pytest.mark.parametrize("page", [page for page in PROSE if page.name not in ("api.md", "design.md")], ids=named)
+def test_pages_name_no_private_path(page: Path) -> None:
+    dotted = re.findall(r"(?<!-m )\bresilient_heads\.\w+(?:\.\w+)+", page.read_text())
+    assert [name for name in dotted if ".".join(name.split(".")[:2]) not in PUBLIC_MODULES] == []
+
+
 def test_public_docstrings_hold_examples() -> None:
     """Pytest runs the examples, since it collects the docstrings of src. What calls return needs none."""
     typed_by_readers = {
