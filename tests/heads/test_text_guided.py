@@ -359,8 +359,8 @@ def test_refuses_sizes_that_are_none(classes: Any) -> None:
     [
         (torch.ones(C, E, 1), r"shape \(classes, dimensions\)"),
         (torch.ones(C, E, dtype=torch.int64), "must be floating point, found torch.int64"),
-        (torch.ones(C, E).index_fill(0, torch.tensor(2), math.nan), r"class 2 \('class 2'\) holds NaN or Inf"),
-        (torch.ones(C, E).index_fill(0, torch.tensor(2), math.inf), r"class 2 \('class 2'\) holds NaN or Inf"),
+        (torch.ones(C, E).index_fill(0, torch.tensor(2), math.nan), r"class 2 \('class 2'\) contains NaN or Inf"),
+        (torch.ones(C, E).index_fill(0, torch.tensor(2), math.inf), r"class 2 \('class 2'\) contains NaN or Inf"),
         (torch.ones(C, E).index_fill(0, torch.tensor(3), 0.0), r"class 3 \('class 3'\) is all zeros"),
         (torch.ones(0, E), "one non-empty vector for each class"),
     ],

@@ -98,7 +98,7 @@ def test_embed_tells_the_order_and_what_was_taken(
     [
         (["--device", "nonsense"], "The device 'nonsense' cannot be used"),
         (["--revision", "abc"], "its files pin"),
-        (["--encoder", "minilm-l6", "--revision", "abc"], "no revision to choose"),
+        (["--encoder", "minilm-l6", "--revision", "abc"], "has no revisions"),
         (["--long-text", "error"], "longer than the encoder's 77 tokens"),
     ],
 )

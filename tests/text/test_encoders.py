@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,12 +11,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from helpers.hub_server import HubServer
-from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, LongTextWarning, MissingExtraError
-from resilient_heads.text.encoders.batching import Batching, encode_in_batches
+from resilient_heads.errors import (
+    ArgumentError,
+    DescriptionError,
+    EmbeddingError,
+    HubError,
+    LongTextWarning,
+    MissingExtraError,
+)
+from resilient_heads.text.encoders.batching import BatchedEncoder
 from resilient_heads.text.encoders.huggingface import TransformersEncoder
 from resilient_heads.text.encoders.named import encoder_id, named_encoder
 from resilient_heads.text.encoders.openclip import OpenClipEncoder
 from resilient_heads.text.encoders.openclip_source import known_to_open_clip
+from resilient_heads.text.encoders.options import EncoderOptions
 from resilient_heads.text.encoders.pins import PINS
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.encoders.protocol import TextEncoder
@@ -27,41 +36,34 @@ SENTENCES = ["a photo of a cat", "a dog", "An airplane has a long tube-shaped fu
 LONG = "word " * 200
 
 
-class Counting:
-    """A stand-in for a tokenizer and a tower: tokens are words, the embedding is (words, 1)."""
+class Counting(BatchedEncoder):
+    """An encoder without a model: tokens are words, and the embedding of a text is (number of words, 1)."""
 
-    def __init__(self) -> None:
+    context_length, embed_dim = 5, 2
+
+    def __init__(self, **choices: Any) -> None:
+        super().__init__(EncoderOptions(**choices))
         self.batches: list[list[str]] = []
 
-    def lengths(self, texts: list[str]) -> list[int]:
-        return [len(text.split()) for text in texts]
+    def count_tokens(self, sentences: list[str]) -> list[int]:
+        return [len(text.split()) for text in sentences]
 
-    def run(self, texts: list[str]) -> Tensor:
-        self.batches.append(texts)
-        return torch.tensor([[float(len(text.split())), 1.0] for text in texts])
-
-    def encode(self, texts: list[str], limit: int = 5, **choices: object) -> Tensor:
-        return encode_in_batches(
-            texts,
-            lengths=self.lengths,
-            run=self.run,
-            context_length=limit,
-            embed_dim=2,
-            batching=Batching(**choices),  # type: ignore[arg-type]
-        )
+    def run(self, sentences: list[str]) -> Tensor:
+        self.batches.append(sentences)
+        return torch.tensor([[float(len(text.split())), 1.0] for text in sentences])
 
 
 def test_each_text_runs_once_and_like_lengths_run_together() -> None:
-    counting = Counting()
-    found = counting.encode(["c c c", "a", "b b", "a", "d d d d"], batch_size=2)
+    counting = Counting(batch_size=2)
+    found = counting.encode(["c c c", "a", "b b", "a", "d d d d"])
     assert found[:, 0].tolist() == [3, 1, 2, 1, 4]
     assert counting.batches == [["a", "b b"], ["c c c", "d d d d"]]
 
 
 def test_batches_do_not_depend_on_the_order_of_the_input() -> None:
-    one, other = Counting(), Counting()
-    one.encode(["x", "y z", "w"], batch_size=2)
-    other.encode(["w", "x", "y z"], batch_size=2)
+    one, other = Counting(batch_size=2), Counting(batch_size=2)
+    one.encode(["x", "y z", "w"])
+    other.encode(["w", "x", "y z"])
     assert one.batches == other.batches
 
 
@@ -75,35 +77,54 @@ def test_long_text_warns() -> None:
 
 
 def test_long_text_raises() -> None:
-    with pytest.raises(DescriptionError, match='long_text="chunk"'):
-        Counting().encode(["b b b b b b"], long_text="error")
+    with pytest.raises(DescriptionError, match=r'EncoderOptions\(long_text="chunk"\)'):
+        Counting(long_text="error").encode(["b b b b b b"])
 
 
 def test_long_text_is_chunked_and_averaged() -> None:
-    counting = Counting()
-    found = counting.encode(["a b c d e f g", "x"], long_text="chunk")
+    counting = Counting(long_text="chunk")
+    found = counting.encode(["a b c d e f g", "x"])
     assert sorted(text for batch in counting.batches for text in batch) == ["a b c", "d e f g", "x"]
     assert found[0].tolist() == [3.5, 1.0]
 
 
-@pytest.mark.parametrize("choice", [{"long_text": "cut"}, {"batch_size": 0}])
-def test_unknown_choices_are_refused(choice: dict[str, object]) -> None:
-    with pytest.raises(EmbeddingError):
-        Batching(**choice)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"long_text": "cut"},
+        {"batch_size": 0},
+        {"dtype": torch.int8},
+        {"dtype": "float16"},
+        {"dtype": None},
+        {"device": "nonsense"},
+        {"device": "cuda:99"},
+        {"device": "cpu:cpu"},
+        {"device": 3.5},
+    ],
+)
+def test_options_that_do_not_exist_are_refused(choice: dict[str, Any]) -> None:
+    (name, value) = next(iter(choice.items()))
+    with pytest.raises(ArgumentError, match=f"{name}.*{value}"):
+        EncoderOptions(**choice)
+
+
+def test_options_of_another_type_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="options must be an EncoderOptions"):
+        SentenceTransformerEncoder("folder", options={"device": "cpu"})  # type: ignore[arg-type]
 
 
 NO_SENTENCES = [
-    ("one string", "takes a list of strings"),
-    (None, "takes a list of strings.*found None"),
-    ({"a": 1}, "takes a list of strings"),
-    ([1, 2], "number 0 is a int: 1"),
-    (["a", None], "number 1 is a NoneType"),
-    (["a", "half \ud800"], r"Sentence 1 holds half a character.*'half .ud800'"),
+    ("one string", 'sequence of strings, such as .*found "one string"'),
+    (None, "sequence of strings, such as .*found None"),
+    ({"a": 1}, "sequence of strings"),
+    ([1, 2], "sequence of strings"),
+    (["a", None], "sequence of strings"),
+    (["a", "half \ud800"], r"sentences\[1\] was decoded wrongly.*'half .ud800'"),
 ]
 
 
 @pytest.mark.parametrize(("texts", "message"), NO_SENTENCES)
-def test_what_is_no_list_of_texts_is_refused(texts: Any, message: str, tiny_clip: Path, tmp_path: Path) -> None:
+def test_sentences_that_are_no_strings_are_refused(texts: Any, message: str, tiny_clip: Path, tmp_path: Path) -> None:
     """Every encoder that runs without a download, at its public face."""
     encoders: list[Any] = [
         Counting(),
@@ -115,7 +136,7 @@ def test_what_is_no_list_of_texts_is_refused(texts: Any, message: str, tiny_clip
             encoder.encode(texts)
 
 
-def test_transformers_refuse_them_too(tmp_path: Path) -> None:
+def test_transformers_refuse_sentences_that_are_no_strings(tmp_path: Path) -> None:
     _tiny_hf_clip(pytest.importorskip("transformers", reason="needs the extra 'hf'"), tmp_path)
     encoder = TransformersEncoder(tmp_path)
     for texts, message in NO_SENTENCES:
@@ -125,15 +146,9 @@ def test_transformers_refuse_them_too(tmp_path: Path) -> None:
 
 @pytest.mark.real_encoder
 @pytest.mark.parametrize(("texts", "message"), NO_SENTENCES)
-def test_minilm_refuses_them_too(texts: Any, message: str, minilm: SentenceTransformerEncoder) -> None:
+def test_minilm_refuses_what_is_no_sentence(texts: Any, message: str, minilm: SentenceTransformerEncoder) -> None:
     with pytest.raises(DescriptionError, match=message):
         minilm.encode(texts)
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, "float16", None])
-def test_weights_of_no_dtype_are_refused(dtype: Any, tiny_clip: Path) -> None:
-    with pytest.raises(EmbeddingError, match="dtype must be a floating dtype"):
-        OpenClipEncoder(f"local-dir:{tiny_clip}", dtype=dtype)
 
 
 def test_open_clip_text_tower_equals_the_whole_model_bit_for_bit(tiny_clip: Path) -> None:
@@ -141,7 +156,7 @@ def test_open_clip_text_tower_equals_the_whole_model_bit_for_bit(tiny_clip: Path
     whole = open_clip.create_model(f"local-dir:{tiny_clip}", require_pretrained=True).eval()
     tokens = open_clip.get_tokenizer(f"local-dir:{tiny_clip}")(SENTENCES)
     with torch.inference_mode():
-        assert torch.equal(encoder._encode_tokens(tokens), whole.encode_text(tokens))
+        assert torch.equal(encoder.encode_tokens(tokens), whole.encode_text(tokens))
         assert torch.allclose(encoder.encode(SENTENCES), whole.encode_text(tokens), atol=1e-5)
     assert encoder._tower.visual is None
     assert isinstance(encoder, TextEncoder)
@@ -150,7 +165,7 @@ def test_open_clip_text_tower_equals_the_whole_model_bit_for_bit(tiny_clip: Path
     assert encoder.id == f"local-dir:{tiny_clip.name}"
 
 
-def test_custom_text_towers_load_too(tiny_clip: Path, tmp_path: Path) -> None:
+def test_custom_text_towers_equal_the_whole_model(tiny_clip: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_clip / "open_clip_config.json").read_text())
     model = open_clip.CustomTextCLIP(**config["model_cfg"]).eval()
     config["model_cfg"]["custom_text"] = True
@@ -159,30 +174,30 @@ def test_custom_text_towers_load_too(tiny_clip: Path, tmp_path: Path) -> None:
     encoder = OpenClipEncoder(f"local-dir:{tmp_path}")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(SENTENCES)
     with torch.inference_mode():
-        assert torch.equal(encoder._encode_tokens(tokens), model.encode_text(tokens))
+        assert torch.equal(encoder.encode_tokens(tokens), model.encode_text(tokens))
 
 
 def test_open_clip_is_deterministic_and_takes_other_dtypes(tiny_clip: Path) -> None:
     encoder = OpenClipEncoder(f"local-dir:{tiny_clip}")
     assert torch.equal(encoder.encode(SENTENCES), encoder.encode(SENTENCES))
-    half = OpenClipEncoder(f"local-dir:{tiny_clip}", dtype=torch.bfloat16).encode(SENTENCES)
+    half = OpenClipEncoder(f"local-dir:{tiny_clip}", options=EncoderOptions(dtype=torch.bfloat16)).encode(SENTENCES)
     assert half.dtype == torch.float32
     assert torch.allclose(half, encoder.encode(SENTENCES), atol=0.1)
 
 
-def test_open_clip_tells_long_texts(tiny_clip: Path) -> None:
+def test_open_clip_treats_long_texts_as_asked(tiny_clip: Path) -> None:
     model = f"local-dir:{tiny_clip}"
     with pytest.warns(LongTextWarning):
         cut = OpenClipEncoder(model).encode([LONG])
-    whole = OpenClipEncoder(model, long_text="chunk").encode([LONG])
+    whole = OpenClipEncoder(model, options=EncoderOptions(long_text="chunk")).encode([LONG])
     assert cut.shape == whole.shape == (1, 32)
     assert not torch.equal(cut, whole)
     with pytest.raises(DescriptionError):
-        OpenClipEncoder(model, long_text="error").encode([LONG])
+        OpenClipEncoder(model, options=EncoderOptions(long_text="error")).encode([LONG])
 
 
 @pytest.mark.parametrize("damage", ["missing weight", "spare weight", "no file", "cut", "shape"])
-def test_open_clip_weights_are_whole_or_refused(tiny_clip: Path, tmp_path: Path, damage: str) -> None:
+def test_incomplete_open_clip_weights_are_refused(tiny_clip: Path, tmp_path: Path, damage: str) -> None:
     weights = tmp_path / "open_clip_model.safetensors"
     shutil.copytree(tiny_clip, tmp_path, dirs_exist_ok=True)
     state = load_file(weights)
@@ -217,13 +232,13 @@ def test_open_clip_from_the_hub_is_pinned(
 def test_open_clip_names_are_checked(settings: HubSettings) -> None:
     with pytest.raises(EmbeddingError, match="ARCHITECTURE/TAG"):
         OpenClipEncoder("NoSuch/tag")
-    with pytest.raises(EmbeddingError, match="no config"):
+    with pytest.raises(EmbeddingError, match="not the config"):
         OpenClipEncoder("local-dir:/no/such/folder")
     with pytest.raises(HubError, match="no such repository"):
         OpenClipEncoder("ViT-B-16/openai", hub=settings)
 
 
-def test_the_usual_weights_lie_where_open_clip_says() -> None:
+def test_the_pinned_repositories_are_those_of_open_clip() -> None:
     for model, pin in PINS.items():
         config, found, file = known_to_open_clip(model)
         assert (found, file, config["quick_gelu"]) == (pin.repo, "", True)
@@ -244,13 +259,13 @@ def test_transformers_encoder_equals_the_model(tmp_path: Path) -> None:
         encoder.encode(["a " * 30])
 
 
-def test_transformers_encoder_never_makes_weights_up(tmp_path: Path) -> None:
+def test_transformers_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
     _tiny_hf_clip(transformers, tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     del state["text_projection.weight"]
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(EmbeddingError, match="would be random"):
+    with pytest.raises(EmbeddingError, match="fill at random"):
         TransformersEncoder(tmp_path)
 
 
@@ -330,7 +345,7 @@ def test_transformers_encoder_from_the_hub_is_pinned(
     assert torch.equal(again.encode(["a b"]), encoder.encode(["a b"]))
     assert server.requests == []
     with pytest.raises(HubError, match="offline mode forbids"):
-        TransformersEncoder("owner/other", hub=settings, offline=True)
+        TransformersEncoder("owner/other", hub=dataclasses.replace(settings, offline=True))
 
 
 def test_precomputed_encoder_looks_up() -> None:
@@ -382,7 +397,7 @@ def nearest(vectors: Tensor) -> tuple[dict[str, str], int]:
 
 
 @pytest.mark.real_encoder
-def test_minilm_knows_what_is_like_what(minilm: SentenceTransformerEncoder) -> None:
+def test_minilm_puts_similar_classes_close_together(minilm: SentenceTransformerEncoder) -> None:
     """56 of 100 bare names have their nearest neighbour in their own superclass, and 73 classes by description."""
     by_name, of_names = nearest(minilm.encode([name.replace("_", " ") for name in _cifar100()]))
     by_text, of_texts = nearest(load_bundled("cifar100").vectors)

@@ -36,23 +36,23 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "lists from an encoder": (
         lambda _: rh.embed_classes(rh.ClassDescriptions.match(["dog"], {"dog": ["It barks."]}), Lists()),
         EmbeddingError,
-        "gave a list",
+        "returned list",
     ),
     "lists in a table": (
         lambda _: rh.encoders.PrecomputedEncoder({"a": [1, 2]}, id="t"),
         EmbeddingError,
-        "found a list",
+        "found list",
     ),
     "a list of names": (lambda _: rh.load_embeddings(["a"]), EmbeddingError, r"No embeddings are named \['a'\]; avail"),
     "no encoder's name": (
         lambda _: rh.load_embeddings("cifar10", encoder=None),
         EmbeddingError,
-        "named by a string, such as 'clip-vit-b-16', found None",
+        "encoder must be a name such as 'clip-vit-b-16', found None",
     ),
     "no model": (
         lambda _: rh.encoders.OpenClipEncoder(None),
         EmbeddingError,
-        "open_clip model is named by a string, .* found None",
+        "model must be a name such as .* found None",
     ),
     "a sparse tensor": (
         lambda _: rh.ClassEmbeddings(torch.eye(2).to_sparse(), ("cat", "dog")),
@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a table that is a list": (
         lambda _: rh.encoders.PrecomputedEncoder(["a"], id="t"),
         EmbeddingError,
-        "maps sentences to",
+        "table must be a mapping",
     ),
     "text for a file's content": (lambda _: rh.ClassDescriptions.from_bytes("{}"), DescriptionError, "must be bytes"),
     "provenance that is text": (

@@ -41,7 +41,9 @@ def run(arguments: argparse.Namespace) -> None:
     from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
     from resilient_heads.text.descriptions.questions import TEMPLATE
     from resilient_heads.text.encoders.named import named_encoder
+    from resilient_heads.text.encoders.options import EncoderOptions
     from resilient_heads.text.encoders.pooling import embed_classes
+    from resilient_heads.text.hub.settings import HubSettings
 
     names = None if arguments.classes is None else _read_names(arguments.classes)
     if arguments.descriptions is not None:
@@ -55,10 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     encoder = named_encoder(
         arguments.encoder,
         revision=arguments.revision,
-        device=arguments.device,
-        long_text=arguments.long_text,
-        progress=True,
-        offline=arguments.offline,
+        options=EncoderOptions(device=arguments.device, long_text=arguments.long_text, progress=True),
+        hub=HubSettings(offline=arguments.offline),
     )
     embeddings = embed_classes(descriptions, encoder)
     path = embeddings.save(arguments.output)

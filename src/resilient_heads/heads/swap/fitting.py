@@ -13,6 +13,7 @@ from resilient_heads.text.descriptions.questions import TEMPLATE
 from resilient_heads.text.embeddings import ClassEmbeddings
 from resilient_heads.text.encoders.named import encoder_of
 from resilient_heads.text.encoders.pooling import embed_classes
+from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.bundled import bundled_names, load_bundled
 from resilient_heads.text.prebuilt.load import load_embeddings
 
@@ -40,7 +41,7 @@ def text_for(
     text = _embeddings_for(place, embeddings, offline)
     if init == "template":
         sentences = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
-        text = embed_classes(sentences, encoder_of(text.provenance, offline=offline))
+        text = embed_classes(sentences, encoder_of(text.provenance, hub=HubSettings(offline=offline)))
     return text
 
 

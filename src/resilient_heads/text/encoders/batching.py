@@ -1,56 +1,17 @@
-"""How every encoder goes through its sentences: each once, in batches of like length, nothing cut in silence."""
+"""The part that all text encoders share: which sentences run together, and what happens to long ones."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from resilient_heads.errors import DescriptionError, EmbeddingError, LongTextWarning
+from resilient_heads.checks import instance_of
+from resilient_heads.errors import DescriptionError, LongTextWarning
 from resilient_heads.text.descriptions.texts import check_texts
-
-LongText = Literal["warn", "chunk", "error"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batching:
-    """Choices that every encoder offers.
-
-    Attributes:
-        batch_size: Sentences encoded at once.
-        long_text: What to do with a text longer than the context: ``"warn"`` and let the tokenizer cut it, ``"chunk"``
-            it between words and average the pieces' embeddings, or raise an ``"error"``.
-        progress: Show a progress bar on stderr.
-
-    Raises:
-        EmbeddingError: A choice that does not exist.
-    """
-
-    batch_size: int = 64
-    long_text: LongText = "warn"
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        if self.long_text not in get_args(LongText):
-            raise EmbeddingError(
-                f"long_text must be one of {', '.join(map(repr, get_args(LongText)))}, found {self.long_text!r}."
-            )
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise EmbeddingError(f"batch_size must be a positive integer, found {self.batch_size!r}.")
-
-
-def usable_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype, or say that no weights can have it.
-
-    Raises:
-        EmbeddingError: It is none, or not floating.
-    """
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise EmbeddingError(f"dtype must be a floating dtype such as torch.float32, found {dtype!r:.60}.")
-    return dtype
+from resilient_heads.text.encoders.options import EncoderOptions
 
 
 def check_sentences(sentences: Sequence[str]) -> tuple[str, ...]:
@@ -58,90 +19,101 @@ def check_sentences(sentences: Sequence[str]) -> tuple[str, ...]:
     return check_texts("sentences", sentences, example='["A red fruit."]', error=DescriptionError)
 
 
-def encode_in_batches(
-    sentences: Sequence[str],
-    *,
-    lengths: Callable[[list[str]], list[int]],
-    run: Callable[[list[str]], Tensor],
-    context_length: int,
-    embed_dim: int,
-    batching: Batching,
-) -> Tensor:
-    """Encode sentences through ``run``, which sees each distinct text once and texts of like length together.
+class BatchedEncoder(ABC):
+    """Base class of the encoders that run a tokenizer and a text tower.
 
-    Args:
-        sentences: N texts.
-        lengths: Texts to their numbers of tokens, special tokens included; one that is too long may count as any number
-            above ``context_length``.
-        run: Texts to ``(n, E)``.
-        context_length: Tokens that fit.
-        embed_dim: E, for N = 0.
-        batching: How to go about it.
+    A subclass sets the attributes and implements :meth:`count_tokens` and :meth:`run`.
 
-    Returns:
-        ``(N, E)`` float32 on the CPU, in the order of ``sentences``.
-
-    Raises:
-        DescriptionError: As :func:`check_sentences`; or a text is too long under ``long_text="error"``.
+    Attributes:
+        id: Name of the encoder.
+        revision: Commit, or ``"sha256:..."`` of its weights or of all files in its folder.
+        weights_sha256: Hex digest of the file with its weights.
+        context_length: Maximal number of tokens of a sentence.
+        embed_dim: Dimension of an embedding, E.
     """
-    check_sentences(sentences)
-    distinct = list(dict.fromkeys(sentences))
-    if not distinct:
-        return torch.empty(0, embed_dim)
-    size_of = dict(zip(distinct, lengths(distinct), strict=True))
-    pieces = _pieces(distinct, size_of, lengths, context_length, batching.long_text)
-    # The text itself breaks ties, so that the batches, and the last bits, do not depend on the order of the input.
-    queue = sorted({piece for own in pieces.values() for piece in own}, key=lambda text: (size_of[text], text))
-    vectors: dict[str, Tensor] = {}
-    with tqdm(total=len(queue), desc="Encoding", unit="text", disable=not batching.progress) as bar:
-        for start in range(0, len(queue), batching.batch_size):
-            batch = queue[start : start + batching.batch_size]
-            encoded = run(batch).detach().float().cpu()
-            vectors.update(zip(batch, encoded, strict=True))
-            bar.update(len(batch))
-    whole = {
-        sentence: torch.stack([vectors[piece] for piece in own]).mean(dim=0) if len(own) > 1 else vectors[own[0]]
-        for sentence, own in pieces.items()
-    }
-    return torch.stack([whole[sentence] for sentence in sentences])
 
+    id: str
+    revision: str
+    weights_sha256: str
+    context_length: int
+    embed_dim: int
 
-def _pieces(
-    distinct: list[str],
-    size_of: dict[str, int],
-    lengths: Callable[[list[str]], list[int]],
-    context_length: int,
-    long_text: LongText,
-) -> dict[str, list[str]]:
-    """Return what to encode for each text: itself, or pieces that fit; sizes of pieces are added to ``size_of``."""
-    too_long = [text for text in distinct if size_of[text] > context_length]
-    if too_long and long_text != "chunk":
-        message = (
-            f"{len(too_long)} of {len(distinct)} texts are longer than the encoder's {context_length} tokens, first "
-            f"{too_long[0]!r:.80}. "
-        )
-        if long_text == "error":
-            raise DescriptionError(message + 'Shorten them, or build the encoder with long_text="chunk".')
-        warnings.warn(
-            message + 'They are cut; long_text="chunk" encodes all of each and averages.', LongTextWarning, stacklevel=4
-        )
-    pieces = {text: [text] for text in distinct}
-    if long_text == "chunk":
-        for text in too_long:
-            pieces[text] = _split(text, lengths, context_length)
-            size_of.update(zip(pieces[text], lengths(pieces[text]), strict=True))
-    return pieces
+    def __init__(self, options: EncoderOptions | None) -> None:
+        options = EncoderOptions() if options is None else options
+        self.options = instance_of("options", options, EncoderOptions, example='EncoderOptions(device="cuda")')
 
+    @abstractmethod
+    def count_tokens(self, sentences: list[str]) -> list[int]:
+        """Return the number of tokens of each sentence, or any larger number than ``context_length`` for a long one."""
 
-def _split(text: str, lengths: Callable[[list[str]], list[int]], context_length: int) -> list[str]:
-    """Halve a text between words (within one where there is no blank) until every piece fits."""
-    if lengths([text])[0] <= context_length:
-        return [text]
-    words = text.split()
-    if len(words) > 1:
-        halves = [" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])]
-    else:
-        halves = [text[: len(text) // 2], text[len(text) // 2 :]]
-    if not all(halves):
-        raise DescriptionError(f"{text!r} alone is longer than the encoder's {context_length} tokens.")
-    return [piece for half in halves for piece in _split(half, lengths, context_length)]
+    @abstractmethod
+    def run(self, sentences: list[str]) -> Tensor:
+        """Return the embeddings of one batch, ``(n, E)``."""
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """Encode sentences.
+
+        Each distinct sentence runs once, in a batch of sentences of similar length.
+
+        Args:
+            sentences: N sentences.
+
+        Returns:
+            ``(N, E)``, float32 on the CPU, in the order of the sentences.
+
+        Raises:
+            DescriptionError: A sentence is not a string, or is too long under ``long_text="error"``.
+        """
+        sentences = check_sentences(sentences)
+        distinct = list(dict.fromkeys(sentences))
+        if not distinct:
+            return torch.empty(0, self.embed_dim)
+        tokens = dict(zip(distinct, self.count_tokens(distinct), strict=True))
+        parts_of = self._parts(tokens)
+        # The text breaks ties, so that batches, and the last bits of the results, do not depend on the input's order.
+        queue = sorted({part for parts in parts_of.values() for part in parts}, key=lambda part: (tokens[part], part))
+        vectors: dict[str, Tensor] = {}
+        with tqdm(total=len(queue), desc="Encoding", unit="text", disable=not self.options.progress) as bar:
+            for start in range(0, len(queue), self.options.batch_size):
+                batch = queue[start : start + self.options.batch_size]
+                vectors.update(zip(batch, self.run(batch).detach().float().cpu(), strict=True))
+                bar.update(len(batch))
+        for sentence, parts in parts_of.items():
+            if len(parts) > 1:
+                vectors[sentence] = torch.stack([vectors[part] for part in parts]).mean(dim=0)
+        return torch.stack([vectors[sentence] for sentence in sentences])
+
+    def _parts(self, tokens: dict[str, int]) -> dict[str, list[str]]:
+        """Return the texts to encode for each sentence: itself, or parts that fit. Add the parts' lengths to tokens."""
+        parts_of = {sentence: [sentence] for sentence in tokens}
+        too_long = [sentence for sentence in tokens if tokens[sentence] > self.context_length]
+        if too_long and self.options.long_text == "chunk":
+            for sentence in too_long:
+                parts_of[sentence] = parts = self._split(sentence)
+                tokens.update(zip(parts, self.count_tokens(parts), strict=True))
+        elif too_long:
+            message = (
+                f"{len(too_long)} of {len(tokens)} texts are longer than the encoder's {self.context_length} tokens, "
+                f"first {too_long[0]!r:.80}. "
+            )
+            if self.options.long_text == "error":
+                raise DescriptionError(f'{message}Shorten them, or pass EncoderOptions(long_text="chunk").')
+            warnings.warn(
+                f'{message}The encoder ignores the rest of each; EncoderOptions(long_text="chunk") uses all of it.',
+                LongTextWarning,
+                stacklevel=3,
+            )
+        return parts_of
+
+    def _split(self, text: str) -> list[str]:
+        """Halve a text between words, or within a single word, until every part fits."""
+        if self.count_tokens([text])[0] <= self.context_length:
+            return [text]
+        words = text.split()
+        if len(words) > 1:
+            halves = [" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])]
+        else:
+            halves = [text[: len(text) // 2], text[len(text) // 2 :]]
+        if not all(halves):
+            raise DescriptionError(f"{text!r} alone is longer than the encoder's {self.context_length} tokens.")
+        return [part for half in halves for part in self._split(half)]

@@ -1,7 +1,6 @@
-"""Text towers of the transformers library."""
+"""Text encoders of the transformers library."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,10 @@ import torch
 from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError
-from resilient_heads.evaluation import usable_device
 from resilient_heads.extras import require
 from resilient_heads.files import as_path, file_sha256
-from resilient_heads.text.encoders.batching import (
-    Batching,
-    LongText,
-    encode_in_batches,
-    usable_dtype,
-)
+from resilient_heads.text.encoders.batching import BatchedEncoder
+from resilient_heads.text.encoders.options import EncoderOptions
 from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.hub.snapshots import fetch_snapshot
 
@@ -37,25 +31,19 @@ _TOWERS = {
 }
 
 
-class TransformersEncoder:
-    """A text tower of transformers: ``CLIPTextModelWithProjection``, or that of MetaCLIP 2, SigLIP or SigLIP 2.
+class TransformersEncoder(BatchedEncoder):
+    """A text tower of transformers: of CLIP, MetaCLIP 2, SigLIP or SigLIP 2.
 
     Args:
         source: Folder of the model, or its repository on the Hub.
-        revision: Commit on the Hub; None takes the newest, and :attr:`revision` then says which that was. A folder is
-            pinned by the sha256 of its weights and takes none.
-        device: Where to run it.
-        dtype: Dtype of its weights; embeddings come back as float32 all the same.
-        batch_size: Sentences encoded at once.
-        long_text: ``"warn"``, ``"chunk"`` or ``"error"``; see
-            :class:`~resilient_heads.text.encoders.batching.Batching`.
-        progress: Show a progress bar on stderr.
-        offline: Never touch the network.
-        hub: How the Hub is reached, where the usual settings do not fit.
+        revision: Commit on the Hub; None uses the newest, which :attr:`revision` then names. A folder has no
+            revisions: the sha256 of its weights pins it.
+        options: Device, dtype, batch size and treatment of long sentences.
+        hub: How to reach the Hub.
 
     Raises:
-        EmbeddingError: The model is of another kind, or its weights are not whole.
-        HubError: The model cannot be had from the Hub.
+        EmbeddingError: The model is of another kind, or weights are missing.
+        HubError: The model cannot be downloaded.
         MissingExtraError: transformers is not installed.
     """
 
@@ -64,79 +52,67 @@ class TransformersEncoder:
         source: str | Path,
         *,
         revision: str | None = None,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        batch_size: int = 64,
-        long_text: LongText = "warn",
-        progress: bool = False,
-        offline: bool = False,
+        options: EncoderOptions | None = None,
         hub: HubSettings | None = None,
     ) -> None:
-        self._batching = Batching(batch_size=batch_size, long_text=long_text, progress=progress)
+        super().__init__(options)
         folder = as_path(source, "source", error=EmbeddingError)
         package: Any = require("transformers", extra="hf", purpose="TransformersEncoder")
-        self._device, dtype = usable_device(device), usable_dtype(dtype)
-        local = folder.is_dir()
-        if local and revision is not None:
-            raise EmbeddingError(f"{source} is a folder, which its weights pin; leave revision={revision!r} out.")
-        if not local:
-            settings = HubSettings.from_options(hub, offline=offline)
+        is_local = folder.is_dir()
+        if is_local and revision is not None:
+            raise EmbeddingError(f"{source} is a folder, which its weights pin; omit revision={revision!r}.")
+        if not is_local:
+            settings = HubSettings.from_options(hub)
             folder = fetch_snapshot(str(source), _FILES, any_of=(_WEIGHTS,), revision=revision, settings=settings)
         weights = folder / _WEIGHTS
         if not weights.is_file():
-            raise EmbeddingError(f"{source} has no {_WEIGHTS}; pickled weights are not read.")
+            raise EmbeddingError(f"{source} has no {_WEIGHTS}; this library does not read pickled weights.")
         self.weights_sha256 = file_sha256(weights)
-        self.id = folder.resolve().name if local else str(source)
-        self.revision = f"sha256:{self.weights_sha256}" if local else folder.name
-        logger.info("%s at %s, weights sha256 %s.", self.id, self.revision, self.weights_sha256)
-        try:
-            config = package.AutoConfig.from_pretrained(folder)
-            if config.model_type not in _TOWERS:
-                raise EmbeddingError(
-                    f"{source} is a {config.model_type!r} model; expected one of {', '.join(_TOWERS)}. "
-                    "Sentence models go through SentenceTransformerEncoder."
-                )
-            tower = getattr(package, _TOWERS[config.model_type])
-            model, report = tower.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
-            self._tokenizer: Any = package.AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError) as error:
-            if isinstance(error, EmbeddingError):
-                raise
-            raise EmbeddingError(f"{source} could not be loaded: {error}") from error
-        if report["missing_keys"]:
-            raise EmbeddingError(
-                f"{source} lacks the weights {', '.join(sorted(report['missing_keys'])[:3])}; they would be random."
-            )
-        text_config = model.config
-        self._model = model.to(device=self._device, dtype=dtype).eval()
-        # SigLIP was trained on padding to the full context and attends to it (open_clip#984), so it gets no mask,
-        # whatever its tokenizer offers; CLIP's causal mask never sees padding.
-        siglip = config.model_type.startswith("siglip")
-        self._padding = "max_length" if siglip else "longest"
-        self._inputs = ("input_ids",) if siglip else ("input_ids", "attention_mask")
-        self.context_length = int(text_config.max_position_embeddings)
-        self.embed_dim = int(self._run([""]).shape[1])
+        self.id = folder.resolve().name if is_local else str(source)
+        self.revision = f"sha256:{self.weights_sha256}" if is_local else folder.name
+        logger.info("Loading %s at %s, weights sha256 %s.", self.id, self.revision, self.weights_sha256)
+        model, self._tokenizer, kind = _load(package, folder, source)
+        self._model = model.to(device=self.options.device, dtype=self.options.dtype).eval()
+        # SigLIP was trained with padding to the full context and attends to it (open_clip#984), so it gets no mask,
+        # even if its tokenizer offers one. CLIP's causal mask hides padding.
+        is_siglip = kind.startswith("siglip")
+        self._padding = "max_length" if is_siglip else "longest"
+        self._inputs = ("input_ids",) if is_siglip else ("input_ids", "attention_mask")
+        self.context_length = int(model.config.max_position_embeddings)
+        self.embed_dim = int(self.run([""]).shape[1])
 
-    def encode(self, sentences: Sequence[str]) -> Tensor:
-        """Encode sentences, ``(N, E)`` float32 on the CPU."""
-        return encode_in_batches(
-            sentences,
-            lengths=self._lengths,
-            run=self._run,
-            context_length=self.context_length,
-            embed_dim=self.embed_dim,
-            batching=self._batching,
-        )
-
-    def _lengths(self, sentences: list[str]) -> list[int]:
+    def count_tokens(self, sentences: list[str]) -> list[int]:
+        """Return the number of tokens of each sentence."""
         return [len(ids) for ids in self._tokenizer(sentences, truncation=False, verbose=False)["input_ids"]]
 
     @torch.inference_mode()
-    def _run(self, sentences: list[str]) -> Tensor:
+    def run(self, sentences: list[str]) -> Tensor:
+        """Return the embeddings of one batch."""
         tokens = self._tokenizer(
             sentences, truncation=True, max_length=self.context_length, padding=self._padding, return_tensors="pt"
-        ).to(self._device)
-        given = {name: tokens[name] for name in self._inputs if name in tokens}
-        output = self._model(**given)
-        found = getattr(output, "text_embeds", None)
-        return found if isinstance(found, Tensor) else torch.as_tensor(output.pooler_output)
+        ).to(self.options.device)
+        output = self._model(**{name: tokens[name] for name in self._inputs if name in tokens})
+        vectors = getattr(output, "text_embeds", None)
+        return vectors if isinstance(vectors, Tensor) else torch.as_tensor(output.pooler_output)
+
+
+def _load(package: Any, folder: Path, source: str | Path) -> tuple[Any, Any, str]:
+    """Return the text tower, its tokenizer and the model's type; refuse a model that lacks weights."""
+    try:
+        kind = str(package.AutoConfig.from_pretrained(folder).model_type)
+        if kind not in _TOWERS:
+            raise EmbeddingError(
+                f"{source} is a {kind!r} model; expected one of {', '.join(_TOWERS)}. For a sentence model, use "
+                "SentenceTransformerEncoder."
+            )
+        tower = getattr(package, _TOWERS[kind])
+        model, report = tower.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+        tokenizer = package.AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, EmbeddingError):
+            raise
+        raise EmbeddingError(f"{source} could not be loaded: {error}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise EmbeddingError(f"{source} lacks the weights {missing}, which transformers would fill at random.")
+    return model, tokenizer, kind

@@ -1,4 +1,4 @@
-"""Weights that are known by digest: which commit to take, and what its file must be."""
+"""Known weights: which commit to download, and the sha256 of its file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from resilient_heads.files import file_sha256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """Where the usual weights of an encoder lie.
+    """Known weights of an encoder.
 
     Attributes:
         repo: Repository on the Hub.
@@ -23,8 +23,8 @@ class Pin:
     sha256: str
 
 
-# Commits and digests as several independent public projects record them for the file open_clip_model.safetensors; the
-# repositories are those that open_clip names for these tags. Known here without importing open_clip.
+# Several independent public projects record these commits and digests for open_clip_model.safetensors. The repositories
+# are those that open_clip names for these tags; they are repeated here because importing open_clip takes seconds.
 PINS: Mapping[str, Pin] = {
     "ViT-B-16/openai": Pin(
         repo="timm/vit_base_patch16_clip_224.openai",
@@ -37,26 +37,26 @@ PINS: Mapping[str, Pin] = {
         sha256="e6d1bd7789aa45192b3bf90570a789b478bae1b74ebcce7eddd908e83a2b7c31",
     ),
 }
-
+MINILM = "all-MiniLM-L6-v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Digest of all-MiniLM-L6-v2's model.safetensors, computed from the package that carries it."""
+"""Digest of MiniLM's ``model.safetensors`` in the package of the extra ``minilm``."""
 
 
-def weights_digest(path: Path, *, expected: str | None, what: str) -> str:
+def weights_digest(path: Path, *, expected: str | None, encoder: str) -> str:
     """Return the sha256 of a file with weights.
 
     Args:
         path: The file.
-        expected: Hex digest that it must have; None takes any.
-        what: What errors call it.
+        expected: Hex digest that the file must have; None accepts any.
+        encoder: Name of the encoder in the error message.
 
     Raises:
-        EmbeddingError: It is another file than the one that is known.
+        EmbeddingError: The digest is not the expected one.
     """
     digest = file_sha256(path)
     if expected is not None and digest != expected:
         raise EmbeddingError(
-            f"The weights of {what} have sha256 {digest}, expected {expected}: the file was damaged or replaced, and "
-            f"is not used. Delete {path} and fetch it again, or name another commit with revision=."
+            f"The weights of {encoder} have sha256 {digest}, expected {expected}: the file was damaged or replaced "
+            f"and is not used. Delete {path} and download it again, or choose another commit with revision=."
         )
     return digest

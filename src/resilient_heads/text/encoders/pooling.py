@@ -1,4 +1,4 @@
-"""From sentences to one vector a class."""
+"""``embed_classes``: from sentences to one vector for each class."""
 
 import torch
 
@@ -8,25 +8,33 @@ from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.protocol import TextEncoder
 
 POOLING = "mean"
-"""How the sentences of a class become one vector, as provenance records it."""
+"""How the sentences of a class become one vector, as provenances record it."""
 
 
 def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, normalize: bool = True) -> ClassEmbeddings:
-    """Embed every sentence once and average over the sentences of each class.
+    """Embed every sentence and average over the sentences of each class.
 
     Args:
-        descriptions: The sentences, C classes.
-        encoder: Sentences to ``(N, E)``.
-        normalize: Bring each sentence's embedding to unit norm before averaging, so that a long vector has no more
-            say than a short one.
+        descriptions: Sentences of C classes.
+        encoder: Turns sentences into vectors of dimension E.
+        normalize: Scale each sentence's embedding to unit norm before averaging, so that all sentences count equally.
 
     Returns:
-        Class embeddings ``(C, E)`` float32 that record the encoder and the descriptions' digest.
+        Class embeddings ``(C, E)``, float32. Their provenance names the encoder and the digest of the descriptions.
 
     Raises:
-        EmbeddingError: The encoder gives something else than one finite vector a sentence.
+        EmbeddingError: The encoder does not return one finite vector for each sentence.
 
-    Source: Pratt et al., *What does a platypus look like?*, ICCV 2023, for averaging descriptions.
+    Source: Pratt et al., *What does a platypus look like?*, ICCV 2023, for averaging over descriptions.
+
+    Example:
+        >>> import resilient_heads as rh, torch
+        >>> descriptions = rh.ClassDescriptions.match(["cat", "dog"], {"cat": ["It purrs."], "dog": ["It barks."]})
+        >>> table = {"It purrs.": torch.tensor([2.0, 0.0]), "It barks.": torch.tensor([0.0, 3.0])}
+        >>> encoder = rh.encoders.PrecomputedEncoder(table, id="my-encoder")
+        >>> rh.embed_classes(descriptions, encoder).vectors
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     if not isinstance(descriptions, ClassDescriptions):
         raise EmbeddingError(
@@ -38,19 +46,19 @@ def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, norm
             f"encoder must have id, revision, context_length, embed_dim and encode, found {encoder!r:.60}; "
             "SentenceTransformerEncoder.minilm() is one."
         )
-    order = {sentence: row for row, sentence in enumerate(dict.fromkeys(_flat(descriptions)))}
-    vectors = encoder.encode(list(order))
-    if not isinstance(vectors, torch.Tensor):
-        raise EmbeddingError(f"{encoder.id} gave a {type(vectors).__name__}; expected a tensor of one row a sentence.")
-    if vectors.shape != (len(order), encoder.embed_dim):
-        raise EmbeddingError(
-            f"{encoder.id} gave {tuple(vectors.shape)} for {len(order)} sentences; "
-            f"expected {(len(order), encoder.embed_dim)}."
-        )
+    distinct = dict.fromkeys(sentence for sentences in descriptions.sentences for sentence in sentences)
+    row_of = {sentence: row for row, sentence in enumerate(distinct)}
+    vectors = encoder.encode(list(distinct))
+    expected = (len(distinct), encoder.embed_dim)
+    if not isinstance(vectors, torch.Tensor) or vectors.shape != expected:
+        kind = f"a tensor {tuple(vectors.shape)}" if isinstance(vectors, torch.Tensor) else type(vectors).__name__
+        raise EmbeddingError(f"{encoder.id} returned {kind}; expected a tensor {expected}: one row for each sentence.")
     vectors = vectors.double()
     if normalize:
         vectors = torch.nn.functional.normalize(vectors, dim=1)
-    means = torch.stack([vectors[[order[s] for s in own]].mean(dim=0) for own in descriptions.sentences])
+    means = torch.stack(
+        [vectors[[row_of[sentence] for sentence in sentences]].mean(dim=0) for sentences in descriptions.sentences]
+    )
     provenance = Provenance(
         encoder=encoder.id,
         encoder_revision=encoder.revision,
@@ -60,7 +68,3 @@ def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, norm
         weights_sha256=str(getattr(encoder, "weights_sha256", "")),
     )
     return ClassEmbeddings(means.float(), descriptions.class_names, provenance)
-
-
-def _flat(descriptions: ClassDescriptions) -> list[str]:
-    return [sentence for own in descriptions.sentences for sentence in own]

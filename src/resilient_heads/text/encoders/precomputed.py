@@ -1,4 +1,4 @@
-"""Embeddings that were computed elsewhere, as an encoder."""
+"""A text encoder that looks embeddings up in a table."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,37 +10,45 @@ from resilient_heads.text.encoders.batching import check_sentences
 
 
 class PrecomputedEncoder:
-    """A table of sentences whose embeddings were computed elsewhere.
+    """Use sentence embeddings that were computed elsewhere. Needs no network and no model.
 
     Args:
-        table: Sentence to vector ``(E,)``.
-        id: Name under which provenance records it.
-        revision: What pins the encoder that filled the table.
+        table: Sentence to its embedding ``(E,)``.
+        id: Name of the encoder that computed the embeddings, for provenances.
+        revision: Commit or digest of that encoder.
 
     Raises:
-        EmbeddingError: The table is empty or its vectors differ in length.
+        EmbeddingError: The table is empty, or its values are not vectors of one length.
+
+    Example:
+        >>> import resilient_heads as rh, torch
+        >>> encoder = rh.encoders.PrecomputedEncoder({"It purrs.": torch.tensor([1.0, 0.0])}, id="my-encoder")
+        >>> encoder.encode(["It purrs."])
+        tensor([[1., 0.]])
     """
 
     def __init__(self, table: Mapping[str, Tensor], *, id: str, revision: str = "") -> None:
-        if not isinstance(table, Mapping):
-            raise EmbeddingError(f"A table maps sentences to vectors, {{sentence: tensor}}; found {table!r:.60}.")
-        if not table:
-            raise EmbeddingError("The table of precomputed embeddings is empty.")
-        odd = next((vector for vector in table.values() if not isinstance(vector, Tensor)), None)
-        if odd is not None:
-            raise EmbeddingError(f"Precomputed embeddings must be tensors, found a {type(odd).__name__}.")
-        shapes = {tuple(vector.shape) for vector in table.values()}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
-            raise EmbeddingError(f"All precomputed embeddings must be vectors of one length, found {shapes}.")
+        if not isinstance(table, Mapping) or not table:
+            raise EmbeddingError(f'table must be a mapping such as {{"It purrs.": tensor}}, found {table!r:.60}.')
+        shapes = {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__ for value in table.values()}
+        shape = shapes.pop()
+        if shapes or not isinstance(shape, tuple) or len(shape) != 1:
+            raise EmbeddingError(
+                f"The values of table must be tensors of one shape (E,), found {', '.join(map(str, {shape, *shapes}))}."
+            )
         self._table = {sentence: vector.detach().float().cpu() for sentence, vector in table.items()}
         self.id = id
         self.revision = revision
         self.context_length = 0
-        self.embed_dim = next(iter(shapes))[0]
+        self.embed_dim = int(shape[0])
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """Look sentences up, ``(N, E)`` float32; a sentence that is not in the table raises EmbeddingError."""
-        check_sentences(sentences)
+        """Return the embeddings of N sentences, ``(N, E)`` float32.
+
+        Raises:
+            EmbeddingError: A sentence is not in the table.
+        """
+        sentences = check_sentences(sentences)
         missing = [sentence for sentence in sentences if sentence not in self._table]
         if missing:
             raise EmbeddingError(

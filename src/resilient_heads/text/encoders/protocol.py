@@ -1,4 +1,4 @@
-"""What the library asks of a text encoder."""
+"""``TextEncoder``: what the library needs from a text encoder."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -8,15 +8,15 @@ from torch import Tensor
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Sentences to vectors.
+    """Anything that turns sentences into vectors.
+
+    An encoder may also have ``weights_sha256``, the hex digest of the file with its weights; provenances record it.
 
     Attributes:
-        id: Name under which provenance records it.
-        revision: What pins it: a commit, or ``"sha256:..."`` of the weights' file, or of a folder's files.
-        context_length: Tokens it takes at once; 0 where it has no such limit.
-        embed_dim: E.
-
-    An encoder that also has ``weights_sha256``, the digest of the file with its weights, gets it recorded.
+        id: Name of the encoder.
+        revision: Commit, or ``"sha256:..."`` of its weights or of all files in its folder.
+        context_length: Maximal number of tokens of a sentence; 0 if there is no limit.
+        embed_dim: Dimension of an embedding, E.
     """
 
     @property
@@ -32,5 +32,5 @@ class TextEncoder(Protocol):
     def embed_dim(self) -> int: ...  # noqa: D102
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """Return one embedding a sentence, ``(N, E)`` float32 on the CPU, not necessarily of unit norm."""
+        """Return one embedding for each sentence, ``(N, E)`` float32 on the CPU, of any norm."""
         ...

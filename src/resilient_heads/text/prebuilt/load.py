@@ -10,7 +10,8 @@ from pathlib import Path
 
 from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, MissingExtraError
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
-from resilient_heads.text.encoders.named import MINILM, encoder_id, named_encoder, planned_identity
+from resilient_heads.text.encoders.named import encoder_id, named_encoder, planned_identity
+from resilient_heads.text.encoders.pins import MINILM
 from resilient_heads.text.encoders.pooling import POOLING, embed_classes
 from resilient_heads.text.hub.files import HubFile, cached_file, fetch_file
 from resilient_heads.text.hub.settings import HubSettings
@@ -123,7 +124,7 @@ def _built_here(
         )
         if (kept := _kept(name, wanted)) is not None:
             return kept
-        encoder = named_encoder(known, revision=revision, offline=settings.is_offline, hub=settings)
+        encoder = named_encoder(known, revision=revision, hub=settings)
         built = embed_classes(descriptions, encoder)
     except (MissingExtraError, DescriptionError, EmbeddingError, HubError) as error:
         reasons = [*failures, f"built here: {error}"]
