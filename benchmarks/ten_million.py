@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import resilient_heads as rh
 from resilient_heads.campaign.golden.golden_run import GoldenRun
-from resilient_heads.campaign.result.config import RAW, CampaignConfig
+from resilient_heads.campaign.result.config import CampaignConfig
 from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
@@ -42,19 +42,15 @@ def record() -> CampaignRecord:
     )
     return CampaignRecord(
         config=CampaignConfig(
-            protocol=RAW,
+            protocol=rh.Protocol.named("raw"),
             design=rh.UniformDesign(trials_per_site=PER_SITE),
-            fault=rh.FaultModel(),
-            until=None,
-            seed=0,
-            batch_size=64,
             chunk_size=CHUNK,
-            model="MadeUp",
-            model_sha256="0" * 64,
-            data_sha256="0" * 64,
-            calibration_sha256="",
-            environment={},
         ),
+        model="Synthetic",
+        model_sha256="0" * 64,
+        data_sha256="0" * 64,
+        calibration_sha256="",
+        environment={},
         sites=sites,
         excluded=(),
         uninjectable={},
@@ -109,10 +105,10 @@ def main() -> None:
     """Write, merge and open."""
     folder, pandas = Path(sys.argv[1]), require("pandas", extra="test", purpose="this benchmark")
     with CampaignFolder.resume(folder, record(), shard=rh.Shard()) as store:
-        for chunk in range(store.chunks):
-            store.write(chunk, trials(*store.numbers(chunk)))
+        for chunk in range(store.record.num_chunks):
+            store.write(chunk, trials(*store.record.chunk_bounds(chunk)))
     merged = timed("merge", lambda: rh.merge_campaign(folder))
-    print(f"{len(merged.trials):,} trials in {store.chunks} chunks")
+    print(f"{len(merged.trials):,} trials in {store.record.num_chunks} chunks")
     del merged
     for what, files in (("result.parquet", [folder / "result.parquet"]), ("trials/", [*folder.glob("trials/*")])):
         print(f"{what}: {sum(file.stat().st_size for file in files) / 1e6:.0f} MB")

@@ -15,7 +15,8 @@ from .campaign.design.designs import StratifiedDesign as StratifiedDesign
 from .campaign.design.designs import UniformDesign as UniformDesign
 from .campaign.exhaustive.exhaustive import run_exhaustive as run_exhaustive
 from .campaign.figures.stopping import StoppingRule as StoppingRule
-from .campaign.result.config import Protocol as Protocol
+from .campaign.result.config import CampaignConfig as CampaignConfig
+from .campaign.result.protocol import Protocol as Protocol
 from .campaign.result.results import CampaignResult as CampaignResult
 from .campaign.result.shards import Shard as Shard
 from .campaign.run.merge import merge_campaign as merge_campaign

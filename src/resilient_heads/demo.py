@@ -167,7 +167,7 @@ def _page(options: DemoOptions, table: str, results: dict[str, dict[str, rh.Camp
     parts = [
         "# ResNet-18 on digits: its own last layer against a text-guided head\n",
         f"{options.epochs} epochs, seed {options.seed}, {options.trials_per_site:,} trials at each site for each "
-        f"protocol, {len(baseline.golden.labels)} test images, 99 % intervals, {baseline.config.environment}.\n",
+        f"protocol, {len(baseline.golden.labels)} test images, 99 % intervals, {baseline.record.environment}.\n",
         table,
         rh.report.table_notes(),
     ]

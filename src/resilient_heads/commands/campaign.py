@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resilient_heads.campaign.result.config import PROTOCOLS
+from resilient_heads.campaign.result.protocol import PROTOCOLS
 from resilient_heads.commands.model_and_data import add_options, load_images, load_model
 from resilient_heads.errors import ArgumentError
 
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         model,
         data,
         protocol=arguments.protocol,
-        trials_per_site=arguments.trials_per_site,
+        trials_per_site=arguments.trials_per_site if design is None else None,
         design=design,
         until=until,
         seed=arguments.seed,

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from resilient_heads.campaign.result.config import PROTOCOLS
+from resilient_heads.campaign.result.protocol import PROTOCOLS
 from resilient_heads.checks import whole_number
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resilient_heads.campaign.result.results import CampaignResult
-from resilient_heads.campaign.trials.columns import RATES
+from resilient_heads.campaign.trials.rates import RATES
 from resilient_heads.checks import one_of
 from resilient_heads.errors import ArgumentError
 from resilient_heads.extras import require

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from resilient_heads.campaign.analysis.compare import Comparison, Improvement
-from resilient_heads.campaign.figures.summary import SCOPES
+from resilient_heads.campaign.figures.scopes import SCOPES
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.checks import one_of
 from resilient_heads.errors import ArgumentError
@@ -51,7 +51,7 @@ def comparison_table(
         names: Column titles of the two models.
         parameters: Numbers of parameters of the two models.
         flops: Numbers of FLOPs for one image through the two models.
-        scopes: Sets of sites to show: keys of :data:`~resilient_heads.campaign.figures.summary.SCOPES`.
+        scopes: Sets of sites to show: keys of :data:`~resilient_heads.campaign.figures.scopes.SCOPES`.
 
     Raises:
         ArgumentError: No comparison, or an unknown scope.
@@ -103,8 +103,10 @@ def layer_table(result: CampaignResult) -> str:
 def table_notes() -> str:
     """Return a Markdown list that explains the words of :func:`comparison_table`."""
     lines = [
-        f"- {meaning}." if meaning.startswith(_SCOPES[name]) else f"- {_SCOPES[name]}: {meaning}."
-        for name, meaning in SCOPES.items()
+        f"- {meaning}."
+        if (meaning := scope.description).startswith(_SCOPES[name])
+        else f"- {_SCOPES[name]}: {meaning}."
+        for name, scope in SCOPES.items()
         if name != "network_all"
     ]
     lines += [

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, layer_weights
-from resilient_heads.campaign.figures.summary import scope_rows, weigh_trials
+from resilient_heads.campaign.figures.scopes import SCOPES
+from resilient_heads.campaign.figures.weights import weigh_trials
 from resilient_heads.campaign.result.results import CampaignResult, Summary
 from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.statistics.intervals import (
@@ -133,14 +134,14 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
     Raises:
         ResultError: Different images, protocols or calibration images, or no scope that both campaigns struck whole.
     """
-    if baseline.config.data_sha256 != candidate.config.data_sha256:
+    if baseline.record.data_sha256 != candidate.record.data_sha256:
         raise ResultError("The two campaigns saw different images; run both on the same data, in the same order.")
     if baseline.config.protocol != candidate.config.protocol:
         raise ResultError(
             f"The two campaigns follow different protocols ({baseline.config.protocol.name} and "
             f"{candidate.config.protocol.name}); compare campaigns of one protocol."
         )
-    if baseline.config.calibration_sha256 != candidate.config.calibration_sha256:
+    if baseline.record.calibration_sha256 != candidate.record.calibration_sha256:
         raise ResultError(
             "The two campaigns took their ranges from different images; calibrate both on the same data, in the same "
             "order."
@@ -250,7 +251,7 @@ def _image_errors(
     result: CampaignResult, scope: str, weighting: Weighting, metric: str, struck: NDArray[np.int64]
 ) -> Floats:
     """Return each image's part of the error of a figure, ``(I,)``; NaN where a loss is infinite."""
-    rows = scope_rows(result.sites, scope)
+    rows = SCOPES[scope].rows(result.sites)
     sites, trials = [result.sites[row] for row in rows], result.trials.rows(rows)
     values = trials.delta_loss if metric == "delta_loss" else trials.events(metric).astype(np.float64)
     if np.isinf(values).any():

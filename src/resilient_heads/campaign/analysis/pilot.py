@@ -12,9 +12,9 @@ from resilient_heads.campaign.design.designs import StratifiedDesign
 from resilient_heads.campaign.design.perturbation_strata import CLASSES, PerturbationStrata
 from resilient_heads.campaign.design.plan import SINGLE_FLIP, strata_of_trials
 from resilient_heads.campaign.design.strata import By, Codes
-from resilient_heads.campaign.figures.summary import weigh_trials
+from resilient_heads.campaign.figures.weights import weigh_trials
 from resilient_heads.campaign.result.results import CampaignResult
-from resilient_heads.campaign.trials.columns import RATES
+from resilient_heads.campaign.trials.rates import RATES
 from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Floats, normal_quantile
 

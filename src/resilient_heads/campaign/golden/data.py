@@ -1,4 +1,4 @@
-"""The images and labels of a campaign, checked and held in memory, in the order in which they came."""
+"""The images and labels of a campaign: checked, and held in memory in the order of the data."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resilient_heads.campaign.golden.digests import tensor_bytes
 from resilient_heads.errors import DataError
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -37,7 +38,7 @@ class LabelledImages:
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(tensor_bytes(tensor))
         return digest.hexdigest()
 
     def check_labels(self, num_classes: int) -> None:
@@ -45,8 +46,8 @@ class LabelledImages:
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= num_classes:
             raise DataError(
-                f"Labels run from {low} to {high}, the model has {num_classes} classes; expected labels from 0 to "
-                f"{num_classes - 1}."
+                f"The labels run from {low} to {high}, but the model has {num_classes} classes; expected labels from 0 "
+                f"to {num_classes - 1}."
             )
 
 
@@ -55,10 +56,10 @@ def collect(data: Data, *, what: str = "data") -> LabelledImages:
 
     Args:
         data: Batches of images and labels, or one pair of tensors.
-        what: What errors call it.
+        what: Name of the data in errors.
 
     Raises:
-        DataError: Nothing in it, or something else than images with integer labels.
+        DataError: The data are empty, or are not images with integer labels.
     """
     batches: list[Any] = [data] if _is_pair(data) else list(_iterate(data, what))
     if not batches:
@@ -76,10 +77,10 @@ def collect(data: Data, *, what: str = "data") -> LabelledImages:
 
 
 def collect_images(data: Data, *, what: str) -> Iterable[Tensor]:
-    """Yield batches of images, with or without labels beside them.
+    """Yield batches of images from data with or without labels.
 
     Raises:
-        DataError: Nothing in it, or something else than tensors.
+        DataError: The data are empty, or a batch is not a tensor.
     """
     batches = [data] if _is_pair(data) or isinstance(data, Tensor) else _iterate(data, what)
     count = 0
@@ -95,7 +96,7 @@ def collect_images(data: Data, *, what: str) -> Iterable[Tensor]:
 
 
 def _iterate(data: Data, what: str) -> Iterable[Any]:
-    """Return an iterator over batches, or say that there is none."""
+    """Return the data if it is an iterable of batches; raise DataError if it is not."""
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise DataError(
             f"{what} must be an iterable of (images, labels) batches or a pair of tensors, found {type(data).__name__}."
@@ -104,7 +105,7 @@ def _iterate(data: Data, what: str) -> Iterable[Any]:
 
 
 def _is_pair(data: Any) -> bool:
-    """Whether data is one (images, labels) pair: an image batch and a vector of as many labels."""
+    """Whether the data are one pair of tensors: images, and a vector of integer labels."""
     return (
         isinstance(data, tuple | list)
         and len(data) == 2
@@ -115,7 +116,7 @@ def _is_pair(data: Any) -> bool:
 
 
 def _check_batch(batch: Any, what: str) -> None:
-    """Raise DataError unless a batch is images with one integer label each."""
+    """Raise DataError unless a batch holds images with one integer label each."""
     if not _is_pair(batch):
         raise DataError(
             f"{what} must hold batches of (images, labels) with a vector of integer labels, found {_describe(batch)}."
@@ -125,7 +126,7 @@ def _check_batch(batch: Any, what: str) -> None:
 
 
 def _describe(batch: Any) -> str:
-    """Return a short description of what a batch is."""
+    """Return the type and shape of a batch, as an error shows them."""
     if isinstance(batch, tuple | list):
         return f"({', '.join(_describe(part) for part in batch)})"
     return f"tensor{tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__

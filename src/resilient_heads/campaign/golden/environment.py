@@ -1,26 +1,13 @@
-"""What a campaign's figures may depend on beside its choices: the model's weights, versions and device."""
+"""Versions, device and threads, which can change the last bits of a result."""
 
-import hashlib
 import importlib.metadata
 import platform
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resilient_heads.evaluation import device_of
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return the sha256 of a model's state dict: names, shapes and every bit."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor):  # extra state may be anything
-            digest.update(f"{name} {tensor!r};".encode())
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def environment_of(model: nn.Module) -> dict[str, str]:

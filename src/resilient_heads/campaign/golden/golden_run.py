@@ -1,5 +1,6 @@
-"""Golden runs: the fault-free model on all images, and how large its values become."""
+"""Golden runs: the predictions of the fault-free model, and the ranges of its values."""
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.data import Data, LabelledImages, collect_images
+from resilient_heads.campaign.golden.digests import columns_sha256, tensor_bytes
 from resilient_heads.errors import DataError, InjectionError, ModelError, ResilientHeadsError
 from resilient_heads.evaluation import device_of
 from resilient_heads.injection.sites.hooks import watch_sites
@@ -18,14 +20,14 @@ from resilient_heads.statistics.functional import cross_entropy, top2diff
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GoldenRun:
-    """What the fault-free model makes of each image.
+    """The predictions of the fault-free model for I images.
 
     Attributes:
         labels: ``(I,)`` int64.
         predicted: ``(I,)`` int64, top-1 class.
         loss: ``(I,)`` float64, cross-entropy in nats.
         top2diff: ``(I,)`` float64, difference of the two largest softmax probabilities.
-        eligible: ``(I,)`` bool, whether faults strike the image.
+        eligible: ``(I,)`` bool, whether faults are injected into the image.
     """
 
     labels: NDArray[np.int64]
@@ -39,6 +41,16 @@ class GoldenRun:
         """``(I,)``, whether top-1 is the label."""
         return np.equal(self.predicted, self.labels)
 
+    @property
+    def columns(self) -> dict[str, NDArray[np.generic]]:
+        """The columns by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all columns."""
+        return columns_sha256(self.columns)
+
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Run the model and return its logits, ``(N, C)``.
@@ -48,7 +60,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
         ModelError: The model gives no logits of shape ``(N, C)``.
     """
     try:
-        # Some models write into their images, or return the same memory each time.
+        # Clone, because some models write into their input or return the same memory in each run.
         output = model(images.clone(memory_format=torch.preserve_format))
     except ResilientHeadsError:
         raise
@@ -65,11 +77,11 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_top2diff: float) -> GoldenRun:
-    """Run the fault-free model on every image; call it within :func:`~resilient_heads.evaluation.evaluating`.
+    """Run the fault-free model on every image, inside :func:`~resilient_heads.evaluation.evaluating`.
 
     Raises:
-        InjectionError: No image is classified correctly, so there is nothing to strike.
-        DataError: Labels that are no classes of the model.
+        InjectionError: The model classifies no image correctly, so no fault can corrupt a prediction.
+        DataError: A label is not a class of the model.
         ModelError: The model has a single class.
     """
     device = device_of(model)
@@ -80,12 +92,14 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
             data.check_labels(logits[0].shape[1])
     scores = torch.cat(logits)
     if scores.shape[1] < 2:
-        raise ModelError("The model has a single class; a prediction that cannot change cannot be corrupted.")
+        raise ModelError(
+            "The model has a single class, so no fault can change a prediction; expected at least 2 classes."
+        )
     loss, margin, predicted = cross_entropy(scores, data.labels), top2diff(scores), scores.argmax(dim=1)
     eligible = (predicted == data.labels) & (margin > min_top2diff) & scores.isfinite().all(dim=1)
     if not bool(eligible.any()):
         raise InjectionError(
-            f"The fault-free model classifies none of the {len(data)} images correctly by a Top2Diff above "
+            f"The fault-free model classifies none of the {len(data)} images correctly with a Top2Diff above "
             f"{min_top2diff}, so no fault can corrupt a prediction; check weights, labels and preprocessing."
         )
     return GoldenRun(
@@ -99,11 +113,11 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """What the range detector needs to know.
+    """The ranges of values that a range detector accepts.
 
     Attributes:
-        limits: Name of the site to the largest absolute value of its output.
-        sha256: Digest of the images that gave them.
+        limits: Largest absolute value of each site's output, by the site's name.
+        sha256: Digest of the calibration images.
     """
 
     limits: dict[str, float]
@@ -114,13 +128,13 @@ def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ran
     """Find the largest absolute value that each site's output takes over the calibration images.
 
     Args:
-        model: In evaluation mode, without gradients.
+        model: The model in evaluation mode, without gradients.
         data: Batches of images, with or without labels.
-        sites: Where to look.
+        sites: The sites whose outputs are measured.
 
     Raises:
         DataError: The model cannot run on the images.
-        InjectionError: A value is not finite: its magnitude is no range.
+        InjectionError: A site's output is not finite.
     """
     device = device_of(model)
     digest = hashlib.sha256()
@@ -130,7 +144,7 @@ def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ran
         largest[name] = torch.maximum(largest[name], output.detach().abs().amax().double())
 
     for images in collect_images(data, what="calibration"):
-        digest.update(images.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(tensor_bytes(images))
         with watch_sites(model, sites, note):
             logits_of(model, images.to(device))
     limits = {name: float(value) for name, value in largest.items()}

@@ -1,123 +1,131 @@
-"""What a campaign is told to do, as frozen values."""
+"""Everything that a user chooses for a campaign, as one frozen value."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from resilient_heads.checks import one_of
+from torch import nn
+
+from resilient_heads.campaign.design.designs import Design, StratifiedDesign, UniformDesign, design_from_dict
+from resilient_heads.campaign.design.plan import SINGLE_FLIP
+from resilient_heads.campaign.figures.stopping import StoppingRule
+from resilient_heads.campaign.result.fault_record import as_record, from_record
+from resilient_heads.campaign.result.protocol import GOLDENEYE, Protocol
+from resilient_heads.checks import instance_of, one_of, seed_number, strings, whole_number
 from resilient_heads.errors import ArgumentError
+from resilient_heads.injection.faults.fault_model import FaultModel
 
-if TYPE_CHECKING:
-    from resilient_heads.campaign.design.designs import Design
-    from resilient_heads.campaign.figures.stopping import StoppingRule
-    from resilient_heads.injection.faults.fault_model import FaultModel
+Engine = Literal["incremental", "full"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protocol:
-    """How a flip is applied and which images are struck.
-
-    Attributes:
-        name: Name in results and tables.
-        range_detector: ``"clamp"`` limits a flipped value at its site to the largest absolute value that calibration
-            images gave there, ``"zero"`` makes it 0 beyond that; None lets it pass as it is.
-        min_top2diff: Only images that the fault-free model classifies correctly, and whose two largest softmax
-            probabilities differ by more than this, are struck.
-
-    Raises:
-        ArgumentError: A value that means nothing.
-    """
-
-    name: str
-    range_detector: Literal["clamp", "zero"] | None = None
-    min_top2diff: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.range_detector not in ("clamp", "zero", None):
-            raise ArgumentError(f'range_detector must be "clamp", "zero" or None, found {self.range_detector!r}.')
-        if not 0 <= self.min_top2diff < 1:
-            raise ArgumentError(f"min_top2diff must lie in [0, 1), found {self.min_top2diff}.")
-
-
-GOLDENEYE = Protocol(name="goldeneye", range_detector="clamp")
-"""The published campaign: a range detector at the struck site (Mahmoud et al., *GoldenEye*, DSN 2022)."""
-
-RAW = Protocol(name="raw")
-"""The flip as it happens: values of 1e38, infinities and NaN go on through the network."""
-
-PROTOCOLS = {protocol.name: protocol for protocol in (GOLDENEYE, RAW)}
-
-
-def protocol_named(protocol: Protocol | str) -> Protocol:
-    """Return a protocol by its name.
-
-    Raises:
-        ArgumentError: There is none of that name.
-    """
-    if isinstance(protocol, Protocol):
-        return protocol
-    return PROTOCOLS[one_of("protocol", protocol, tuple(PROTOCOLS))]
+_SPEED_ONLY = ("engine", "memory_limit")
+"""Choices that change no trial, so a campaign's files do not record them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CampaignConfig:
-    """Everything that determines a campaign's trials, and where they ran.
+    """Everything that you choose for a campaign; :func:`run_campaign` runs it.
 
     Attributes:
-        protocol: How faults are applied.
-        design: Where trials strike, and how many there are.
-        fault: What a trial does.
-        until: When the campaign stops before the design's end, or None.
-        seed: Trial i of a layer is a function of (seed, layer, i) alone.
-        batch_size: Trials run at once; it changes no draw, but perhaps the last bits of what comes of it.
-        chunk_size: Trials of each site that are written to disk together.
-        model: Class name of the model.
-        model_sha256: Digest of its state dict.
-        data_sha256: Digest of images and labels.
-        calibration_sha256: Digest of the images that gave the ranges; empty without a range detector.
-        environment: Versions and device.
+        protocol: How faults are applied: ``Protocol.named("goldeneye")`` restricts faulty values to the site's range,
+            ``Protocol.named("raw")`` does not.
+        design: How many trials each site has, and which faults they draw.
+        until: When the campaign stops before the end of its design; None runs the whole design.
+        fault: What one trial injects; by default it flips one bit of one neuron.
+        seed: Seed of all draws. Trial i at a site is a function of (seed, site, i) alone.
+        layers: Names of the sites to inject into, or patterns such as ``"layer4.*"``; None takes every site.
+        modules: Further modules whose outputs become sites: classes, names or patterns of names.
+        batch_size: Trials in one forward pass. It changes no draw, but it can change the last bits of a result.
+        chunk_size: Trials of each site in one file, a multiple of ``batch_size``; None takes four batches.
+        engine: ``"incremental"`` computes only the operations after a site and drops images that have become golden
+            again; ``"full"`` computes the whole model for each batch. Both give the same bits.
+        memory_limit: Bytes that golden activations may take on the model's device; None takes half of the free memory.
+
+    Raises:
+        ArgumentError: A choice is of the wrong type or out of range.
+
+    To change one choice of a config, use ``dataclasses.replace``:
+
+    >>> from dataclasses import replace
+    >>> config = CampaignConfig(design=UniformDesign(trials_per_site=1000), layers=["fc"])
+    >>> replace(config, seed=1).layers
+    ('fc',)
     """
 
-    protocol: Protocol
-    design: "Design"
-    fault: "FaultModel"
-    until: "StoppingRule | None"
-    seed: int
-    batch_size: int
-    chunk_size: int
-    model: str
-    model_sha256: str
-    data_sha256: str
-    calibration_sha256: str
-    environment: dict[str, str]
+    protocol: Protocol = GOLDENEYE
+    design: Design = UniformDesign(trials_per_site=4096)  # noqa: RUF009  a frozen value
+    until: StoppingRule | None = None
+    fault: FaultModel = SINGLE_FLIP
+    seed: int = 0
+    layers: Sequence[str] | None = None
+    modules: Sequence[str | type[nn.Module]] = ()
+    batch_size: int = 64
+    chunk_size: int | None = None
+    engine: Engine = "incremental"
+    memory_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        instance_of("protocol", self.protocol, Protocol, example='Protocol.named("raw")')
+        if not isinstance(self.design, UniformDesign | StratifiedDesign):
+            raise ArgumentError(
+                f"design must be a design, such as UniformDesign(trials_per_site=1000); found {self.design!r}."
+            )
+        if self.until is not None:
+            instance_of("until", self.until, StoppingRule, example="StoppingRule(half_width=0.001)")
+        instance_of("fault", self.fault, FaultModel, example="FaultModel()")
+        one_of("engine", self.engine, ("incremental", "full"))
+        plain: dict[str, Any] = {"seed": seed_number(self.seed), "modules": _modules(self.modules)}
+        plain["batch_size"] = whole_number("batch_size", self.batch_size, least=1)
+        for name in ("chunk_size", "memory_limit"):
+            if getattr(self, name) is not None:
+                plain[name] = whole_number(name, getattr(self, name), least=1)
+        if self.layers is not None:
+            plain["layers"] = strings("layers", self.layers, example='["fc"]')
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+        if self.trials_per_chunk % self.batch_size:
+            raise ArgumentError(
+                f"chunk_size must be a multiple of batch_size, {self.batch_size}; found {self.chunk_size}."
+            )
+
+    @property
+    def trials_per_chunk(self) -> int:
+        """Trials of each site in one file."""
+        return 4 * self.batch_size if self.chunk_size is None else self.chunk_size
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON-able values."""
-        from resilient_heads.campaign.result.fault_record import as_record
-
+        """Return the choices that determine the trials, as JSON-able values; classes by their dotted name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
-            **values,
+            **{name: value for name, value in values.items() if name not in _SPEED_ONLY},
             "protocol": dataclasses.asdict(self.protocol),
             "design": self.design.as_dict(),
-            "fault": as_record(self.fault),
             "until": None if self.until is None else dataclasses.asdict(self.until),
+            "fault": as_record(self.fault),
+            "layers": None if self.layers is None else list(self.layers),
+            "modules": [
+                one if isinstance(one, str) else f"{one.__module__}.{one.__qualname__}" for one in self.modules
+            ],
+            "chunk_size": self.trials_per_chunk,
         }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Self:
-        """Undo :meth:`as_dict`; TypeError, KeyError or ValueError where it is something else."""
-        # The command line reads protocols without loading torch.
-        from resilient_heads.campaign.design.designs import design_from_dict
-        from resilient_heads.campaign.figures.stopping import StoppingRule
-        from resilient_heads.campaign.result.fault_record import from_record
-
+        """Undo :meth:`as_dict`; raise TypeError, KeyError or ValueError for other content."""
         until = content["until"]
         values = {
             **content,
             "protocol": Protocol(**content["protocol"]),
             "design": design_from_dict(content["design"]),
-            "fault": from_record(content["fault"]),
             "until": None if until is None else StoppingRule(**until),
+            "fault": from_record(content["fault"]),
         }
         return cls(**values)
+
+
+def _modules(modules: object) -> tuple[str | type[nn.Module], ...]:
+    """Return names and classes of modules as a tuple."""
+    given = tuple(modules) if isinstance(modules, Sequence) and not isinstance(modules, str) else (None,)
+    if not all(isinstance(one, str) or (isinstance(one, type) and issubclass(one, nn.Module)) for one in given):
+        raise ArgumentError(f"modules must be a sequence of names and classes, such as [nn.GELU]; found {modules!r}.")
+    return given

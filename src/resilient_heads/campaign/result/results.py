@@ -1,39 +1,40 @@
-"""The result of a campaign: every trial, what it was run on, and its summaries."""
+"""The result of a campaign: its record, its trials, and their summaries."""
 
+import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from resilient_heads.campaign.figures.scopes import SCOPES
 from resilient_heads.campaign.figures.summary import (
-    SCOPES,
     BitSummary,
-    Scope,
+    ScopeSummary,
     SiteSummary,
-    scope_rows,
     summarize_bits,
     summarize_layers,
     summarize_scope,
 )
 from resilient_heads.campaign.golden.golden_run import GoldenRun
-from resilient_heads.campaign.result.config import CampaignConfig, Protocol
-from resilient_heads.campaign.result.record import CampaignRecord, parse
+from resilient_heads.campaign.result.config import CampaignConfig
+from resilient_heads.campaign.result.protocol import Protocol
+from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.shards import Shard
-from resilient_heads.campaign.result.store import RESULT
+from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.trials.columns import CampaignSite, Trials
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.campaign.trials.parquet import decode
-from resilient_heads.campaign.trials.trial_file import encode_trials, golden_from_text, golden_text, trials_from
+from resilient_heads.campaign.trials.table import trials_table
+from resilient_heads.checks import one_of
 from resilient_heads.errors import ArgumentError, ResultError
-from resilient_heads.files import write_atomic
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, wilson
 from resilient_heads.statistics.planning import bonferroni
 
-_RECORD = "resilient_heads.record"
-_GOLDEN = "resilient_heads.golden"
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +42,15 @@ class Summary:
     """A campaign in a few figures.
 
     Attributes:
-        protocol: How flips were applied.
+        protocol: How faults were applied.
         level: Confidence level of all intervals.
         images: Number of images.
-        eligible_images: Images that faults could strike.
-        accuracy: Share of images that the fault-free model classifies correctly; Wilson interval.
+        eligible_images: Number of images into which faults were injected.
+        accuracy: Fraction of images that the fault-free model classifies correctly; Wilson interval.
         top2diff: Mean difference of the two largest softmax probabilities over all images, fault-free.
         trials: Number of trials.
-        scopes: Name to figures; ``SCOPES`` says what each covers. A scope of
-            which a site was left out is not among them.
+        scopes: The figures of each scope by its name in ``SCOPES``, without scopes of which ``layers=`` left out a
+            site.
     """
 
     protocol: Protocol
@@ -59,38 +60,36 @@ class Summary:
     accuracy: Estimate
     top2diff: Estimate
     trials: int
-    scopes: dict[str, Scope]
+    scopes: dict[str, ScopeSummary]
 
     @property
-    def last(self) -> Scope:
+    def last(self) -> ScopeSummary:
         """The classifier's layers."""
         return self.scopes["last"]
 
     @property
-    def network(self) -> Scope:
+    def network(self) -> ScopeSummary:
         """All layers."""
         return self.scopes["network"]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class CampaignResult:
-    """Every trial of a campaign.
+    """The trials of a campaign, and everything needed to repeat them.
 
     Attributes:
-        config: What was run, on what.
-        sites: The L struck sites, in the order of execution.
-        excluded: Sites that the campaign was told to leave out.
-        uninjectable: Sites that no fault could be put into, and why.
-        golden: The fault-free model's predictions.
-        trials: A row each.
-        shard: Which part of the campaign's trials these are; normally the whole.
+        record: The choices, the model, the data, the environment, the sites and the golden run.
+        trials: A row for each trial.
+        shard: The part of the campaign to which the trials belong; by default the whole.
+
+    .. code-block:: python
+
+        result = rh.CampaignResult.load("run")
+        result.summary().network.layer_averaged.sdc
+        result.to_pandas().query("outcome == 'sdc'")
     """
 
-    config: CampaignConfig
-    sites: tuple[CampaignSite, ...]
-    excluded: tuple[CampaignSite, ...]
-    uninjectable: dict[str, str]
-    golden: GoldenRun
+    record: CampaignRecord
     trials: Trials
     shard: Shard = field(default_factory=Shard)
 
@@ -98,12 +97,37 @@ class CampaignResult:
         if not len(self.trials):
             raise ResultError("The campaign has no trials.")
         if len(np.unique(self.trials.site)) != len(self.sites) or self.trials.outcome.max() > max(Outcome):
-            raise ResultError("The trials are incomplete: a trial has no outcome.")
+            raise ResultError("The trials are incomplete: a site has no trials, or a trial has no outcome.")
 
     def __repr__(self) -> str:
-        shape = f"{len(self.sites)} sites, {len(self.trials)} trials"
+        size = f"{len(self.sites)} sites, {len(self.trials)} trials"
         part = "" if self.shard.is_whole else f", shard {self.shard.rank} of {self.shard.world_size}"
-        return f"CampaignResult({self.config.model}, {self.config.protocol.name}, {shape}{part})"
+        return f"CampaignResult({self.record.model}, {self.config.protocol.name}, {size}{part})"
+
+    @property
+    def config(self) -> CampaignConfig:
+        """Your choices."""
+        return self.record.config
+
+    @property
+    def sites(self) -> tuple[CampaignSite, ...]:
+        """The sites with injections, in the order of execution."""
+        return self.record.sites
+
+    @property
+    def excluded(self) -> tuple[CampaignSite, ...]:
+        """The sites that ``layers=`` left out."""
+        return self.record.excluded
+
+    @property
+    def uninjectable(self) -> dict[str, str]:
+        """Tensors that cannot be fault sites, with the reason."""
+        return self.record.uninjectable
+
+    @property
+    def golden(self) -> GoldenRun:
+        """The predictions of the fault-free model."""
+        return self.record.golden
 
     def summary(self, *, level: float = DEFAULT_LEVEL) -> Summary:
         """Return accuracy, margins, and the figures of the classifier and of the network.
@@ -119,40 +143,43 @@ class CampaignResult:
             eligible_images=int(self.golden.eligible.sum()),
             accuracy=wilson(float(self.golden.correct.mean()), images, level=level),
             top2diff=mean_interval(self.golden.top2diff, level=level),
-            trials=self.trials.outcome.size,
+            trials=len(self.trials),
             scopes={name: self.scope(name, level=level) for name in SCOPES if self.covers(name)},
         )
 
     def covers(self, scope: str) -> bool:
-        """Whether the campaign struck every site of one of :data:`~resilient_heads.campaign.figures.summary.SCOPES`."""
-        return bool(scope_rows(self.sites, scope)) and not scope_rows(self.excluded, scope)
+        """Whether the campaign injected into every site of a scope; ``scope`` is a name in ``SCOPES``."""
+        return bool(SCOPES[scope].rows(self.sites)) and not SCOPES[scope].rows(self.excluded)
 
-    def scope(self, name: str, *, level: float = DEFAULT_LEVEL) -> Scope:
-        """Return the figures of one of :data:`~resilient_heads.campaign.figures.summary.SCOPES`.
+    def scope(self, name: str, *, level: float = DEFAULT_LEVEL) -> ScopeSummary:
+        """Return the figures of a scope.
+
+        Args:
+            name: A name in :data:`~resilient_heads.campaign.figures.scopes.SCOPES`.
+            level: Confidence level of every interval.
 
         Raises:
-            ArgumentError: There is no such scope.
-            ResultError: The campaign left out some of its sites.
+            ArgumentError: No scope has this name.
+            ResultError: The campaign left out a site of the scope.
         """
-        if name not in SCOPES:
-            raise ArgumentError(f"No scope is named {name!r}; expected one of {', '.join(SCOPES)}.")
-        rows = scope_rows(self.sites, name)
+        scope = SCOPES[one_of("name", name, tuple(SCOPES))]
         if not self.covers(name):
-            missing = [self.excluded[row].site.name for row in scope_rows(self.excluded, name)]
+            missing = [self.excluded[row].name for row in scope.rows(self.excluded)]
             raise ResultError(
-                f"The campaign did not strike all of {name!r} ({SCOPES[name]}): {', '.join(missing) or 'nothing of it'}"
-                " was left out. Run it without layers=, or read by_layer()."
+                f"The campaign did not inject into all sites of {name!r} ({scope.description}); it left out "
+                f"{', '.join(missing) or 'all of them'}. Run it without layers=, or call by_layer()."
             )
-        sites = [self.sites[row] for row in rows]
-        return summarize_scope(name, sites, self.trials.rows(rows), self.config.design, level=level)
+        rows = scope.rows(self.sites)
+        chosen = [self.sites[row] for row in rows]
+        return summarize_scope(name, chosen, self.trials.rows(rows), self.config.design, level=level)
 
     def by_layer(self, *, level: float = DEFAULT_LEVEL, simultaneous: bool = False) -> list[SiteSummary]:
         """Return the figures of each site, in the order of execution.
 
         Args:
             level: Confidence level of each interval.
-            simultaneous: Widen the intervals so that those of one figure hold for all sites together with probability
-                ``level`` (Bonferroni): read it so to name the worst layer.
+            simultaneous: Widen the intervals, so that the intervals of one figure are right for all sites together with
+                probability ``level`` (Bonferroni). Use it to name the worst layer.
         """
         each = bonferroni(level, len(self.sites)) if simultaneous else level
         return summarize_layers(self.sites, self.trials, self.config.design, level=each)
@@ -162,104 +189,89 @@ class CampaignResult:
 
         Args:
             layers: Names of sites; None takes all.
-            level: Confidence level.
+            level: Confidence level of every interval.
 
         Raises:
-            ArgumentError: A name that was not struck, or sites of different word widths.
+            ArgumentError: The campaign has no site of a name, or the sites have different number formats.
         """
-        names = [struck.site.name for struck in self.sites]
+        names = self.record.layers
         unknown = [layer for layer in layers or () if layer not in names]
         if unknown or (layers is not None and not layers):
-            raise ArgumentError(f"No struck site is named {unknown}; expected some of: {', '.join(names)}.")
+            raise ArgumentError(f"The campaign has no site named {unknown}; expected some of: {', '.join(names)}.")
         rows = [row for row, name in enumerate(names) if layers is None or name in layers]
         chosen = [self.sites[row] for row in rows]
-        if len({struck.site.dtype for struck in chosen}) > 1:
-            raise ArgumentError("The sites have different number formats; pass layers= of one format.")
+        if len({site.site.dtype for site in chosen}) > 1:
+            raise ArgumentError("The sites have different number formats; pass layers= with sites of one format.")
         return summarize_bits(chosen, self.trials.rows(rows), self.config.design, level=level)
 
-    @property
-    def record(self) -> CampaignRecord:
-        """All of it but the trials."""
-        return CampaignRecord(
-            config=self.config,
-            sites=self.sites,
-            excluded=self.excluded,
-            uninjectable=self.uninjectable,
-            golden=self.golden,
-        )
-
-    @classmethod
-    def of(cls, record: CampaignRecord, trials: Trials, *, shard: Shard | None = None) -> Self:
-        """Return the result of a campaign's trials."""
-        return cls(
-            config=record.config,
-            sites=record.sites,
-            excluded=record.excluded,
-            uninjectable=record.uninjectable,
-            golden=record.golden,
-            trials=trials,
-            shard=shard or Shard(),
-        )
-
-    def encode(self) -> memoryview:
-        """Return the content of the file that :meth:`save` writes.
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return a table with a row for each trial: the columns of ``Trials``, and ``layer``, the name of the site.
 
         Raises:
-            ResultError: It is one shard of several.
+            MissingExtraError: pandas is not installed.
+        """
+        return trials_table(self.trials, self.record.layers)
+
+    def to_dict(self, *, level: float = DEFAULT_LEVEL) -> dict[str, Any]:
+        """Return choices, digests, environment, accuracy, scopes and layers as values for :func:`json.dumps`.
+
+        A figure that is NaN or infinite becomes None, since JSON does not have these numbers.
+
+        Args:
+            level: Confidence level of every interval.
+        """
+        values = self.record.as_dict()
+        content: dict[str, Any] = _json_able(
+            {
+                **{name: value for name, value in values.items() if name not in ("sites", "excluded")},
+                "excluded": [site.name for site in self.excluded],
+                **dataclasses.asdict(self.summary(level=level)),
+                "layers": [dataclasses.asdict(layer) for layer in self.by_layer(level=level)],
+            }
+        )
+        return content
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result into a folder: ``campaign.json``, ``golden.parquet`` and ``result.parquet``.
+
+        Equal results give equal bytes with the same version of pyarrow.
+
+        Args:
+            path: The folder; it is created if it does not exist.
+
+        Raises:
+            ResultError: The result is one shard of several, or the folder holds another campaign.
+            StoreError: The folder cannot be written.
             MissingExtraError: pyarrow is not installed.
         """
         if not self.shard.is_whole:
             raise ResultError(
-                f"This is shard {self.shard.rank} of {self.shard.world_size}, not the campaign; when all have run, "
-                "rh.merge_campaign(folder) gives the whole."
+                f"This is shard {self.shard.rank} of {self.shard.world_size}, not the whole campaign; when all shards "
+                "have run, rh.merge_campaign(folder) gives the whole."
             )
-        record = self.record
-        metadata = {_RECORD: record.to_json(), _GOLDEN: golden_text(self.golden)}
-        return encode_trials(self.trials, record.layers, metadata)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write all of it to one Parquet file, atomically: the trials as its columns, the rest in its metadata.
-
-        Beside the columns of :class:`Trials` there is ``layer``, the site's name, and
-        ``outcome`` is readable. Equal results give equal bytes with the same version of pyarrow.
-
-        Raises:
-            ResultError: It is one shard of several.
-            MissingExtraError: pyarrow is not installed.
-        """
-        return write_atomic(path, self.encode())
+        folder = CampaignFolder.create(path, self.record)
+        folder.write_result(self.trials)
+        return folder.path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what :meth:`save` wrote, or the result in the folder of a complete campaign.
+        """Read a result from the folder that :meth:`save` or a complete campaign wrote.
 
         Raises:
-            ResultError: The file is truncated, foreign, or damaged; or the folder's campaign is not complete.
-            FileNotFoundError: There is no such file.
+            ResultError: The folder holds no complete campaign, or a file is damaged or of another version.
+            FileNotFoundError: The folder does not exist.
             MissingExtraError: pyarrow is not installed.
         """
-        path = Path(path)
-        if path.is_dir():
-            path = path / RESULT
-            if not path.exists():
-                raise ResultError(
-                    f"{path.parent} holds no complete campaign: there is no {RESULT} in it. Run the campaign's command "
-                    "again, or rh.merge_campaign(folder) once all its processes are done."
-                )
-        content = path.read_bytes()
-        try:
-            columns, metadata = decode(content)
-        except ResultError as error:
-            raise ResultError(f"{path} is not a campaign result, or is truncated: {error}.") from error
-        if _RECORD not in metadata:
-            raise ResultError(f"{path} is not a campaign result: its metadata has no {_RECORD!r}.")
-        try:
-            values = parse(metadata[_RECORD])
-            golden = golden_from_text(metadata.get(_GOLDEN, ""), values["golden_sha256"])
-            record = CampaignRecord.from_dict(values, golden)
-            trials = trials_from(columns, metadata, record.layers)
-            if len(trials) and not 0 <= trials.image.min() <= trials.image.max() < len(golden.labels):
-                raise ResultError("the golden run does not fit the trials")
-            return cls.of(record, trials)
-        except ResultError as error:
-            raise ResultError(f"The campaign result {path} cannot be used: {error}.") from error
+        folder = CampaignFolder.open(path)
+        return cls(record=folder.record, trials=folder.read_result())
+
+
+def _json_able(value: Any) -> Any:
+    """Return a value with lists in place of tuples, and None in place of NaN and infinity."""
+    if isinstance(value, dict):
+        return {name: _json_able(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_able(entry) for entry in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return value

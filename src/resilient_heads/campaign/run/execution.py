@@ -1,7 +1,6 @@
 """Run the trials of a plan, batch by batch."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor, nn
 from resilient_heads.campaign.design.plan import InjectionPlan
 from resilient_heads.campaign.golden.data import LabelledImages
 from resilient_heads.campaign.golden.golden_run import logits_of
-from resilient_heads.campaign.result.config import Protocol
+from resilient_heads.campaign.result.config import Engine
+from resilient_heads.campaign.result.protocol import Protocol
 from resilient_heads.campaign.run.batch_isolation import disturbed_pass, require_separate
 from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
 from resilient_heads.campaign.trials.columns import COLUMNS, Trials
@@ -26,9 +26,6 @@ from resilient_heads.injection.sites.site import Site
 
 _WITNESSES = 4
 """Sites whose first batch is also run in full, as a check of everything that is only done for whole batches."""
-
-Engine = Literal["incremental", "full"]
-"""``"incremental"`` runs only what comes after a site; ``"full"`` runs the whole model for every batch and site."""
 
 
 class _DistrustedError(Exception):

@@ -1,9 +1,9 @@
-"""From the chunks that several processes wrote to one result."""
+"""Merge the chunks that several processes wrote into one result."""
 
 import os
 from collections.abc import Sequence
 
-from resilient_heads.campaign.result.record import differences
+from resilient_heads.campaign.result.differences import differences
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.result.store import RECORD, CampaignFolder
 from resilient_heads.campaign.run.prefix import Prefix
@@ -12,55 +12,65 @@ from resilient_heads.errors import DamagedChunkError, ResultError
 
 
 def merge_campaign(folder: str | os.PathLike[str], *others: str | os.PathLike[str]) -> CampaignResult:
-    """Put the chunks of a campaign together and write them to ``folder/result.parquet``.
+    """Merge the chunks of a campaign and write them to ``folder/result.parquet``.
 
-    The file is the same, byte for byte, as that of a single process.
+    The file has the same bytes as that of a single process.
 
     Args:
-        folder: The folder that the processes wrote to.
-        others: Further folders of the same campaign, where the processes had no common disk.
+        folder: The folder to which the processes wrote.
+        others: Further folders of the same campaign, if the processes had no common disk.
 
     Returns:
         The whole result.
 
     Raises:
-        ResultError: A chunk is missing or damaged, or the folders are of different campaigns.
+        ResultError: A chunk is missing or damaged, or the folders hold different campaigns.
         StoreError: The result cannot be written.
+
+    .. code-block:: python
+
+        result = rh.merge_campaign("run")                    # all processes wrote to one folder
+        result = rh.merge_campaign("from-node-0", "from-node-1")
     """
     folders = [CampaignFolder.open(path) for path in (folder, *others)]
     first = folders[0]
     for other in folders[1:]:
-        if found := differences(first.record.as_dict(), other.record.as_dict()):
+        if different := differences(first.record.as_dict(), other.record.as_dict()):
             raise ResultError(
-                f"{first.path} and {other.path} hold different campaigns; {RECORD} differs: {'; '.join(found)}."
+                f"{first.path} and {other.path} hold different campaigns; {RECORD} differs: {'; '.join(different)}."
             )
-    result = CampaignResult.of(first.record, Trials.gather(_chunks(folders)))
-    first.write_result(result.encode())
+    result = CampaignResult(record=first.record, trials=Trials.gather(_read_chunks(folders)))
+    first.write_result(result.trials)
     return result
 
 
-def _chunks(folders: Sequence[CampaignFolder]) -> list[Trials]:
-    """Read each chunk from the first folder that has it whole, or say which are lacking."""
-    found: dict[int, Trials] = {}
-    damaged = []
+def _read_chunks(folders: Sequence[CampaignFolder]) -> list[Trials]:
+    """Return the trials of each chunk from the first folder that has it intact."""
+    chunks: dict[int, Trials] = {}
+    damages: list[str] = []
     prefix = Prefix(folders[0].record)
-    for chunk in range(folders[0].chunks):
+    for chunk in range(folders[0].record.num_chunks):
         for folder in folders:
             try:
-                found[chunk] = folder.read(chunk)
+                chunks[chunk] = folder.read(chunk)
                 break
             except FileNotFoundError:
                 continue
             except DamagedChunkError as error:
-                damaged.append(str(error))
-        if prefix.complete(found.get):
-            return [found[number] for number in sorted(found)]
-    missing = [chunk for chunk in range(folders[0].chunks) if chunk not in found]
+                damages.append(str(error))
+        if prefix.complete(chunks.get):
+            return [chunks[number] for number in sorted(chunks)]
+    _require_all(folders[0], chunks, damages)
+    return [chunks[chunk] for chunk in sorted(chunks)]
+
+
+def _require_all(folder: CampaignFolder, chunks: dict[int, Trials], damages: Sequence[str]) -> None:
+    """Raise ResultError that names the missing chunks, if there are any."""
+    missing = [chunk for chunk in range(folder.record.num_chunks) if chunk not in chunks]
     if missing:
         shown = ", ".join(str(chunk) for chunk in missing[:20]) + (", ..." if len(missing) > 20 else "")
         raise ResultError(
-            f"{folders[0].path}: {len(missing)} of {folders[0].chunks} chunks are missing: {shown}"
-            f"{'; ' + '; '.join(damaged) if damaged else ''}. Run the campaign's command again: chunk c is run by the "
-            "process whose RANK is c modulo WORLD_SIZE."
+            f"{folder.path}: {len(missing)} of {folder.record.num_chunks} chunks are missing: {shown}"
+            f"{'; ' + '; '.join(damages) if damages else ''}. Run the campaign's command again: the process whose RANK "
+            "is c modulo WORLD_SIZE runs chunk c."
         )
-    return [found[chunk] for chunk in sorted(found)]

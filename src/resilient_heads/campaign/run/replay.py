@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.data import Data, collect
-from resilient_heads.campaign.golden.environment import environment_of, fingerprint
+from resilient_heads.campaign.golden.digests import fingerprint
+from resilient_heads.campaign.golden.environment import environment_of
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.results import CampaignResult
@@ -88,8 +89,8 @@ def replay(
     recorded = trials.where(np.isin(np.arange(len(trials)), found))
     images = collect(data)
     for what, kind, then, now in (
-        ("model", ModelError, record.config.model_sha256, fingerprint(model)),
-        ("data", DataError, record.config.data_sha256, images.sha256),
+        ("model", ModelError, record.model_sha256, fingerprint(model)),
+        ("data", DataError, record.data_sha256, images.sha256),
     ):
         if then != now:
             raise kind(
@@ -151,8 +152,8 @@ def _source(source: CampaignResult | str | os.PathLike[str], trial: int) -> tupl
         result = CampaignResult.load(source)
         return result.record, result.trials
     folder = CampaignFolder.open(source)
-    chunk = trial // folder.record.config.chunk_size
-    if not 0 <= chunk < folder.chunks:
+    chunk = trial // folder.record.config.trials_per_chunk
+    if not 0 <= chunk < folder.record.num_chunks:
         return folder.record, None
     try:
         return folder.record, folder.read(chunk)
@@ -182,7 +183,7 @@ def _require_same(repeated: ReplayedTrial, recorded: Trials, record: CampaignRec
         if not np.array_equal(getattr(recorded, name), [getattr(repeated, name)], equal_nan=name != "outcome")
     ]
     if differing:
-        then, now = record.config.environment, environment_of(model)
+        then, now = record.environment, environment_of(model)
         changed = [f"{name} {then.get(name)} there, {now[name]} here" for name in now if then.get(name) != now[name]]
         raise InjectionError(
             f"Trial {repeated.trial} of {repeated.layer!r} does not repeat itself: {', '.join(differing)} differ "

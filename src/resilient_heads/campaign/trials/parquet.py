@@ -1,6 +1,5 @@
-"""Columns in Parquet: the one place that knows pyarrow. Equal columns give equal bytes."""
+"""Write and read columns as Parquet. Equal columns give equal bytes. Only this module uses pyarrow."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,18 +13,18 @@ from resilient_heads.extras import require
 MAGIC = b"PAR1"
 _ROW_GROUP = 2**20
 _FEW_VALUES = ("site", "image", "bit", "predicted", "rank")
-"""Columns that a dictionary makes small; it does nothing for floats, neurons and running numbers."""
+"""Columns with few distinct values, which a dictionary compresses."""
 
 Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Named:
-    """A column of few values that readers see by name.
+    """A column of names, stored as codes.
 
     Attributes:
         codes: ``(N,)``, positions in ``names``.
-        names: What the codes mean, each once.
+        names: The distinct names.
     """
 
     codes: Array
@@ -36,17 +35,19 @@ def encode(columns: Mapping[str, Array | Named], metadata: Mapping[str, str]) ->
     """Return a Parquet file.
 
     Args:
-        columns: Each of the shape ``(N,)``.
-        metadata: What the file says beside its columns.
+        columns: Columns of the shape ``(N,)`` by name.
+        metadata: Further entries of the file.
 
     Raises:
-        ResultError: A code without a name.
+        ResultError: A code has no name.
         MissingExtraError: pyarrow is not installed.
     """
     pa, pq = _pyarrow()
     for name, column in columns.items():
         if isinstance(column, Named) and len(column.codes) and int(column.codes.max()) >= len(column.names):
-            raise ResultError(f"The column {name} holds {column.codes.max()}, which means nothing.")
+            raise ResultError(
+                f"The column {name} holds the code {column.codes.max()}; expected 0 to {len(column.names) - 1}."
+            )
     arrays = {
         name: pa.DictionaryArray.from_arrays(pa.array(column.codes.astype(np.int32)), pa.array(list(column.names)))
         if isinstance(column, Named)
@@ -56,7 +57,7 @@ def encode(columns: Mapping[str, Array | Named], metadata: Mapping[str, str]) ->
     table = pa.table(arrays)
     sink = pa.BufferOutputStream()
     named = [name for name, column in columns.items() if isinstance(column, Named)]
-    # All that could change from release to release is pinned, so that the bytes depend on the content.
+    # Every setting of the writer is given here, so that the bytes depend on the content alone.
     with pq.ParquetWriter(
         sink,
         table.schema,
@@ -70,14 +71,14 @@ def encode(columns: Mapping[str, Array | Named], metadata: Mapping[str, str]) ->
     ) as writer:
         writer.write_table(table, row_group_size=_ROW_GROUP)
         writer.add_key_value_metadata(dict(metadata))
-    return memoryview(sink.getvalue()).cast("B")  # unsigned, so that it equals the same bytes
+    return memoryview(sink.getvalue()).cast("B")  # unsigned, so that it compares equal to bytes
 
 
 def decode(content: bytes) -> tuple[dict[str, Array | Named], dict[str, str]]:
     """Return the columns and the metadata of a Parquet file.
 
     Raises:
-        ResultError: It is truncated, damaged, or no Parquet file.
+        ResultError: The content is truncated, damaged or not Parquet.
         MissingExtraError: pyarrow is not installed.
     """
     pa, pq = _pyarrow()
@@ -89,7 +90,7 @@ def decode(content: bytes) -> tuple[dict[str, Array | Named], dict[str, str]]:
         for name in table.column_names:
             column = table.column(name)
             if column.null_count:
-                raise ValueError(f"the column {name} has empty places")
+                raise ValueError(f"the column {name} has missing values")
             if pa.types.is_dictionary(column.type):
                 whole = column.unify_dictionaries().combine_chunks()
                 parts = whole.chunks if isinstance(whole, pa.ChunkedArray) else [whole]
@@ -99,22 +100,13 @@ def decode(content: bytes) -> tuple[dict[str, Array | Named], dict[str, str]]:
             else:
                 columns[name] = column.to_numpy()
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise ResultError(f"not a whole Parquet file: {' '.join(str(error).split())}") from error
+        raise ResultError(f"not an intact Parquet file: {' '.join(str(error).split())}") from error
     return columns, metadata
 
 
-def digest(columns: Mapping[str, Array]) -> str:
-    """Return the sha256 of columns: names, types and every bit."""
-    found = hashlib.sha256()
-    for name, column in columns.items():
-        found.update(f"{name} {column.dtype.str} {len(column)};".encode())
-        found.update(np.ascontiguousarray(column).view(np.uint8).data)
-    return found.hexdigest()
-
-
 def _pyarrow() -> tuple[ModuleType, ModuleType]:
-    """Import pyarrow and its Parquet module, or say how to install them."""
-    purpose = "files of trials"
-    return require("pyarrow", extra="results", purpose=purpose), require(
-        "pyarrow.parquet", extra="results", purpose=purpose
+    """Return pyarrow and its Parquet module; the error for a missing package names the extra to install."""
+    arrow, parquet = (
+        require(name, extra="results", purpose="files of trials") for name in ("pyarrow", "pyarrow.parquet")
     )
+    return arrow, parquet

@@ -1,21 +1,19 @@
-"""Trials and golden runs as Parquet: the numbers of :class:`Trials`, with sites and outcomes readable by name."""
+"""Parquet files of trials and golden runs, in which readers see sites and outcomes by name."""
 
-import base64
-import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from resilient_heads.campaign.golden.digests import columns_sha256
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.trials.columns import COLUMNS, Trials
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.campaign.trials.parquet import Array, Named, decode, digest, encode
-from resilient_heads.errors import ResultError
+from resilient_heads.campaign.trials.parquet import MAGIC, Array, Named, decode, encode
+from resilient_heads.errors import DamagedChunkError, ResultError
 
-LAYER = "layer"
-"""Name of the column that holds the sites' names."""
-
-_DIGEST = "resilient_heads.sha256"
+_LAYER = "layer"
+_CAMPAIGN, _SHA256 = "resilient_heads.campaign", "resilient_heads.sha256"
 _OUTCOMES = [outcome.name.lower() for outcome in Outcome]
 _GOLDEN = {
     "labels": np.int64,
@@ -26,33 +24,49 @@ _GOLDEN = {
 }
 
 
-def encode_trials(trials: Trials, layers: Sequence[str], metadata: Mapping[str, str]) -> memoryview:
-    """Return a Parquet file of trials.
+def encode_trials(trials: Trials, layers: Sequence[str], *, campaign: str) -> memoryview:
+    """Return the content of a file of trials: the columns of ``Trials``, and ``layer``, the name of the site.
 
     Args:
-        trials: A row each.
+        trials: The trials.
         layers: Names of the campaign's sites.
-        metadata: What else the file says.
+        campaign: Identity of the campaign, which :func:`read_trials` compares.
     """
     columns: dict[str, Array | Named] = {}
     for name, column in trials.columns.items():
         columns[name] = Named(column, _OUTCOMES) if name == "outcome" else column
         if name == "site":
-            columns[LAYER] = Named(column, layers)
-    return encode(columns, {**metadata, _DIGEST: digest(trials.columns)})
+            columns[_LAYER] = Named(column, layers)
+    return encode(columns, {_CAMPAIGN: campaign, _SHA256: columns_sha256(trials.columns)})
 
 
-def trials_from(columns: Mapping[str, Array | Named], metadata: Mapping[str, str], layers: Sequence[str]) -> Trials:
-    """Undo :func:`encode_trials` on what :func:`~resilient_heads.campaign.trials.parquet.decode` gave.
-
-    Args:
-        columns: Of the file.
-        metadata: Of the file.
-        layers: Names that the sites must have.
+def read_trials(path: Path, layers: Sequence[str], *, campaign: str) -> Trials:
+    """Read a file that :func:`encode_trials` made; the arguments are the same.
 
     Raises:
-        ResultError: The trials are not those that were written.
+        FileNotFoundError: The file does not exist.
+        DamagedChunkError: The file is truncated or damaged.
+        ResultError: The file is not a file of trials, or belongs to another campaign.
     """
+    content = path.read_bytes()
+    if not (MAGIC.startswith(content[:4]) or content[:4] == bytes(4)):  # a disk that fails leaves zeros
+        raise ResultError(f"{path} is not a Parquet file; move it away and run the campaign's command again.")
+    try:
+        columns, metadata = decode(content)
+    except ResultError as error:
+        raise DamagedChunkError(f"{path} is damaged ({error})") from error
+    found = metadata.get(_CAMPAIGN)
+    if found != campaign:
+        reason = "is not a file of this library" if found is None else "belongs to another campaign than its folder"
+        raise ResultError(f"{path} {reason}; move it away and run the campaign's command again.")
+    try:
+        return _checked(columns, metadata, len(layers))
+    except ResultError as error:
+        raise DamagedChunkError(f"{path} is damaged ({error})") from error
+
+
+def _checked(columns: Mapping[str, Array | Named], metadata: Mapping[str, str], num_sites: int) -> Trials:
+    """Return the trials in a file's columns; raise ResultError unless they are the ones that were written."""
     plain: dict[str, Array] = {}
     for name, kind in COLUMNS.items():
         column = columns.get(name)
@@ -62,50 +76,32 @@ def trials_from(columns: Mapping[str, Array | Named], metadata: Mapping[str, str
         if not isinstance(column, np.ndarray) or column.dtype != kind:
             raise ResultError(f"the column {name} is missing or of the wrong type")
         plain[name] = column
-    if digest(plain) != metadata.get(_DIGEST):
-        raise ResultError("the trials are not those that were written: their sha256 differs")
+    if columns_sha256(plain) != metadata.get(_SHA256):
+        raise ResultError("the sha256 of its trials differs from the one in the file")
     trials = Trials(**plain)  # type: ignore[arg-type]
-    if len(trials) and not 0 <= trials.site.min() <= trials.site.max() < len(layers):
+    if len(trials) and not 0 <= trials.site.min() <= trials.site.max() < num_sites:
         raise ResultError("a trial belongs to no site")
     return trials
 
 
-def golden_columns(golden: GoldenRun) -> dict[str, Array]:
-    """Return a golden run's columns by name."""
-    return {field.name: getattr(golden, field.name) for field in dataclasses.fields(GoldenRun)}
-
-
 def encode_golden(golden: GoldenRun) -> memoryview:
-    """Return a Parquet file of a golden run, a row for each image."""
-    return encode(golden_columns(golden), {})
+    """Return the content of a file of a golden run, a row for each image."""
+    return encode(golden.columns, {})
 
 
-def decode_golden(content: bytes, sha256: str) -> GoldenRun:
-    """Undo :func:`encode_golden`.
+def read_golden(path: Path, *, sha256: str) -> GoldenRun:
+    """Read a file that :func:`encode_golden` made.
+
+    Args:
+        path: The file.
+        sha256: Digest of the golden run.
 
     Raises:
-        ResultError: The file is damaged, or is another golden run than the digest says.
+        FileNotFoundError: The file does not exist.
+        ResultError: The file is damaged, or its golden run has another digest.
     """
-    columns, _ = decode(content)
+    columns, _ = decode(path.read_bytes())
     plain = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
-    if {name: column.dtype for name, column in plain.items()} != _GOLDEN or digest(plain) != sha256:
+    if {name: column.dtype for name, column in plain.items()} != _GOLDEN or columns_sha256(plain) != sha256:
         raise ResultError("the golden run is not the one that was written")
     return GoldenRun(**plain)  # type: ignore[arg-type]
-
-
-def golden_text(golden: GoldenRun) -> str:
-    """Return a golden run as text, for a file's metadata: base64 of a Parquet file."""
-    return base64.b64encode(encode_golden(golden)).decode()
-
-
-def golden_from_text(text: str, sha256: str) -> GoldenRun:
-    """Undo :func:`golden_text`.
-
-    Raises:
-        ResultError: It is damaged.
-    """
-    try:
-        content = base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise ResultError("the golden run is damaged") from error
-    return decode_golden(content, sha256)

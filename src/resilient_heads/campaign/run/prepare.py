@@ -1,0 +1,66 @@
+"""Observe everything that a campaign needs before its first trial: golden run, sites, ranges and plan."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from resilient_heads.campaign.design.plan import plan_trials
+from resilient_heads.campaign.golden.data import Data, LabelledImages
+from resilient_heads.campaign.golden.digests import fingerprint
+from resilient_heads.campaign.golden.environment import environment_of
+from resilient_heads.campaign.golden.golden_run import profile_ranges, run_golden
+from resilient_heads.campaign.result.config import CampaignConfig
+from resilient_heads.campaign.result.record import CampaignRecord
+from resilient_heads.campaign.trials.columns import CampaignSite
+from resilient_heads.errors import ArgumentError, ModelError
+from resilient_heads.evaluation import device_of
+from resilient_heads.injection.sites.find import find_sites
+from resilient_heads.injection.sites.site import SiteMap
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise an error unless faults can reach the layers of a model."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    if hasattr(model, "_orig_mod"):
+        raise ModelError("The model is compiled, so no fault reaches its layers; pass model._orig_mod.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("The model is TorchScript, so no fault reaches its layers; pass the module it was made from.")
+
+
+def prepare(
+    model: nn.Module, images: LabelledImages, config: CampaignConfig, calibration: Data | None
+) -> CampaignRecord:
+    """Return the record of a campaign; call it inside :func:`~resilient_heads.evaluation.evaluating`."""
+    golden = run_golden(model, images, batch_size=config.batch_size, min_top2diff=config.protocol.min_top2diff)
+    site_map = find_sites(model, images.images[:3].to(device_of(model)), modules=config.modules)
+    sites, excluded = _chosen(site_map, config.layers)
+    calibration_sha256 = ""
+    if config.protocol.range_detector is not None and calibration is not None:
+        ranges = profile_ranges(model, calibration, tuple(site.site for site in sites))
+        sites = [dataclasses.replace(site, range_limit=ranges.limits[site.name]) for site in sites]
+        calibration_sha256 = ranges.sha256
+    plan = plan_trials(config.design, sites, seed=config.seed, fault=config.fault)
+    return CampaignRecord(
+        config=dataclasses.replace(config, design=plan.design),
+        model=type(model).__name__,
+        model_sha256=fingerprint(model),
+        data_sha256=images.sha256,
+        calibration_sha256=calibration_sha256,
+        environment=environment_of(model),
+        sites=tuple(sites),
+        excluded=tuple(excluded),
+        uninjectable=site_map.uninjectable,
+        golden=golden,
+    )
+
+
+def _chosen(site_map: SiteMap, layers: Sequence[str] | None) -> tuple[list[CampaignSite], list[CampaignSite]]:
+    """Return the sites of the campaign and the excluded ones, in the order of execution."""
+    classifier = {site.name for site in site_map.last}
+    chosen = site_map.reached if layers is None else site_map.matching(layers)
+    names = {site.name for site in chosen}
+    sites = [CampaignSite(site, None, site.name in classifier) for site in site_map.reached]
+    return [site for site in sites if site.name in names], [site for site in sites if site.name not in names]
