@@ -99,7 +99,8 @@ def _small(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     run_campaign, neyman_design, digits = rh.run_campaign, rh.neyman_design, demo.digits
 
     def few_trials(model: torch.nn.Module, data: object, **options: object) -> rh.CampaignResult:
-        return run_campaign(model, data, **{**options, "trials_per_site": 3, "progress": False})
+        trials = {} if "design" in options else {"trials_per_site": 3}
+        return run_campaign(model, data, **{**options, **trials, "progress": False})
 
     def small_design(pilot: rh.CampaignResult, *, total_trials: int) -> rh.StratifiedDesign:
         return neyman_design(pilot, total_trials=total_trials // 40)
@@ -116,7 +117,7 @@ def _small(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
             return torch.randn(len(sentences), 16)
 
     monkeypatch.chdir(tmp_path)
-    prepared.result.save("campaign.parquet")
+    prepared.result.save("campaign")
     monkeypatch.setattr(rh, "run_campaign", few_trials, raising=False)
     monkeypatch.setattr(rh, "neyman_design", small_design, raising=False)
     monkeypatch.setattr(demo, "digits", few_digits)

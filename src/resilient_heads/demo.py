@@ -138,7 +138,7 @@ def run_demo(options: DemoOptions) -> str:
     for protocol in options.protocols:
         pair = {name: measure(model, protocol, train_set, test_set, options) for name, model in models.items()}
         for name, result in pair.items():
-            result.save(options.output / f"{name}-{protocol}.parquet")
+            result.save(options.output / f"{name}-{protocol}")
         comparisons.append(rh.compare(*pair.values()))
         results[protocol] = pair
 

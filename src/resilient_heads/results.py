@@ -2,7 +2,7 @@
 
 from resilient_heads.campaign.analysis.compare import Comparison, Improvement, LayerDifference
 from resilient_heads.campaign.exhaustive.exhaustive import ExhaustiveResult, TensorCounts
-from resilient_heads.campaign.figures.summary import BitSummary, Figures, Scope, SiteSummary
+from resilient_heads.campaign.figures.summary import BitSummary, Figures, ScopeSummary, SiteSummary
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.result.config import CampaignConfig
 from resilient_heads.campaign.result.results import Summary
@@ -20,7 +20,7 @@ __all__ = [
     "Improvement",
     "LayerDifference",
     "ReplayedTrial",
-    "Scope",
+    "ScopeSummary",
     "SiteSummary",
     "Summary",
     "TensorCounts",

@@ -56,7 +56,7 @@ def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "180 trials written to" in out
     assert "| conv " in out
     assert "masked" in out
-    in_library = campaign(None).save(tmp_path / "r.parquet")
+    in_library = campaign(None).save(tmp_path / "r") / "result.parquet"
     assert (folder / "result.parquet").read_bytes() == in_library.read_bytes()
     assert main(["report", str(folder)]) == 0
     assert "CampaignResult(Net, raw, 2 sites, 180 trials): seed 0, fault-free accuracy 100.00% on 12 images" in (
@@ -89,7 +89,7 @@ def test_mistakes_are_told_in_a_line(
     assert "'warp' cannot be used" in fails([*words, "--device", "warp"], capsys)
     assert "No model is named 'resnet50'; expected torchvision:NAME" in fails([*words, "--model", "resnet50"], capsys)
     assert "--images must be a whole number of at least 1" in fails([*words, "--images", "0"], capsys)
-    assert "holds no campaign" in fails(["merge", str(tmp_path)], capsys)
+    assert "does not hold a campaign" in fails(["merge", str(tmp_path)], capsys)
     assert "holds no complete campaign" in fails(["report", str(tmp_path)], capsys)
     monkeypatch.setenv("RANK", "0")
     assert "must both be set" in fails(words, capsys)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,9 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from helpers.grid import grid
-from resilient_heads.campaign.trials.columns import RATES
+from helpers.small_campaign import files
 from resilient_heads.campaign.trials.outcomes import Outcome
+from resilient_heads.campaign.trials.rates import RATES
 from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.statistics.intervals import clopper_pearson
 
@@ -21,48 +23,75 @@ def result(small_net: nn.Module, labelled: Data) -> rh.CampaignResult:
 
 
 def test_save_and_load_give_the_same_result(result: rh.CampaignResult, tmp_path: Path) -> None:
-    loaded = rh.CampaignResult.load(result.save(tmp_path / "deep" / "r.parquet"))
+    loaded = rh.CampaignResult.load(result.save(tmp_path / "deep" / "r"))
     assert loaded.config == result.config
     assert loaded.sites == result.sites
     assert loaded.uninjectable == result.uninjectable
     for name, column in result.trials.columns.items():
         assert loaded.trials.columns[name].tobytes() == column.tobytes()
     assert loaded.summary() == result.summary()
-    assert result.save(tmp_path / "again").read_bytes() == (tmp_path / "deep" / "r.parquet").read_bytes()
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert files(result.save(tmp_path / "again")) == files(tmp_path / "deep" / "r")
+    assert list(files(tmp_path / "again")) == ["campaign.json", "golden.parquet", "result.parquet"]
 
 
-def test_damaged_files_are_refused(result: rh.CampaignResult, tmp_path: Path) -> None:
-    path = result.save(tmp_path / "r.parquet")
-    whole = path.read_bytes()
-    for length in (0, 5, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(ResultError, match="truncated"):
-            rh.CampaignResult.load(path)
-    for old, new, message in (
-        (b"resilient_heads.campaign/6", b"resilient_heads.campaign/9", "format is 'resilient_heads.campaign/9'"),
-        (b"resilient_heads.record", b"resilient_heads.racord", "not a campaign result"),
-        (b"resilient_heads.golden", b"resilient_heads.galden", "golden run|not a whole Parquet"),
-        (b"resilient_heads.sha256", b"resilient_heads.sha257", "their sha256 differs"),
-        (b'"uninjectable"', b'"uninjectible"', "record is damaged"),
+@pytest.mark.parametrize("length", [0, 5, 100, 4000, -1])
+def test_a_truncated_result_is_refused(result: rh.CampaignResult, tmp_path: Path, length: int) -> None:
+    path = result.save(tmp_path / "r") / "result.parquet"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(
+        ResultError, match=r"result\.parquet is damaged .* run the campaign's command again to repair it"
     ):
-        assert old in whole
-        path.write_bytes(whole.replace(old, new))
-        with pytest.raises(ResultError, match=message):
-            rh.CampaignResult.load(path)
+        rh.CampaignResult.load(tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("campaign.json", b"campaign/6", b"campaign/5", "format is 'resilient_heads.campaign/5'.*reads .*campaign/6"),
+        ("campaign.json", b'"uninjectable"', b'"uninjectible"', "record is damaged"),
+        ("campaign.json", b'"golden_sha256"', b'"galden_sha256"', "it has no golden_sha256"),
+        ("campaign.json", b'"seed": 3', b'"seed": 4', "belongs to another campaign than its folder"),
+        ("golden.parquet", b"PAR1", b"par1", r"golden\.parquet is missing or damaged"),
+        ("result.parquet", b"resilient_heads.campaign", b"resilient_heads.compaign", "not a file of this library"),
+        ("result.parquet", b"resilient_heads.sha256", b"resilient_heads.sha257", "sha256 of its trials differs"),
+    ],
+)
+def test_a_changed_result_is_refused(
+    result: rh.CampaignResult, tmp_path: Path, name: str, old: bytes, new: bytes, message: str
+) -> None:
+    path = result.save(tmp_path / "r") / name
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(ResultError, match=message):
+        rh.CampaignResult.load(tmp_path / "r")
+
+
+def test_a_folder_is_saved_to_only_once(
+    result: rh.CampaignResult, small_net: nn.Module, labelled: Data, tmp_path: Path
+) -> None:
+    other = rh.run_campaign(small_net, labelled, protocol="raw", trials_per_site=20, progress=False)
+    before = files(result.save(tmp_path / "r"))
+    with pytest.raises(ResultError, match="holds another campaign"):
+        other.save(tmp_path / "r")
+    assert files(result.save(tmp_path / "r")) == before
+
+
+def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     foreign = rh.load_embeddings("digits").save(tmp_path / "e.safetensors")
-    with pytest.raises(ResultError, match=r"not a campaign"):
+    with pytest.raises(ResultError, match="is a file; expected the folder of a campaign"):
         rh.CampaignResult.load(foreign)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ResultError, match="does not hold a campaign"):
+        rh.CampaignResult.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
         rh.CampaignResult.load(tmp_path / "absent")
 
 
 def test_a_trial_without_outcome_is_no_result(result: rh.CampaignResult, tmp_path: Path) -> None:
     result.trials.outcome[305] = 255
-    with pytest.raises(ResultError, match="outcome holds 255"):
-        result.save(tmp_path / "r.parquet")
+    with pytest.raises(ResultError, match="outcome holds the code 255; expected 0 to 3"):
+        result.save(tmp_path / "r")
     with pytest.raises(ResultError, match="incomplete"):
-        rh.CampaignResult.of(result.record, result.trials)
+        rh.CampaignResult(record=result.record, trials=result.trials)
 
 
 def test_layers_by_hand(result: rh.CampaignResult) -> None:
@@ -115,13 +144,13 @@ def test_a_bit_that_was_never_drawn_has_no_rate(small_net: nn.Module, labelled: 
 
 
 def test_unknown_names_are_refused(result: rh.CampaignResult) -> None:
-    with pytest.raises(ArgumentError, match="struck site is named"):
+    with pytest.raises(ArgumentError, match=r"no site named \['fc9'\]"):
         result.by_bit(["fc9"])
-    with pytest.raises(ArgumentError, match="No scope is named"):
+    with pytest.raises(ArgumentError, match=r'name must be "last", .* found "head"'):
         result.scope("head")
-    with pytest.raises(ArgumentError, match="No figure is named 'trials'"):
+    with pytest.raises(ArgumentError, match=r'metric must be .* found "trials"'):
         result.by_layer()[0].figures["trials"]
-    with pytest.raises(ArgumentError, match="counted by a rate"):
+    with pytest.raises(ArgumentError, match=r'metric must be "masked", .* found "delta_loss"'):
         result.scope("last").harmful_bits("delta_loss")
     with pytest.raises(ArgumentError, match="level"):
         result.summary(level=2)
@@ -135,7 +164,7 @@ def test_a_part_is_never_passed_off_as_the_whole(small_net: nn.Module, labelled:
     whole, last, middle = run(), run("fc"), run("conv2")
     assert set(last.summary().scopes) == {"last", "last_all"}
     assert middle.summary().scopes == {}
-    with pytest.raises(ResultError, match="conv1, conv2 was left out"):
+    with pytest.raises(ResultError, match="left out conv1, conv2"):
         last.scope("network")
     assert {found.scope for found in rh.compare(whole, last).improvements} == {"last", "last_all"}
     with pytest.raises(ResultError, match="share no scope"):
@@ -176,6 +205,35 @@ def test_nan_losses_are_reported(small_net: nn.Module, labelled: Data) -> None:
         assert (grid(raw)["outcome"][row][nan] == Outcome.DUE).all()
 
 
+def test_a_table_has_a_row_for_each_trial_with_readable_names(result: rh.CampaignResult) -> None:
+    table = result.to_pandas()
+    assert len(table) == len(result.trials)
+    assert list(table.layer.unique()) == ["conv1", "conv2", "fc"]
+    assert (table.outcome == "sdc").sum() == result.trials.events("sdc").sum()
+    np.testing.assert_array_equal(table.delta_loss, result.trials.delta_loss)
+
+
+def test_figures_as_json_are_those_of_the_summary(result: rh.CampaignResult) -> None:
+    content = json.loads(json.dumps(result.to_dict(level=0.95), allow_nan=False))
+    summary = result.summary(level=0.95)
+    assert content["config"]["seed"] == 3
+    assert content["environment"]["torch"] == torch.__version__
+    assert content["accuracy"]["value"] == summary.accuracy.value
+    network = content["scopes"]["network"]["bit_weighted"]["sdc"]
+    assert (network["low"], network["high"]) == (
+        summary.network.bit_weighted.sdc.low,
+        summary.network.bit_weighted.sdc.high,
+    )
+    assert [layer["name"] for layer in content["layers"]] == ["conv1", "conv2", "fc"]
+
+
+def test_an_unknown_figure_is_none_in_json(small_net: nn.Module, labelled: Data) -> None:
+    few = (labelled[0][1:4], labelled[1][1:4])
+    raw = rh.run_campaign(small_net, few, protocol="raw", trials_per_site=50, progress=False)
+    assert np.isnan(raw.by_layer()[0].figures.delta_loss.low)
+    assert raw.to_dict()["layers"][0]["figures"]["delta_loss"]["low"] is None
+
+
 def test_compare_a_model_with_itself(result: rh.CampaignResult) -> None:
     comparison = rh.compare(result, result)
     for improvement in comparison.improvements:
@@ -204,7 +262,7 @@ def test_compare_sees_a_difference(small_net: nn.Module, labelled: Data) -> None
     sturdy = run()
     with pytest.raises(ResultError, match="different images"):
         rh.compare(fragile, sturdy)
-    object.__setattr__(sturdy.config, "data_sha256", fragile.config.data_sha256)
+    object.__setattr__(sturdy.record, "data_sha256", fragile.record.data_sha256)
     improvement = rh.compare(fragile, sturdy).improvement("network", "sdc")
     assert improvement.ratio.low > 1
     comparison = rh.compare(fragile, sturdy)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import resilient_heads as rh
 from helpers.grid import grid
-from resilient_heads.campaign.golden.environment import fingerprint
+from resilient_heads.campaign.golden.digests import fingerprint
 from resilient_heads.campaign.golden.golden_run import profile_ranges
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import ArgumentError, DataError, FaultError, InjectionError, ModelError
@@ -108,7 +108,7 @@ def test_equal_runs_are_equal_to_the_last_bit(small_net: nn.Module, labelled: Da
 
 def test_loader_batches_and_tensors_are_the_same_data(small_net: nn.Module, labelled: Data) -> None:
     loader = DataLoader(TensorDataset(*labelled), batch_size=5)
-    assert campaign(small_net, loader).config.data_sha256 == campaign(small_net, labelled).config.data_sha256
+    assert campaign(small_net, loader).record.data_sha256 == campaign(small_net, labelled).record.data_sha256
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -227,51 +227,99 @@ def test_a_model_that_does_not_repeat_itself_is_refused(kind: type[nn.Linear], m
         campaign(model, data, batch_size=20)
 
 
-def test_bad_data_is_refused(small_net: nn.Module, labelled: Data) -> None:
-    images, labels = labelled
-    cases: list[tuple[object, str]] = [
+IMAGES, LABELS = torch.zeros(24, 3, 6, 6), torch.zeros(24, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
         ([], "data is empty"),
-        ((images[:0], labels[:0]), "data is empty"),
-        ([(images, labels.float())], "integer labels"),
-        ([images], "batches of"),
-        (images, "must be an iterable"),
+        ((IMAGES[:0], LABELS[:0]), "data is empty"),
+        ([(IMAGES, LABELS.float())], "integer labels"),
+        ([IMAGES], "batches of"),
+        (IMAGES, "must be an iterable"),
         (7, "must be an iterable"),
-        ([(images, labels[:3])], "24 images and 3 labels"),
-        ([(images, labels), (images[:, :, :3], labels)], "differ in shape"),
-        ((images, labels + 3), "labels from 0 to 4"),
-        ((images, labels - 1), "labels from 0 to 4"),
-    ]
-    for data, message in cases:
-        with pytest.raises(DataError, match=message):
-            campaign(small_net, data)
+        ([(IMAGES, LABELS[:3])], "24 images and 3 labels"),
+        ([(IMAGES, LABELS), (IMAGES[:, :, :3], LABELS)], "differ in shape"),
+        ((IMAGES, LABELS + 5), "labels from 0 to 4"),
+        ((IMAGES, LABELS - 1), "labels from 0 to 4"),
+    ],
+)
+def test_bad_data_is_refused(small_net: nn.Module, data: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        campaign(small_net, data)
 
 
-def test_bad_options_are_refused(small_net: nn.Module, labelled: Data) -> None:
-    with pytest.raises(ArgumentError, match="calibration=train_loader"):
-        campaign(small_net, labelled, protocol="goldeneye")
-    with pytest.raises(DataError, match="calibration is empty"):
-        campaign(small_net, labelled, protocol="goldeneye", calibration=[])
-    with pytest.raises(ArgumentError, match='protocol must be "goldeneye" or "raw", found "golden"'):
-        campaign(small_net, labelled, protocol="golden")
-    with pytest.raises(FaultError, match="model's sites are: conv1, conv2, fc"):
-        campaign(small_net, labelled, layers=["fc1"])
-    with pytest.raises(ArgumentError, match="non-empty sequence"):
-        campaign(small_net, labelled, layers=[])
-    with pytest.raises(ArgumentError, match="trials_per_site must be a whole number of at least 1"):
-        campaign(small_net, labelled, trials_per_site=0)
-    for seed in (-1, 1.5, "0", True):
-        with pytest.raises(ArgumentError, match="seed must be a whole number"):
-            campaign(small_net, labelled, seed=seed)
-    with pytest.raises(ArgumentError, match="seed"):
-        campaign(small_net, labelled, seed=2**64)
-    with pytest.raises(ArgumentError, match='protocol must be "goldeneye" or "raw"'):
-        campaign(small_net, labelled, protocol=["raw"])
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"protocol": "goldeneye"}, "calibration=train_loader"),
+        ({"protocol": "golden"}, 'protocol must be "goldeneye" or "raw", found "golden"'),
+        ({"protocol": ["raw"]}, r"protocol must be a Protocol, such as Protocol\.named"),
+        (
+            {"design": 100, "trials_per_site": None},
+            r"design must be a design, such as UniformDesign\(trials_per_site=1000\); found 100",
+        ),
+        ({"until": 0.1}, r"until must be a StoppingRule, such as StoppingRule\(half_width=0.001\)"),
+        ({"fault": "flip"}, "fault must be a FaultModel"),
+        ({"layers": []}, "layers must be a sequence of strings"),
+        ({"layers": "fc"}, "layers must be a sequence of strings"),
+        ({"modules": nn.GELU}, r"modules must be a sequence of names and classes, such as \[nn\.GELU\]"),
+        ({"trials_per_site": 0}, "trials_per_site must be a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"chunk_size": 6, "batch_size": 4}, "chunk_size must be a multiple of batch_size, 4; found 6"),
+        ({"memory_limit": 0}, "memory_limit must be a whole number of at least 1"),
+        ({"engine": "fast"}, 'engine must be "incremental" or "full", found "fast"'),
+        ({"progress": 3}, r"progress must be True, False or a function of \(done, total\), found 3"),
+        ({"shard": 0}, r"shard must be a Shard, such as Shard\(rank=0, world_size=4\)"),
+        ({"seed": -1}, "seed must be a whole number"),
+        ({"seed": 1.5}, "seed must be a whole number"),
+        ({"seed": "0"}, "seed must be a whole number"),
+        ({"seed": True}, "seed must be a whole number"),
+        ({"seed": 2**64}, "seed must be a whole number"),
+        ({"design": rh.UniformDesign(trials_per_site=9)}, "trials_per_site= or design=, not both"),
+        ({"config": rh.CampaignConfig()}, r"config and protocol, design\. .* dataclasses\.replace\(config, protocol="),
+        ({"model": "resnet"}, r"model must be a torch\.nn\.Module"),
+    ],
+)
+def test_wrong_choices_are_refused(
+    small_net: nn.Module, labelled: Data, choices: dict[str, object], message: str
+) -> None:
+    options: dict = {"model": small_net, "data": labelled, **choices}
+    with pytest.raises(ArgumentError, match=message):
+        campaign(**options)
+
+
+def test_wrong_protocols_are_refused() -> None:
     with pytest.raises(ArgumentError, match="range_detector must be"):
         rh.Protocol(name="mine", range_detector="clip")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="min_top2diff must be"):
+        rh.Protocol(name="mine", min_top2diff=1.0)
+
+
+def test_what_does_not_fit_the_model_is_refused(small_net: nn.Module, labelled: Data) -> None:
+    with pytest.raises(DataError, match="calibration is empty"):
+        campaign(small_net, labelled, protocol="goldeneye", calibration=[])
+    with pytest.raises(FaultError, match="model's sites are: conv1, conv2, fc"):
+        campaign(small_net, labelled, layers=["fc1"])
     with pytest.raises(DataError, match="cannot run on images of shape"):
         campaign(small_net, (labelled[0].half(), labelled[1]))
-    with pytest.raises(ArgumentError, match=r"must be a torch\.nn\.Module"):
-        campaign("resnet", labelled)  # type: ignore[arg-type]
+
+
+def test_a_config_runs_the_same_campaign_as_its_choices(small_net: nn.Module, labelled: Data) -> None:
+    single = campaign(small_net, labelled, seed=5, layers=["conv*"], batch_size=8)
+    config = rh.CampaignConfig(
+        protocol=rh.Protocol.named("raw"),
+        design=rh.UniformDesign(trials_per_site=60),
+        seed=5,
+        layers=["conv*"],
+        batch_size=8,
+    )
+    for again in (config, single.config):
+        result = rh.run_campaign(small_net, labelled, again, progress=False)
+        assert result.config == single.config
+        for name, column in single.trials.columns.items():
+            assert result.trials.columns[name].tobytes() == column.tobytes(), name
 
 
 def test_numpy_seeds_are_seeds(small_net: nn.Module, labelled: Data, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_file_and_a_folder_do_as_well(tmp_path: Path) -> None:
     whole = campaign(tmp_path / "c")
     expected = rh.replay(whole, net(), labelled(), site=1, trial=30)
     campaign(tmp_path / "half", shard=rh.Shard(rank=1, world_size=2))
-    for source in (tmp_path / "c", whole.save(tmp_path / "r.parquet"), tmp_path / "half"):
+    for source in (tmp_path / "c", whole.save(tmp_path / "r"), tmp_path / "half"):
         found = rh.replay(source, net(), labelled(), site="fc", trial=30)
         assert torch.equal(found.faulty, expected.faulty)
         assert found.layer == expected.layer == "fc"

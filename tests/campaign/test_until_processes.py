@@ -93,8 +93,8 @@ def test_until_and_pilot_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
     capsys.readouterr()
     for extra, match in [
         (["--until", "sdc"], "--until must be METRIC:WIDTH"),
-        (["--until", "harm:0.1"], "No metric is named 'harm'"),
-        (["--until", "sdc:0%"], "half_width is above 0"),
+        (["--until", "harm:0.1"], 'found "harm"'),
+        (["--until", "sdc:0%"], "half_width must be a number above 0"),
         (["--pilot", str(tmp_path / "p")], "pass both or neither"),
         (["--pilot", str(tmp_path / "none"), "--total-trials", "150"], "There is no pilot"),
         (["--pilot", str(tmp_path / "p"), "--total-trials", "150", "--seed", "1"], "pass another seed="),

@@ -48,6 +48,8 @@ def campaign(output: Path | None, **options: object) -> rh.CampaignResult:
         "progress": False,
         **options,
     }
+    if "design" in options:
+        del settings["trials_per_site"]
     model, data = settings.pop("model", None) or net(), settings.pop("data", None) or labelled()
     return rh.run_campaign(model, data, output=output, **settings)
 

@@ -34,4 +34,4 @@ def run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
     )
     print(run_demo(options))
-    print(f"Written to {options.output.resolve()}: table.md, layers.png and the trials of each campaign (.parquet).")
+    print(f"Written to {options.output.resolve()}: table.md, layers.png and a folder for each campaign.")

@@ -44,7 +44,7 @@ def prepare(
         calibration_sha256 = ranges.sha256
     plan = plan_trials(config.design, sites, seed=config.seed, fault=config.fault)
     return CampaignRecord(
-        config=dataclasses.replace(config, design=plan.design),
+        config=dataclasses.replace(config, design=plan.design, chunk_size=config.trials_per_chunk),
         model=type(model).__name__,
         model_sha256=fingerprint(model),
         data_sha256=images.sha256,
