@@ -90,7 +90,7 @@ def test_mistakes_are_told_in_a_line(
     assert "No model is named 'resnet50'; expected torchvision:NAME" in fails([*words, "--model", "resnet50"], capsys)
     assert "--images must be a whole number of at least 1" in fails([*words, "--images", "0"], capsys)
     assert "does not hold a campaign" in fails(["merge", str(tmp_path)], capsys)
-    assert "holds no complete campaign" in fails(["report", str(tmp_path)], capsys)
+    assert "does not hold a campaign" in fails(["report", str(tmp_path)], capsys)
     monkeypatch.setenv("RANK", "0")
     assert "must both be set" in fails(words, capsys)
     monkeypatch.delenv("RANK")
