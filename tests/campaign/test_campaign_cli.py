@@ -92,7 +92,7 @@ def test_mistakes_are_told_in_a_line(
     assert "does not hold a campaign" in fails(["merge", str(tmp_path)], capsys)
     assert "does not hold a campaign" in fails(["report", str(tmp_path)], capsys)
     monkeypatch.setenv("RANK", "0")
-    assert "must both be set" in fails(words, capsys)
+    assert "must both be whole numbers" in fails(words, capsys)
     monkeypatch.delenv("RANK")
     assert main([*words, "--layers", "f?"]) == 0
     assert [struck.site.name for struck in rh.CampaignResult.load(folder).sites] == ["fc"]
