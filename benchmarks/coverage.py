@@ -1,8 +1,9 @@
-"""How often nominal 99 % intervals hold the truth: mean losses, campaigns that stop by ``until=``, strata by change.
+"""How often nominal 99 % intervals hold the truth: mean losses, early stopping, strata by perturbation.
 
-``python benchmarks/coverage.py --seed 1001`` simulates each case many times. Losses of an image share its fragility
-(gamma, variance 1/4); two strata of shares 0.3 and 0.7. Stopping looks after every ``step`` trials. The worlds in which
-campaigns are stratified by change are those of the tests. ``--only-changes`` runs these alone.
+``python benchmarks/coverage.py --seed 1001`` simulates each case many times. The losses of one image share its
+fragility (gamma, variance 1/4). There are two strata, with fractions 0.3 and 0.7. A campaign that may stop early
+looks at its interval after every ``step`` trials. Campaigns by perturbation run in the simulated worlds of the tests;
+``--only-perturbation`` runs no other case.
 """
 
 import argparse
@@ -14,9 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_heads.statistics.intervals import Estimate
-from resilient_heads.statistics.sample import Sample
-from resilient_heads.statistics.weighted import weighted_mean, weighted_rate
+from resilient_heads.statistics import Estimate, Sample, weighted_mean, weighted_rate
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Floats]
@@ -26,14 +25,14 @@ LOSSES: dict[str, tuple[float, Draw]] = {
     "log-normal, skewness 6": (float(np.exp(0.5)), lambda rng, n: rng.lognormal(0.0, 1.0, n)),
     "mostly zero": (0.1, lambda rng, n: rng.exponential(1.0, n) * (rng.random(n) < 0.1)),
 }
-SHARES = np.array([0.3, 0.7])
+FRACTIONS = np.array([0.3, 0.7])
 
 
 def sample_of(counts: tuple[int, int], image: NDArray[np.int64]) -> Sample:
-    """Return two strata with so many trials each, on these images."""
+    """Return a sample of two strata with the given numbers of trials and images."""
     stratum = np.repeat([0, 1], counts)
     return Sample(
-        weight=(SHARES / np.array(counts))[stratum],
+        weight=(FRACTIONS / np.array(counts))[stratum],
         site=np.zeros_like(stratum),
         stratum=stratum,
         image=image,
@@ -42,7 +41,7 @@ def sample_of(counts: tuple[int, int], image: NDArray[np.int64]) -> Sample:
 
 
 def losses(name: str, images: int, repetitions: int, rng: np.random.Generator) -> float:
-    """Coverage of the mean loss where each image is struck three times."""
+    """Return the coverage of the mean loss with three trials on each image."""
     truth, draw = LOSSES[name]
     held = 0
     for _ in range(repetitions):
@@ -62,7 +61,7 @@ def stopped(
     repetitions: int,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
-    """Coverage and mean trials of campaigns that stop at the first look with an interval that is narrow enough."""
+    """Return coverage and mean number of trials of campaigns that stop once their interval is narrow enough."""
     held, spent = 0, []
     for _ in range(repetitions):
         values: list[Floats] = []
@@ -83,31 +82,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=1001)
     parser.add_argument("--repetitions", type=int, default=2000)
-    parser.add_argument("--only-changes", action="store_true")
+    parser.add_argument("--only-perturbation", action="store_true")
     options = parser.parse_args()
     rng, many = np.random.default_rng(options.seed), options.repetitions
     print("| case | coverage |\n|---|---:|")
     tests = Path(__file__).parents[1] / "tests"
     sys.path[:0] = [str(tests), str(tests / "campaign")]
-    made_up = importlib.import_module("test_changes_coverage")
-    for name, world in made_up.WORLDS.items():
-        covered = made_up.coverage(world, many, weighted_rate, seed=options.seed)
-        print(f"| rate, strata by change, {name} | {covered:.2%} |", flush=True)
-    if options.only_changes:
+    simulated = importlib.import_module("test_changes_coverage")
+    for name, world in simulated.WORLDS.items():
+        covered = simulated.coverage(world, many, weighted_rate, seed=options.seed)
+        print(f"| rate, strata by perturbation, {name} | {covered:.2%} |", flush=True)
+    if options.only_perturbation:
         return
     for name in LOSSES:
         for images in (100, 400):
             print(f"| mean loss, {name}, {images} images | {losses(name, images, many, rng):.2%} |", flush=True)
-    for rate, share in ((0.05, 0.3), (0.01, 0.5), (0.002, 0.8)):
+    for rate, width in ((0.05, 0.3), (0.01, 0.5), (0.002, 0.8)):
 
-        def hits(rng: np.random.Generator, n: int, rate: float = rate) -> Floats:
+        def events(rng: np.random.Generator, n: int, rate: float = rate) -> Floats:
             return (rng.random(n) < rate).astype(np.float64)
 
-        def judged(values: Floats, drawn: Sample) -> Estimate:
+        def rate_of(values: Floats, drawn: Sample) -> Estimate:
             return weighted_rate(values > 0, drawn)
 
-        found, spent = stopped(rate, hits, judged, share, True, 128, many // 4, rng)
-        print(f"| until rate {rate:.1%} within {share:.0%} of itself ({spent:,.0f} trials) | {found:.2%} |", flush=True)
+        found, spent = stopped(rate, events, rate_of, width, True, 128, many // 4, rng)
+        print(f"| until rate {rate:.1%} within {width:.0%} of itself ({spent:,.0f} trials) | {found:.2%} |", flush=True)
     for name, (truth, draw) in list(LOSSES.items())[:3]:  # sparse losses take very long to get within a quarter
         found, spent = stopped(truth, draw, lambda v, s: weighted_mean(v, s), 0.25, True, 100, many // 8, rng)
         print(f"| until mean loss, {name}, within 25% ({spent:,.0f} trials) | {found:.2%} |", flush=True)
