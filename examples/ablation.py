@@ -1,6 +1,6 @@
-"""Where does a gain come from: the text, the normalisation, or the extra layer?
+"""Find where a gain comes from: the text, the normalisation, or the extra layer.
 
-Trains one small network four times on scikit-learn's digits, with four heads, and strikes the tensors of each head.
+Train one small network with four different heads on scikit-learn's digits, and inject faults into each head.
 Run it with ``python examples/ablation.py`` (extra ``demo``; half a minute on two cores).
 """
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.demo import digits, train
-from resilient_heads.heads.text_guided import TextGuidedHead
 
 
 def backbone() -> nn.Sequential:
@@ -42,7 +41,7 @@ def main() -> None:
     models = {
         "linear (baseline)": plain,
         "cosine, text": rh.wrap_model(copy.deepcopy(plain), embeddings=text),
-        "cosine, random": rh.wrap_model(copy.deepcopy(plain), head=TextGuidedHead(128, size)),
+        "cosine, random": rh.wrap_model(copy.deepcopy(plain), head=rh.TextGuidedHead(128, size)),
         "two linear layers, text": rh.wrap_model(copy.deepcopy(plain), embeddings=text, normalize=False),
     }
     for name, model in models.items():

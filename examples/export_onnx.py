@@ -1,9 +1,9 @@
-"""A wrapped classifier as an ONNX file that takes any batch size, checked against ONNX Runtime.
+"""Export a wrapped classifier to an ONNX file for any batch size, and compare it with ONNX Runtime.
 
     pip install -e ".[onnx,vision]"
     python examples/export_onnx.py --output model.onnx --fuse    # half a minute
 
-Give ``--weights`` to export trained ones. The file needs neither this library nor PyTorch to run.
+Pass ``--weights`` to export trained weights. The file runs without this library and without PyTorch.
 """
 
 import argparse
@@ -18,15 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.heads.swap.checkpoint import load_checkpoint
 
 
-def export(model: nn.Module, sample: Tensor, output: Path) -> None:
-    """Write a model; only the number of images stays open. Give a sample of at least two images."""
+def export(model: nn.Module, example_input: Tensor, output: Path) -> None:
+    """Write a model for any number of images; ``example_input`` is a batch of at least two."""
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         model.eval(),
-        (sample,),
+        (example_input,),
         dynamo=True,
         dynamic_shapes=({0: batch},),
         input_names=["images"],
@@ -38,12 +37,12 @@ def export(model: nn.Module, sample: Tensor, output: Path) -> None:
 
 
 def difference(model: nn.Module, images: Tensor, path: Path) -> float:
-    """Return the largest difference of logits, PyTorch against ONNX Runtime, as a share of the largest logit."""
+    """Return the largest difference of logits, PyTorch against ONNX Runtime, as a fraction of the largest logit."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["logits"], {"images": images.numpy()})
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
     with torch.inference_mode():
         expected = model.eval()(images).numpy()
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,14 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     model = rh.wrap_model(torchvision.models.get_model(args.model, num_classes=10), embeddings="digits")
     if args.weights:
-        load_checkpoint(model, load_file(args.weights))
+        rh.load_checkpoint(model, load_file(args.weights))
     if args.fuse:
         rh.fuse(model)
     export(model, torch.randn(2, 3, args.size, args.size), args.output)
     far = difference(model, torch.randn(7, 3, args.size, args.size), args.output)
-    print(f"{args.output}: {far:.1e} of the largest logit from PyTorch on 7 images")
+    print(f"{args.output}: logits of 7 images differ from PyTorch by {far:.1e} of the largest logit")
     if far > 1e-5:
-        raise SystemExit("that is too far")
+        raise SystemExit("the difference is above 1e-5")
 
 
 if __name__ == "__main__":

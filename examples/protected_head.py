@@ -1,4 +1,4 @@
-"""Protect a classifier's last layer, strike it with every flip there is, and count what gets through.
+"""Protect a classifier's last layer, inject every possible bit flip, and count the SDCs and DUEs that remain.
 
 ``python examples/protected_head.py`` needs scikit-learn (extra ``demo``) and takes about a minute.
 """
@@ -8,11 +8,10 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.trials.outcomes import Outcome
 
 
 def trained_head() -> tuple[rh.TextGuidedHead, torch.Tensor, torch.Tensor]:
-    """Return a text-guided head on the pixels of handwritten digits, and pixels and labels to strike it with."""
+    """Return a text-guided head on the pixels of handwritten digits, with pixels and labels to test it on."""
     pixels, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels)
     head = rh.TextGuidedHead(64, rh.load_embeddings("digits", offline=True))
@@ -25,7 +24,7 @@ def trained_head() -> tuple[rh.TextGuidedHead, torch.Tensor, torch.Tensor]:
 
 
 def main(images: int = 10) -> None:
-    """Strike the head unprotected and protected."""
+    """Count the faults of the head, unprotected and protected."""
     torch.manual_seed(0)
     head, x, y = trained_head()
     right = (head(x).argmax(dim=1) == y).nonzero().flatten()[:images]
@@ -37,11 +36,11 @@ def main(images: int = 10) -> None:
         result = rh.run_exhaustive(head, (x, y), progress=False)
         last = result["head"]
         name = "unprotected" if protection is None else str(protection)
-        before = [result.count(kind) - last.count(kind) for kind in (Outcome.SDC, Outcome.DUE)]
+        before = [result.count(kind) - last.count(kind) for kind in (rh.Outcome.SDC, rh.Outcome.DUE)]
         print(
             f"{name:<12} {result.faults:>9,} faults in {len(result.tensors):>2} tensors; "
-            f"before the logits {before[0]:>6,} SDC, {before[1]:>4,} DUE; in them {last.count(Outcome.SDC):,} SDC, "
-            f"{last.count(Outcome.DUE):,} DUE"
+            f"before the logits {before[0]:>6,} SDC, {before[1]:>4,} DUE; in them {last.count(rh.Outcome.SDC):,} SDC, "
+            f"{last.count(rh.Outcome.DUE):,} DUE"
         )
 
 

@@ -1,9 +1,9 @@
-"""A trained text-guided classifier in int8: fuse, then quantise with torchao.
+"""Quantise a trained text-guided classifier to int8 with torchao: fuse first, then quantise.
 
     pip install -e ".[recipes,demo]"
     python examples/quantize.py    # half a minute
 
-The other order is refused, as the product of two quantised layers has no exact weights.
+The other order is an error, because the product of two quantised layers has no exact weights.
 """
 
 import argparse

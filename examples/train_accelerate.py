@@ -1,7 +1,7 @@
-"""A text-guided classifier in a loop of one's own under accelerate, on scikit-learn's digits.
+"""Train a text-guided classifier in your own loop with accelerate, on scikit-learn's digits.
 
 pip install -e ".[recipes,demo]"
-python examples/train_accelerate.py --output accelerate-output    # half a minute; stopped, the same line goes on
+python examples/train_accelerate.py --output accelerate-output    # half a minute; run it again to resume
 """
 
 import argparse
@@ -20,10 +20,10 @@ from resilient_heads.demo import digits
 
 
 class Run:
-    """A wrapped model and what trains it; accelerate saves and restores all of it, and the number of epochs.
+    """A wrapped model, its optimizer and the number of epochs done; accelerate saves and restores them.
 
     Args:
-        seed: Of the weights.
+        seed: Seed of the weights.
         name: A model of torchvision.
     """
 
@@ -32,7 +32,7 @@ class Run:
         model = rh.wrap_model(torchvision.models.get_model(name, num_classes=10), embeddings="digits")
         groups: list[dict[str, Any]] = [
             {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.01},
-            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},  # the head's scale, too
+            {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},  # the head's scale too
         ]
         self.epoch = 0
         self.accelerator: Any = Accelerator(cpu=True)
@@ -50,11 +50,11 @@ class Run:
         self.epoch = state["epoch"]
 
     def train(self, data: TensorDataset, *, epochs: int, output: Path, batch: int = 64) -> None:
-        """Train until so many epochs are done, going on where a checkpoint is."""
+        """Train until ``epochs`` epochs are done; resume from the checkpoint in ``output`` if there is one."""
         if output.is_dir():
             self.accelerator.load_state(str(output))
         for epoch in range(self.epoch, epochs):
-            order = torch.Generator().manual_seed(epoch)  # an epoch's batches depend on its number alone
+            order = torch.Generator().manual_seed(epoch)  # the batches of an epoch depend on its number only
             loader = self.accelerator.prepare(DataLoader(data, batch, shuffle=True, generator=order, drop_last=True))
             self.model.train()
             for images, labels in loader:
@@ -67,7 +67,7 @@ class Run:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, unwrap what accelerate prepared, and test that."""
+    """Train, take the model out of accelerate, fuse and test it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=1347, help="how many of the training images to use")

@@ -1,10 +1,10 @@
-"""A text-guided classifier in two processes, with DDP or sharded with FSDP2, on scikit-learn's digits.
+"""Train a text-guided classifier in two processes, with DDP or FSDP2, on scikit-learn's digits.
 
     torchrun --standalone --nproc-per-node 2 examples/train_distributed.py --output weights.safetensors
     torchrun --standalone --nproc-per-node 2 examples/train_distributed.py --output weights.safetensors --shard
 
-Wrap first, then distribute. Both write the same file, an ordinary state dict of the wrapped model, which one process
-loads without DDP or FSDP; so the model is fused, exported or unwrapped there.
+Wrap first, then distribute. Both commands write an ordinary state dict of the wrapped model. One process loads it
+without DDP or FSDP, and can fuse, export or unwrap the model there.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from resilient_heads.demo import digits
 
 
 def build(seed: int = 0, *, normalize: bool = True) -> nn.Sequential:
-    """Return a small wrapped classifier; the same one in every process."""
+    """Return a small wrapped classifier, the same in every process."""
     torch.manual_seed(seed)
     body = [nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.GELU()]
     net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))
@@ -31,7 +31,7 @@ def build(seed: int = 0, *, normalize: bool = True) -> nn.Sequential:
 
 
 def distribute(model: nn.Sequential, *, shard: bool) -> nn.Module:
-    """Give every process its part: a replica, or a shard of each layer's weights."""
+    """Return the part of this process: a replica, or a shard of each layer's weights."""
     if not shard:
         return nn.parallel.DistributedDataParallel(model)
     for layer in model:
@@ -42,7 +42,7 @@ def distribute(model: nn.Sequential, *, shard: bool) -> nn.Module:
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, batch: int = 64) -> None:
-    """Train on batches that all processes share out among them; with one process, on the whole batches."""
+    """Train; the processes split each batch among them."""
     rank, world = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     order = torch.Generator().manual_seed(0)
@@ -54,15 +54,15 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, batch
         optimizer.step()
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of the wrapped model as one process holds it; empty in all processes but the first."""
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the full state dict of the wrapped model in the first process, and an empty one in the others."""
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     state = get_model_state_dict(inner, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train in the processes that torchrun started."""
+    """Train in the processes that torchrun starts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--shard", action="store_true", help="FSDP2 instead of DDP")
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train_set, test_set = digits(seed=0)
     model = distribute(build(normalize=not args.linear), shard=args.shard)
     train(model, *train_set.tensors, steps=args.steps)
-    state = whole_state(model)
+    state = full_state(model)
     if distributed.get_rank() == 0:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, args.output)
         single = build(normalize=not args.linear)

@@ -1,7 +1,7 @@
-"""A text-guided classifier under Lightning, on scikit-learn's digits.
+"""Train a text-guided classifier with Lightning, on scikit-learn's digits.
 
 pip install -e ".[recipes,demo]"
-python examples/train_lightning.py --output lightning-output    # half a minute; stopped, the same line goes on
+python examples/train_lightning.py --output lightning-output    # half a minute; run it again to resume
 """
 
 import argparse
@@ -21,7 +21,7 @@ from resilient_heads.demo import digits
 
 
 class Classifier(lightning.LightningModule):  # type: ignore[misc]
-    """The model is wrapped in the constructor, so that ``load_from_checkpoint`` builds what was saved."""
+    """The constructor wraps the model, so that ``load_from_checkpoint`` builds the wrapped model again."""
 
     def __init__(self, name: str = "shufflenet_v2_x0_5", rate: float = 2e-3, weight_decay: float = 0.01) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc]
         return nn.functional.cross_entropy(self(batch[0]), batch[1], label_smoothing=0.1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Spare biases, normalisation and the head's scale, which all have one dimension."""
+        """Exclude biases, normalisation and the head's scale from weight decay; they have one dimension."""
         decaying = [parameter for parameter in self.parameters() if parameter.ndim > 1]
         spared = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
         groups: list[dict[str, Any]] = [
@@ -49,7 +49,7 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc]
 
 
 def train(module: Classifier, data: TensorDataset, *, epochs: int, output: Path) -> Path:
-    """Train until so many epochs are done, going on where a checkpoint is; return the last checkpoint's path."""
+    """Train until ``epochs`` epochs are done, resume if there is a checkpoint, and return the last one's path."""
     saving = ModelCheckpoint(dirpath=output, save_last=True)
     runner = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", callbacks=[saving], logger=False, enable_model_summary=False
@@ -61,7 +61,7 @@ def train(module: Classifier, data: TensorDataset, *, epochs: int, output: Path)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, load what was saved, and test that."""
+    """Train, load the checkpoint and test it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=1347, help="how many of the training images to use")

@@ -1,10 +1,11 @@
-"""timm's recipe with a text-guided head, on scikit-learn's digits.
+"""Train a text-guided classifier with timm's recipe, on scikit-learn's digits.
 
-timm's own optimizer factory (weight decay by kind of parameter, learning rate by depth), scheduler, average of weights
-(``ModelEmaV3``), checkpoints and resume, as in its ``train.py``. One line knows of the head: the one that wraps.
+The script uses timm's optimizer factory (weight decay by kind of parameter, learning rate by depth), scheduler,
+average of weights (``ModelEmaV3``), checkpoints and resume, as timm's ``train.py`` does. Only the line with
+``wrap_model`` is added for the head.
 
     pip install -e ".[timm,demo]"
-    python examples/train_timm.py --output timm-output    # half a minute; stopped, the same line goes on
+    python examples/train_timm.py --output timm-output    # half a minute; run it again to resume
 """
 
 import argparse
@@ -28,7 +29,7 @@ from resilient_heads.demo import digits
 
 @dataclass
 class Run:
-    """What timm's ``train.py`` keeps in local variables."""
+    """The objects that timm's ``train.py`` keeps in local variables."""
 
     model: nn.Module
     average: Any
@@ -38,7 +39,7 @@ class Run:
 
 
 def build(name: str, *, epochs: int, seed: int = 0) -> Run:
-    """Build and wrap the model first, then everything that holds its parameters."""
+    """Wrap the model first, then build the optimizer and the average that hold its parameters."""
     torch.manual_seed(seed)
     size = {"img_size": 32} if "vit" in name else {}
     model = rh.wrap_model(timm.create_model(name, num_classes=10, **size), embeddings="digits")
@@ -48,14 +49,14 @@ def build(name: str, *, epochs: int, seed: int = 0) -> Run:
 
 
 def resume(run: Run, checkpoint: Path) -> None:
-    """Go on where a checkpoint was written; one of another model is refused before a weight changes."""
+    """Resume from a checkpoint; a checkpoint of another model is an error before a weight changes."""
     run.epoch = resume_checkpoint(run.model, str(checkpoint), run.optimizer)
     load_checkpoint(run.average.module, str(checkpoint), use_ema=True)
     run.schedule.step(run.epoch)
 
 
 def train(run: Run, data: TensorDataset, *, epochs: int, batch: int = 64, output: Path | None = None) -> None:
-    """Train until so many epochs are done; an epoch's batches depend on its number alone."""
+    """Train until ``epochs`` epochs are done; the batches of an epoch depend on its number only."""
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     saver: Any = None
     if output is not None:
@@ -77,25 +78,25 @@ def train(run: Run, data: TensorDataset, *, epochs: int, batch: int = 64, output
 
 
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
-    """Return the share of correct decisions."""
+    """Return the fraction of correct decisions."""
     images, labels = data.tensors
     with torch.inference_mode():
         return float((model.eval()(images).argmax(dim=1) == labels).float().mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, and go on where a checkpoint is found."""
+    """Train; resume if there is a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="test_vit", help="a classifier of timm that takes 32x32")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--images", type=int, default=1347, help="how many of the training images to use")
-    parser.add_argument("--output", type=Path, help="folder for checkpoints, and to go on from where it holds one")
+    parser.add_argument("--output", type=Path, help="folder to write checkpoints to, and to resume from")
     args = parser.parse_args(arguments)
     train_set, test_set = digits(seed=0)
     run = build(args.model, epochs=args.epochs)
     if args.output and (args.output / "last.pth.tar").exists():
         resume(run, args.output / "last.pth.tar")
-        print(f"going on after epoch {run.epoch}")
+        print(f"resuming after epoch {run.epoch}")
     few = TensorDataset(*(tensor[: args.images] for tensor in train_set.tensors))
     train(run, few, epochs=args.epochs, output=args.output)
     print(f"accuracy {accuracy(run.model, test_set):.1%}, of the average {accuracy(run.average, test_set):.1%}")

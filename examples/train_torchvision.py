@@ -1,10 +1,10 @@
-"""torchvision's reference recipe with a text-guided head, on scikit-learn's digits.
+"""Train a text-guided classifier with torchvision's reference recipe, on scikit-learn's digits.
 
-Follows ``references/classification/train.py`` of pytorch/vision: SGD with Nesterov momentum, warm-up and cosine
-schedule, label smoothing, weight decay by kind of parameter, an exponential moving average of the weights, and a
-checkpoint after each epoch from which it goes on. Two lines know of the head: the one that wraps, and ``SPARED``.
+The script follows ``references/classification/train.py`` of pytorch/vision: SGD with Nesterov momentum, warm-up and
+cosine schedule, label smoothing, weight decay by kind of parameter, an exponential moving average of the weights, and
+a checkpoint after each epoch, from which it resumes. Two lines are added for the head: ``wrap_model`` and ``SPARED``.
 
-    python examples/train_torchvision.py --checkpoint run.pth    # half a minute; stopped, the same line goes on
+    python examples/train_torchvision.py --checkpoint run.pth    # half a minute; run it again to resume
 """
 
 import argparse
@@ -29,7 +29,7 @@ SPARED = ("bias", "logit_scale")  # the reference calls them custom_keys_for_wei
 
 @dataclass
 class Run:
-    """Everything that a checkpoint holds."""
+    """The content of a checkpoint."""
 
     model: nn.Module
     average: AveragedModel
@@ -59,7 +59,7 @@ class Run:
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Spare normalisation layers, biases and the head's scale, as the reference's ``set_weight_decay`` does."""
+    """Exclude normalisation, biases and the head's scale from weight decay, as ``set_weight_decay`` does."""
     spared: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for module in model.modules():
@@ -70,7 +70,7 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str,
 
 
 def build(name: str, *, epochs: int, seed: int = 0) -> Run:
-    """Build and wrap the model first, then everything that holds its parameters."""
+    """Wrap the model first, then build the optimizer and the average that hold its parameters."""
     torch.manual_seed(seed)
     model = rh.wrap_model(torchvision.models.get_model(name, num_classes=10), embeddings="digits")
     averaging = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ def build(name: str, *, epochs: int, seed: int = 0) -> Run:
 
 
 def train(run: Run, data: TensorDataset, *, epochs: int, batch: int = 64, checkpoint: Path | None = None) -> None:
-    """Train until so many epochs are done; an epoch's batches depend on its number alone."""
+    """Train until ``epochs`` epochs are done; the batches of an epoch depend on its number only."""
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     while run.epoch < epochs:
         order = torch.Generator().manual_seed(run.epoch)
@@ -99,25 +99,25 @@ def train(run: Run, data: TensorDataset, *, epochs: int, batch: int = 64, checkp
 
 
 def accuracy(model: nn.Module, data: TensorDataset) -> float:
-    """Return the share of correct decisions."""
+    """Return the fraction of correct decisions."""
     images, labels = data.tensors
     with torch.inference_mode():
         return float((model.eval()(images).argmax(dim=1) == labels).float().mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, and go on where a checkpoint is found."""
+    """Train; resume if there is a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="shufflenet_v2_x0_5", help="any classifier of torchvision that takes 32x32")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=1347, help="how many of the training images to use")
-    parser.add_argument("--checkpoint", type=Path, help="file to write, and to go on from where it exists")
+    parser.add_argument("--checkpoint", type=Path, help="file to write, and to resume from if it exists")
     args = parser.parse_args(arguments)
     train_set, test_set = digits(seed=0)
     run = build(args.model, epochs=args.epochs)
     if args.checkpoint and args.checkpoint.exists():
         run.resume(args.checkpoint)
-        print(f"going on after epoch {run.epoch}")
+        print(f"resuming after epoch {run.epoch}")
     few = TensorDataset(*(tensor[: args.images] for tensor in train_set.tensors))
     train(run, few, epochs=args.epochs, checkpoint=args.checkpoint)
     print(f"accuracy {accuracy(run.model, test_set):.1%}, of the average {accuracy(run.average, test_set):.1%}")

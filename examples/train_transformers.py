@@ -1,15 +1,15 @@
-"""A transformers image classifier with a text-guided head under the Trainer, on scikit-learn's digits.
+"""Train a transformers image classifier with a text-guided head and the Trainer, on scikit-learn's digits.
 
     pip install -e ".[hf,recipes,demo]"
-    python examples/train_transformers.py --output trainer-output    # half a minute; stopped, the same line goes on
+    python examples/train_transformers.py --output trainer-output    # half a minute; run it again to resume
 
-The class :class:`TextGuidedConvNext` makes ``from_pretrained`` whole: on a folder that the Trainer wrote it gives the
-trained model back, and on a stock model's folder the backbone with a head that starts at the text. The stock class,
-given a wrapped model's folder, reads the backbone and starts a fresh classifier, as its report says.
+``TextGuidedConvNext.from_pretrained`` loads the trained model from a folder that the Trainer wrote. From a stock
+model's folder it loads the backbone, with a head that starts at the text embeddings. The stock class loads the
+backbone from a wrapped model's folder and starts a new classifier, as its loading report says.
 
-Of models whose tensors transformers 5 renames as it saves (ViT, DeiT, Swin, BEiT, DINOv2; not ConvNeXt or ResNet), the
-Trainer's resume leaves the renamed ones at random and only warns, with and without a head:
-https://github.com/huggingface/transformers/issues/43701. ``from_pretrained`` on the same folder reads them.
+transformers 5 renames tensors of some models when it saves them (ViT, DeiT, Swin, BEiT, DINOv2; not ConvNeXt or
+ResNet). For these, the Trainer's resume leaves the renamed tensors random and only warns, with and without a head:
+https://github.com/huggingface/transformers/issues/43701. ``from_pretrained`` loads them from the same folder.
 """
 
 import argparse
@@ -24,13 +24,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 import resilient_heads as rh
 from resilient_heads.demo import digits
-from resilient_heads.heads.text_guided import TextGuidedHead
 
 TINY = {"num_stages": 2, "hidden_sizes": [32, 64], "depths": [2, 2]}
 
 
 class Named(Dataset[dict[str, Tensor]]):
-    """Images and labels under the names that transformers' models take."""
+    """Images and labels under the names that transformers' models expect."""
 
     def __init__(self, data: TensorDataset, count: int | None = None) -> None:
         self.images, self.labels = (tensor[:count] for tensor in data.tensors)
@@ -43,7 +42,7 @@ class Named(Dataset[dict[str, Tensor]]):
 
 
 class HeadTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer whose weight decay spares the head's scale, as it spares biases by itself."""
+    """A Trainer that excludes the head's scale from weight decay, as the stock Trainer excludes biases."""
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters that decay."""
@@ -51,16 +50,16 @@ class HeadTrainer(Trainer):  # type: ignore[misc]
 
 
 class TextGuidedConvNext(ConvNextForImageClassification):  # type: ignore[misc]
-    """A ConvNeXt that is wrapped as it is built; its labels are the embeddings' class names."""
+    """A ConvNeXt whose constructor wraps it; its labels are the embeddings' class names."""
 
     def __init__(self, config: ConvNextConfig) -> None:
         super().__init__(config)
         rh.wrap_model(self, embeddings="digits")
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Start what a checkpoint does not hold; without the last line, a missing head would start at random."""
+        """Initialise a module that the checkpoint lacks; the last line starts a missing head at the text."""
         super()._init_weights(module)
-        if isinstance(module, TextGuidedHead):
+        if isinstance(module, rh.TextGuidedHead):
             module.reset_parameters()
 
 
@@ -88,7 +87,7 @@ def trainer(model: nn.Module, data: Dataset[dict[str, Tensor]], *, epochs: int, 
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, and go on where a checkpoint is found."""
+    """Train; resume if there is a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--images", type=int, default=1347, help="how many of the training images to use")

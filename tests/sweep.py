@@ -31,11 +31,11 @@ from resilient_heads.text.embeddings import ClassEmbeddings
 
 _INTRODUCTION = """# Models
 
-What `wrap_model` makes of the models that others ship: every torchvision classifier, the first model of each module of
-timm and some with several heads, and every architecture of transformers for image classification. Each is built with
-1,000 classes and without weights, wrapped, unwrapped, wrapped for seven classes, and fused. An output shape that is
-"checked" was seen to have seven classes, in a pass of a twin without weights. Nothing is computed, so this table says
-where heads go, and not how good they are. It is written by
+Where `wrap_model` puts heads: in every torchvision classifier, in the first model of each timm module and some timm
+models with several heads, and in every transformers architecture for image classification. The script builds each
+model with 1,000 classes and without weights, wraps it, unwraps it, wraps it for seven classes, and fuses it. A
+"checked" output shape had seven classes in a forward pass of a copy without weights. No value is computed: the tables
+show where heads go, not how accurate they are. This command writes the page:
 
 ```bash
 python -m tests.sweep {arguments}--markdown docs/models.md

@@ -73,7 +73,7 @@ def look(script: Any, *, normalize: bool) -> dict[str, Any]:
         seen[f"{name} unwrap"] = refusal(lambda model=model: rh.unwrap_model(model))
         outer = script.distribute(plain(single), shard=shard)
         seen[f"{name} wrap"] = refusal(lambda outer=outer: rh.wrap_model(outer, embeddings="digits"))
-        seen[f"{name} state"] = sorted(script.whole_state(model))
+        seen[f"{name} state"] = sorted(script.full_state(model))
     seen["own state"] = sorted(single.state_dict())
 
     # A state dict from the first process alone reaches every shard, and comes back.
