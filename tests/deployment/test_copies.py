@@ -79,7 +79,7 @@ def test_a_partial_loader_that_adds_the_models_own_tensors_is_told_the_same(
 ) -> None:
     """torch.distributed.checkpoint completes a state dict with what the model has already."""
     target = make("cosine")
-    with pytest.raises(ModelError, match="holds a plain classifier at '7'"):
+    with pytest.raises(ModelError, match="has a plain classifier at '7'"):
         target.load_state_dict({**target.state_dict(), **make_plain().state_dict()})
 
 

@@ -115,7 +115,7 @@ def test_training_goes_on_where_it_was_stopped(
     stock = module.build(model, epochs=2)
     rh.unwrap_model(stock.model)
     before = copy.deepcopy(stock.model)
-    with pytest.raises(ModelError, match="holds a text-guided head"):
+    with pytest.raises(ModelError, match="has a text-guided head"):
         resume(stock, place / last)
     assert same(stock.model, before)
 
