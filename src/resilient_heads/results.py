@@ -4,14 +4,12 @@ from resilient_heads.campaign.analysis.compare import Comparison, Improvement, L
 from resilient_heads.campaign.exhaustive.exhaustive import ExhaustiveResult, TensorCounts
 from resilient_heads.campaign.figures.summary import BitSummary, Figures, ScopeSummary, SiteSummary
 from resilient_heads.campaign.golden.golden_run import GoldenRun
-from resilient_heads.campaign.result.config import CampaignConfig
 from resilient_heads.campaign.result.results import Summary
 from resilient_heads.campaign.run.replay import ReplayedTrial
 from resilient_heads.campaign.trials.columns import CampaignSite, Trials
 
 __all__ = [
     "BitSummary",
-    "CampaignConfig",
     "CampaignSite",
     "Comparison",
     "ExhaustiveResult",

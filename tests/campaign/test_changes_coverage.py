@@ -70,7 +70,7 @@ WORLDS = {
 
 
 def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDArray[np.bool_]]:
-    """Make a world, run a campaign in it, and return the truth, the trials' weights and their hits."""
+    """Make a world, run a campaign in it, and return the truth, the trials' weights and their events."""
     factor = rng.gamma(1 / world.vary**2, world.vary**2, size=(LAYERS, IMAGES, CLASSES))
     share = SHARES * factor
     share /= share.sum(axis=2, keepdims=True)
@@ -120,8 +120,8 @@ def coverage(
     rng = np.random.default_rng(seed)
     held = 0
     for _ in range(repetitions):
-        truth, drawn, hits = campaign(world, rng)
-        held += truth in interval(hits, drawn)
+        truth, drawn, events = campaign(world, rng)
+        held += truth in interval(events, drawn)
     return held / repetitions
 
 
@@ -149,6 +149,6 @@ def test_the_simulation_catches_shares_that_are_forgotten() -> None:
 def test_the_estimate_is_unbiased_in_a_world_of_few_trials() -> None:
     rng, errors = np.random.default_rng(73), []
     for _ in range(repeated(1800)):
-        truth, drawn, hits = campaign(World(trials=700, vary=1.0, fragile=True), rng)
-        errors.append(influence(drawn, hits.astype(float)).value / truth - 1)
+        truth, drawn, events = campaign(World(trials=700, vary=1.0, fragile=True), rng)
+        errors.append(influence(drawn, events.astype(float)).value / truth - 1)
     assert abs(np.mean(errors)) < 4 * np.std(errors) / np.sqrt(len(errors))

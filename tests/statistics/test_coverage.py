@@ -21,8 +21,8 @@ LEAST = 0.98
 
 
 @functools.cache
-def wilson_of(hits: int, trials: int) -> Estimate:
-    return wilson(hits / trials, trials)
+def wilson_of(events: int, trials: int) -> Estimate:
+    return wilson(events / trials, trials)
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def binomial(trials: int, rate: float) -> Floats:
 
 def wilson_misses(trials: int, rate: float) -> tuple[float, float]:
     """Return the exact probabilities that the interval lies above and below the truth."""
-    ends = [wilson_of(hits, trials) for hits in range(trials + 1)]
+    ends = [wilson_of(events, trials) for events in range(trials + 1)]
     probability = binomial(trials, rate)
     above = sum(p for p, end in zip(probability, ends, strict=True) if rate < end.low)
     below = sum(p for p, end in zip(probability, ends, strict=True) if rate > end.high)
@@ -67,8 +67,8 @@ def test_wilson_of_rare_events_is_too_high_rather_than_too_low(trials: int) -> N
 
 @pytest.mark.parametrize("rate", [0.004, 0.02, 0.3, 0.98])
 def test_wilson_by_simulation(rate: float) -> None:
-    hits = np.random.default_rng(11).binomial(2000, rate, size=5000)
-    assert np.mean([rate in wilson_of(int(k), 2000) for k in hits]) >= LEAST
+    events = np.random.default_rng(11).binomial(2000, rate, size=5000)
+    assert np.mean([rate in wilson_of(int(k), 2000) for k in events]) >= LEAST
 
 
 # Layers, trials, weights, share of fragile images, rates of a fragile and of a sturdy image.
@@ -105,8 +105,8 @@ def test_weighted_rate_by_simulation(name: str) -> None:
 
 @pytest.mark.parametrize("name", CORRELATED)
 def test_the_simulation_catches_an_interval_that_takes_layers_for_independent(name: str) -> None:
-    def careless(hits: NDArray[np.bool_], weights: Floats) -> Estimate:
-        return wilson(float(weights @ hits.mean(axis=1)), hits.shape[1] / float(np.square(weights).sum()))
+    def careless(events: NDArray[np.bool_], weights: Floats) -> Estimate:
+        return wilson(float(weights @ events.mean(axis=1)), events.shape[1] / float(np.square(weights).sum()))
 
     assert run_campaigns(name, repeated(3600), careless) < 0.97
 
@@ -122,9 +122,9 @@ def test_weighted_rate_of_images_struck_several_times_by_simulation(images: int)
     for _ in range(repetitions):
         image = rng.integers(0, images, size=1000)
         is_fragile = (rng.random(images) < fragile)[image]
-        hits = rng.random((8, 1000)) < np.where(is_fragile, high[:, None], low[:, None])
-        held += truth in table_rate(hits, UNEQUAL, image=image)
-        careless += truth in table_rate(hits, UNEQUAL)
+        events = rng.random((8, 1000)) < np.where(is_fragile, high[:, None], low[:, None])
+        held += truth in table_rate(events, UNEQUAL, image=image)
+        careless += truth in table_rate(events, UNEQUAL)
     assert held / repetitions >= LEAST
     assert careless / repetitions < 0.9
 

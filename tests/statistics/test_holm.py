@@ -37,7 +37,7 @@ def test_the_p_value_is_where_the_interval_touches_0() -> None:
     rng = np.random.default_rng(3)
     first, second = (rng.random(400) < rate for rate in (0.2, 0.1))
     sample = survey(np.ones(1), 400)
-    intervals = [rate_intervals(hits, sample) for hits in (first, second)]
+    intervals = [rate_intervals(events, sample) for events in (first, second)]
     assert intervals[0](0.95) == weighted_rate(first, sample, level=0.95)
     p_value = _p_value(*intervals)
     assert 1e-6 < p_value < 0.1
@@ -73,8 +73,8 @@ def test_layers_are_seldom_named_wrongly_by_simulation() -> None:
     for _ in range(repetitions):
         values = []
         for layer in range(12):
-            hits = [rng.random(600) < rates[model, layer] for model in range(2)]
-            values.append(_p_value(*(rate_intervals(own, sample) for own in hits)))
+            events = [rng.random(600) < rates[model, layer] for model in range(2)]
+            values.append(_p_value(*(rate_intervals(own, sample) for own in events)))
         named = np.array(holm(values)) <= 0.1
         wrong += bool(named[:10].any())
         right += int(named[10:].sum())

@@ -57,10 +57,10 @@ WILSON = [
 ]
 
 
-@pytest.mark.parametrize(("hits", "trials", "low", "high"), WILSON)
-def test_wilson_by_hand(hits: int, trials: int, low: float, high: float) -> None:
-    found = wilson(hits / trials, trials, level=0.95)
-    assert (found.value, found.level, found.method) == (hits / trials, 0.95, "wilson")
+@pytest.mark.parametrize(("events", "trials", "low", "high"), WILSON)
+def test_wilson_by_hand(events: int, trials: int, low: float, high: float) -> None:
+    found = wilson(events / trials, trials, level=0.95)
+    assert (found.value, found.level, found.method) == (events / trials, 0.95, "wilson")
     assert found.low == pytest.approx(low, abs=1e-7)
     assert found.high == pytest.approx(high, abs=1e-7)
 
@@ -73,8 +73,8 @@ def test_wilson_is_at_99_percent_unless_told_otherwise() -> None:
 @PROPERTY
 @given(st.integers(1, 5000), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999]))
 def test_wilson_solves_the_quadratic(trials: int, share: float, level: float) -> None:
-    hits = round(share * trials)
-    p, z = hits / trials, normal_quantile(level)
+    events = round(share * trials)
+    p, z = events / trials, normal_quantile(level)
     # (p - x)^2 = z^2 x (1 - x) / n, solved for x by numpy's companion matrix.
     roots = np.roots([1 + z * z / trials, -(2 * p + z * z / trials), p * p])
     found = wilson(p, trials, level=level)
@@ -137,9 +137,9 @@ def test_one_layer_is_clopper_pearson(share: float) -> None:
 
 
 def test_layers_of_weight_zero_do_not_count() -> None:
-    hits = rates(0.05, 0.9, 0.0)
-    found = table_rate(hits, np.array([1.0, 0.0, 0.0]))
-    alone = table_rate(hits[:1], np.ones(1))
+    events = rates(0.05, 0.9, 0.0)
+    found = table_rate(events, np.array([1.0, 0.0, 0.0]))
+    alone = table_rate(events[:1], np.ones(1))
     assert found.value == near(alone.value)
     assert (found.low, found.high) == (pytest.approx(alone.low, rel=0.01), pytest.approx(alone.high, rel=0.01))
 
@@ -183,24 +183,24 @@ def test_trials_that_repeat_their_images_know_no_more() -> None:
 
 
 def test_every_trial_on_an_image_of_its_own_is_the_same_as_no_images() -> None:
-    hits, weights = rates(0.05, 0.3), np.array([0.6, 0.4])
+    events, weights = rates(0.05, 0.3), np.array([0.6, 0.4])
     order = np.random.default_rng(3).permutation(1000)
-    with_images, without = table_rate(hits, weights, image=order), table_rate(hits, weights)
+    with_images, without = table_rate(events, weights, image=order), table_rate(events, weights)
     assert (with_images.low, with_images.high) == (near(without.low), near(without.high))
 
 
 def test_images_that_cancel_do_not_narrow_the_interval() -> None:
-    # Every image has one hit in two trials: none vary, but the trials do, alike in both layers.
-    hits = np.array([[True, False] * 100] * 2)
-    found = table_rate(hits, np.array([0.5, 0.5]), image=np.repeat(np.arange(100), 2))
+    # Every image has one event in two trials: none vary, but the trials do, alike in both layers.
+    events = np.array([[True, False] * 100] * 2)
+    found = table_rate(events, np.array([0.5, 0.5]), image=np.repeat(np.arange(100), 2))
     expected = clopper_pearson(100, 200)
     assert (found.low, found.high) == (pytest.approx(expected.low, rel=0.01), pytest.approx(expected.high, rel=0.01))
 
 
 def test_the_numbers_of_the_images_do_not_matter() -> None:
-    hits, weights = rates(0.1, 0.3, trials=300), np.array([0.6, 0.4])
+    events, weights = rates(0.1, 0.3, trials=300), np.array([0.6, 0.4])
     image = np.random.default_rng(3).integers(0, 40, 300)
-    first, second = table_rate(hits, weights, image=image), table_rate(hits, weights, image=1000 - 7 * image)
+    first, second = table_rate(events, weights, image=image), table_rate(events, weights, image=1000 - 7 * image)
     assert (first.low, first.high) == (near(second.low), near(second.high))
 
 
@@ -225,14 +225,14 @@ def test_one_trial() -> None:
 )
 def test_weighted_rate_is_always_an_interval(sizes: list[int], trials: int, seed: int, share: float) -> None:
     weights = np.array(sizes) / sum(sizes)
-    hits = np.random.default_rng(seed).random((len(sizes), trials)) < share
-    hits[:, 0] = False
-    found = table_rate(hits, weights)
+    events = np.random.default_rng(seed).random((len(sizes), trials)) < share
+    events[:, 0] = False
+    found = table_rate(events, weights)
     assert 0 <= found.low <= found.value + 1e-15
     assert found.value <= found.high <= 1
     assert found.high > 0
     order = np.random.default_rng(seed).permutation(trials)
-    shuffled = table_rate(hits[:, order], weights)
+    shuffled = table_rate(events[:, order], weights)
     assert shuffled.high == pytest.approx(found.high, rel=1e-9)
 
 
@@ -273,8 +273,8 @@ def mover(numerator: Estimate, denominator: Estimate) -> tuple[float, float]:
 
 @PROPERTY
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(400, 5000), st.integers(400, 5000))
-def test_ratios_agree_with_the_printed_formula(hits: int, others: int, trials: int, more: int) -> None:
-    top, bottom = wilson(hits / trials, trials), wilson(others / more, more)
+def test_ratios_agree_with_the_printed_formula(events: int, others: int, trials: int, more: int) -> None:
+    top, bottom = wilson(events / trials, trials), wilson(others / more, more)
     if abs(2 * bottom.value - bottom.high) < 1e-6:
         return
     low, high = mover(top, bottom)
@@ -326,13 +326,13 @@ def test_zero_over_zero_says_nothing() -> None:
 
 @PROPERTY
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(50, 5000), st.integers(50, 5000))
-def test_a_ratio_is_always_an_interval(hits: int, others: int, trials: int, more: int) -> None:
-    found = ratio_of_rates(wilson(hits / trials, trials), wilson(others / more, more))
+def test_a_ratio_is_always_an_interval(events: int, others: int, trials: int, more: int) -> None:
+    found = ratio_of_rates(wilson(events / trials, trials), wilson(others / more, more))
     assert 0 <= found.low < INF
     assert found.low <= found.high
     assert (found.high == INF) == (others == 0)
     assert math.isnan(found.value) or found.value in found
-    assert math.isnan(found.value) == (hits == others == 0)
+    assert math.isnan(found.value) == (events == others == 0)
 
 
 @pytest.mark.parametrize(

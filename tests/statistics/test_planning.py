@@ -38,10 +38,10 @@ def test_bonferroni_by_hand() -> None:
 
 
 def test_clopper_pearson_by_the_beta_distribution() -> None:
-    for hits, trials in [(0, 7), (1, 10), (5, 10), (10, 10), (3, 4000)]:
-        found = clopper_pearson(hits, trials, level=0.95)
-        assert found.low == (pytest.approx(beta.ppf(0.025, hits, trials - hits + 1)) if hits else 0)
-        assert found.high == (pytest.approx(beta.ppf(0.975, hits + 1, trials - hits)) if hits < trials else 1)
+    for events, trials in [(0, 7), (1, 10), (5, 10), (10, 10), (3, 4000)]:
+        found = clopper_pearson(events, trials, level=0.95)
+        assert found.low == (pytest.approx(beta.ppf(0.025, events, trials - events + 1)) if events else 0)
+        assert found.high == (pytest.approx(beta.ppf(0.975, events + 1, trials - events)) if events < trials else 1)
     with pytest.raises(ArgumentError, match="events must be"):
         clopper_pearson(5, 4)
     assert math.isnan(clopper_pearson(0, 0).value)

@@ -71,8 +71,8 @@ def test_stratified_rates_by_simulation(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a rare event in a stratum struck seldom", "fragile images"])
 def test_the_simulation_catches_an_interval_that_counts_trials_alone(name: str) -> None:
-    def careless(hits: NDArray[np.bool_], drawn: Sample) -> Estimate:
-        found = influence(drawn, hits.astype(float))
+    def careless(occurred: NDArray[np.bool_], drawn: Sample) -> Estimate:
+        found = influence(drawn, occurred.astype(float))
         effective = found.value * (1 - found.value) / max(found.variance(), 1e-300)
         return wilson(min(found.value, 1.0), effective)
 
@@ -87,12 +87,12 @@ def test_rare_events_on_images_struck_several_times_by_simulation(events: float)
     for _ in range(repetitions):
         image = rng.integers(0, 500, 2000)
         weak = (rng.random(500) < 0.5)[image]
-        hits = rng.random(2000) < np.where(weak, 1.8, 0.2) * events / 2000
+        occurred = rng.random(2000) < np.where(weak, 1.8, 0.2) * events / 2000
         zeros = np.zeros(2000, dtype=np.int64)
         drawn = Sample(
             weight=np.full(2000, 1 / 2000), site=zeros, stratum=zeros, image=image, image_draw=np.arange(2000)
         )
-        held += events / 2000 in weighted_rate(hits, drawn)
+        held += events / 2000 in weighted_rate(occurred, drawn)
     assert held / repetitions >= LEAST
 
 
@@ -100,7 +100,7 @@ def test_rare_events_on_images_struck_several_times_by_simulation(events: float)
 def test_clopper_pearson_exactly(trials: int) -> None:
     from scipy.stats import binom
 
-    ends = [clopper_pearson(hits, trials) for hits in range(trials + 1)]
+    ends = [clopper_pearson(occurred, trials) for occurred in range(trials + 1)]
     for rate in np.linspace(0.01, 30, 60) / 60:
         inside = np.array([rate in end for end in ends])
         assert binom.pmf(np.arange(trials + 1), trials, rate)[inside].sum() >= 0.99
@@ -162,9 +162,9 @@ def sequential_coverage(rate: float, half_width: float, step: int, repetitions: 
     shares, counts = np.array([0.1, 0.9]), np.array([step // 2, step // 2])
     rates = np.array([rate * 8, rate * 2 / 9])
     for _ in range(repetitions):
-        hits: list[NDArray[np.bool_]] = []
+        occurred: list[NDArray[np.bool_]] = []
         for look in range(1, 200):
-            hits.append(rng.random(step) < np.repeat(rates, counts))
+            occurred.append(rng.random(step) < np.repeat(rates, counts))
             stratum = np.tile(np.repeat([0, 1], counts), look)
             number = np.arange(len(stratum))
             drawn = Sample(
@@ -174,7 +174,7 @@ def sequential_coverage(rate: float, half_width: float, step: int, repetitions: 
                 image=number,
                 image_draw=number,
             )
-            estimate = weighted_rate(np.concatenate(hits), drawn)
+            estimate = weighted_rate(np.concatenate(occurred), drawn)
             if (estimate.high - estimate.low) / 2 <= half_width:
                 break
         held += rate in estimate
