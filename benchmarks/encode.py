@@ -2,7 +2,7 @@
 
 ``python benchmarks/encode.py --classes 1000`` writes a randomly initialised model of full size (ViT-B-32 by default;
 the weights' values change neither time nor memory) to a temporary folder, lets two fresh processes embed the same
-sentences from it, and prints time and peak memory above the imports as ratios. The plain loop is what a user would
+sentences from it, and prints time and peak memory above the imports as ratios. The simple loop is what a user would
 write: load the whole model, then one class at a time.
 """
 

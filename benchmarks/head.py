@@ -64,7 +64,7 @@ def main() -> None:
     labels = head(x).argmax(1)
     few = (x[: options.executed], labels[: options.executed])
     print(f"{options.classes} classes, F = {options.features}, E = {options.dim}, {options.threads} threads")
-    print("| tensor | faults | worked out, faults/s | executed, faults/s | plain loop, faults/s |")
+    print("| tensor | faults | worked out, faults/s | executed, faults/s | loop of `inject`, faults/s |")
     print("|---|---:|---:|---:|---:|")
     for site in ("head", "head.latent", "head.unit"):
         worked, sdc, due = rate(head, (x, labels), site, closed_form=True)

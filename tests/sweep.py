@@ -208,8 +208,8 @@ def page(found: dict[str, list[Row]]) -> str:
         for family in sorted({row.family for row in rows}):
             own = [row for row in rows if row.family == family]
             places = ", ".join(f"`{name}`" for name in dict.fromkeys(row.heads for row in own) if name)
-            told = dict.fromkeys(note for row in own for note in _notes(row)) or {"": None}
-            notes = "; ".join(told).replace("|", "\\|").replace("<", "&lt;")
+            kinds = dict.fromkeys(note for row in own for note in _notes(row)) or {"": None}
+            notes = "; ".join(kinds).replace("|", "\\|").replace("<", "&lt;")
             lines.append(f"| {family} | {len(own)} | {places or 'none'} | {notes} |")
         lines.append("")
     return "\n".join(lines)

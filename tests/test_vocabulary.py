@@ -38,7 +38,7 @@ NOT_IN_PROSE = {
     r"\btold\b": "reported",
     r"\blets? go of\b": "drops, frees",
     r"\bcould not be had\b": "could not be downloaded",
-    r"\btickets?\b": "image weights",
+    r"(?<!\")\btickets?\b": "image weights",
     r"\bunstruck\b": "excluded or uninjectable",
     r"\bhits?\b": "injects, flips",
     r"\bcame by\b": "ran",

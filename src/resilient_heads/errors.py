@@ -54,7 +54,7 @@ class ResilientHeadsError(Exception):
 
 
 class ArgumentError(ResilientHeadsError, ValueError):
-    """An argument has a wrong type or value, whatever the model and the data are.
+    """An argument has a wrong type or value; the model and the data do not matter.
 
     Raised by ``run_campaign(..., seed=-1)``, ``StoppingRule(half_width=0)``, ``Shard(rank=4, world_size=4)``.
     """

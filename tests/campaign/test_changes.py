@@ -222,7 +222,7 @@ def test_the_four_outcomes_add_up(trained: tuple[nn.Module, tuple[Tensor, Tensor
         assert figures.masked.value + figures.tolerable.value + figures.sdc.value + figures.due.value == pytest.approx(
             1
         )
-    # Half of the flips of a uniform campaign hit the lower half of the word: so say the weights, not the trials.
+    # A uniform campaign flips a bit of the lower half of the word in half of its trials; the weights must say so.
     bits = result.by_bit()
     assert sum(bit.trials for bit in bits) == 1500
     assert bits[30].rates["sdc"].value > bits[10].rates["sdc"].value

@@ -42,7 +42,7 @@ class World:
         vary: Coefficient of variation of a class's share among images.
         fragile: Whether images with much of a class also fail more often in it.
         scale: Of all rates.
-        tickets: How often the twentieth of the images with most harm is drawn, the others being drawn once.
+        image_weight: How often the twentieth of the images with most harm is drawn, the others being drawn once.
         pilot: Neurons that the pilot met in each layer: the fewer, the worse the shares that trials are shared out by.
         hidden: Rate that small changes have and the pilot did not see.
     """

@@ -206,14 +206,14 @@ def run_exhaustive(model: nn.Module, data: Data, sites: tuple[CampaignSite, ...]
             site = struck.site
             count = site.neurons * site.word_bits
             neurons, bits = torch.arange(count) // site.word_bits, torch.arange(count) % site.word_bits
-            hit, lost = np.zeros(count), np.zeros(count)
+            sdcs, lost = np.zeros(count), np.zeros(count)
             for image, label, clean in zip(images, labels, golden, strict=True):
                 batch = image[None].repeat(count, 1, 1, 1)
                 with inject_batch(model, site.name, neurons, bits, range_limit=struck.range_limit):
                     judged = judge(clean.repeat(count, 1), model(batch), label.repeat(count))
-                hit += judged.outcome.numpy() == Outcome.SDC
+                sdcs += judged.outcome.numpy() == Outcome.SDC
                 lost += judged.delta_loss.numpy()
-            sdc.append((hit / len(images)).reshape(-1, site.word_bits))
+            sdc.append((sdcs / len(images)).reshape(-1, site.word_bits))
             loss.append((lost / len(images)).reshape(-1, site.word_bits))
     return {
         "layer": np.array([own.mean() for own in sdc]),

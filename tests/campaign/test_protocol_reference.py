@@ -1,4 +1,4 @@
-"""The published campaign, recomputed by a plain loop that shares no code with the library."""
+"""The published campaign, recomputed by a simple loop that shares no code with the library."""
 
 import math
 import struct

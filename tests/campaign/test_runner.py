@@ -67,10 +67,10 @@ def test_a_model_that_changes_on_the_way_is_noticed(small_net: nn.Module, labell
 
 
 def test_progress_is_told_to_a_function(small_net: nn.Module, labelled: Data) -> None:
-    told: list[tuple[int, int]] = []
-    result = campaign(small_net, labelled, progress=lambda done, total: told.append((done, total)), batch_size=30)
+    reported: list[tuple[int, int]] = []
+    result = campaign(small_net, labelled, progress=lambda done, total: reported.append((done, total)), batch_size=30)
     total = len(result.trials)
-    assert told == [(done, total) for done in range(30, total + 1, 30)]
+    assert reported == [(done, total) for done in range(30, total + 1, 30)]
 
 
 def test_every_site_in_order_with_every_trial_decided(small_net: nn.Module, labelled: Data) -> None:

@@ -132,7 +132,7 @@ def test_a_truncated_chunk_is_told_and_run_again(folder: Path, keep: int, monkey
 
 
 def test_no_flipped_byte_goes_unseen(whole: Path, folder: Path) -> None:
-    """Whatever byte is damaged: the trials are those written, or the file is not used."""
+    """If any byte is damaged, the campaign either reads the trials as written or does not use the file."""
     opened, chunk = CampaignFolder.open(folder), folder / "trials/chunk-000002.parquet"
     content = chunk.read_bytes()
     written = opened.read(2).columns

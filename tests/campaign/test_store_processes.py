@@ -51,7 +51,7 @@ def finished(folder: Path) -> int:
 
 
 def require_only_whole_files(folder: Path, whole: Path) -> None:
-    """Whatever is there by its own name is what an uninterrupted process writes."""
+    """Every file under its final name equals the file of an uninterrupted process."""
     there = {name: content for name, content in files(folder).items() if not Path(name).name.startswith(".")}
     assert there == {name: content for name, content in files(whole).items() if name in there}
 

@@ -1,4 +1,4 @@
-"""``until=`` gives the same bytes however many processes share a campaign, and whatever they know of each other."""
+"""``until=`` gives the same bytes for any number of processes that share a campaign."""
 
 from pathlib import Path
 

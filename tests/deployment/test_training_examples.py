@@ -122,7 +122,7 @@ def test_training_goes_on_where_it_was_stopped(
 
 @pytest.mark.filterwarnings("ignore")
 def test_timm_gives_the_head_the_full_rate(script: Load) -> None:
-    """Layer decay: the head is the deepest group, whatever the regular expressions of the model."""
+    """Layer decay: the head is the deepest group, for any regular expressions of the model."""
     module = script("train_timm")
     for name in ("test_vit", "test_resnet", "test_efficientnet"):
         run = module.build(name, epochs=1)
@@ -154,7 +154,7 @@ def test_the_trainer_saves_loads_and_goes_on(script: Load, digits: TensorDataset
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_stock_transformers_model_gets_a_head_that_starts_at_its_text(script: Load, tmp_path: Path) -> None:
-    """Whatever the checkpoint lacks, transformers starts anew; the head's rows and scale must not be at random then."""
+    """Transformers initialises the tensors that a checkpoint lacks; the head's rows and scale must keep their text."""
     module = script("train_transformers")
     torch.manual_seed(7)
     config = module.ConvNextConfig(image_size=32, num_labels=10, **module.TINY)

@@ -21,7 +21,7 @@ def rows(classes: int = 10) -> ClassEmbeddings:
 
 
 class Net(nn.Module):
-    """A body, a classifier, and whatever a case adds."""
+    """A body, a classifier, and the module that a case adds."""
 
     def __init__(self) -> None:
         super().__init__()

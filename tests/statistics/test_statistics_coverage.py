@@ -32,7 +32,7 @@ def stratified(counts: list[int], shares: Floats, images: int, rng: np.random.Ge
 # Trials, shares and rates of the strata, share of fragile images and how much more often those fail.
 DESIGNS: dict[str, tuple[list[int], list[float], list[float], float, float]] = {
     "as allocated": ([600, 300, 200, 100], [0.05, 0.05, 0.2, 0.7], [0.4, 0.1, 0.01, 0.0], 0.0, 1.0),
-    "a rare event in a stratum struck seldom": ([800, 50, 50], [0.1, 0.2, 0.7], [0.3, 0.02, 0.005], 0.0, 1.0),
+    "a rare event in a stratum with few trials": ([800, 50, 50], [0.1, 0.2, 0.7], [0.3, 0.02, 0.005], 0.0, 1.0),
     "many strata of few trials": (
         [3] * 60 + [200] * 4,
         [0.9 / 60] * 60 + [0.025] * 4,
@@ -69,7 +69,7 @@ def test_stratified_rates_by_simulation(name: str) -> None:
     assert rate_coverage(name, repeated(1200), weighted_rate) >= LEAST
 
 
-@pytest.mark.parametrize("name", ["a rare event in a stratum struck seldom", "fragile images"])
+@pytest.mark.parametrize("name", ["a rare event in a stratum with few trials", "fragile images"])
 def test_the_simulation_catches_an_interval_that_counts_trials_alone(name: str) -> None:
     def careless(occurred: NDArray[np.bool_], drawn: Sample) -> Estimate:
         found = influence(drawn, occurred.astype(float))

@@ -1,4 +1,4 @@
-"""Files that a run finds are never harmed, and damage is always told."""
+"""A run never harms existing files, and always reports damaged ones."""
 
 import json
 from pathlib import Path

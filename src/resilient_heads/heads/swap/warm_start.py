@@ -1,7 +1,7 @@
 """Start a head so that it decides as a trained classifier does.
 
 With projection ``P (C, E)`` and classifier ``y = W x + b``, the best latent layer for every input is ``P^+ W`` and
-``P^+ b``: the least-squares solution of ``P z = W x + b``, whatever the distribution of the features.
+``P^+ b``: the least-squares solution of ``P z = W x + b``, for any distribution of the features.
 
 - If the rows of ``P`` are independent, which requires C <= E, ``P z`` are the classifier's scores.
 - Otherwise both sides are centred over the classes first, because adding one number to all scores of an image changes
