@@ -3,7 +3,6 @@
 from typing import Any, Protocol
 
 from resilient_heads.errors import ModelError, ResilientHeadsError
-from resilient_heads.heads.pretrained.config import SavedHead
 
 
 class MeasuredCampaign(Protocol):
@@ -14,7 +13,7 @@ class MeasuredCampaign(Protocol):
         ...
 
 
-def head_card(head: SavedHead, *, campaign: MeasuredCampaign | None, licence: str, repo: str | None = None) -> bytes:
+def head_card(head: Any, *, campaign: MeasuredCampaign | None, licence: str, repo: str | None = None) -> bytes:
     """Return the model card.
 
     Args:

@@ -3,14 +3,12 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.protection.options import Protection
-from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 
 CONFIG, WEIGHTS, TEXT, CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
 FORMAT = "resilient_heads.head/1"
@@ -18,53 +16,13 @@ _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torc
 _LARGEST_SIZE = 2**24
 
 
-class SavedHead(Protocol):
-    """The parts of a text-guided head that its files record."""
-
-    num_classes: int
-    embed_dim: int
-    normalize: bool
-    class_names: tuple[str, ...] | None
-    provenance: Provenance | None
-    latent: nn.Linear | nn.Conv2d
-    projection: nn.Linear | nn.Conv2d
-
-    @property
-    def in_features(self) -> int | None:
-        """F, or None while it is open."""
-
-    @property
-    def is_conv(self) -> bool:
-        """Whether the head works on feature maps."""
-
-    @property
-    def text(self) -> ClassEmbeddings | None:
-        """The class embeddings that the rows started from."""
-
-    @property
-    def protection(self) -> Protection | None:
-        """What the head does against faults."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors by name."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig:
-    """The content of config.json.
+    """The content of config.json: the arguments of ``TextGuidedHead``, and the digests of the files beside it.
 
     Attributes:
-        in_features: F.
-        num_classes: C.
-        embed_dim: E.
-        normalize: Cosine head (True) or two linear layers (False).
-        bias: Whether ``latent`` has a bias.
-        conv: Whether the head works on feature maps.
-        dtype: Dtype of the parameters.
-        class_names: C names, or None.
-        text: Whether the class embeddings lie beside it.
-        protection: What the head does against faults, or None.
-        sha256: Digest of each file beside it, by the file's name.
+        text: Whether the class embeddings lie beside config.json.
+        sha256: Digest of each file beside config.json, by the file's name.
     """
 
     in_features: int
@@ -80,11 +38,11 @@ class HeadConfig:
     sha256: dict[str, str]
 
     @classmethod
-    def of(cls, head: SavedHead, sha256: dict[str, str]) -> Self:
+    def of(cls, head: Any, sha256: dict[str, str]) -> Self:
         """Return the configuration of a head.
 
         Args:
-            head: The head.
+            head: A ``TextGuidedHead``; its module imports this one.
             sha256: Digest of each file beside it.
 
         Raises:

@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -12,14 +13,14 @@ from torch import Tensor
 
 from resilient_heads.errors import EmbeddingError, ModelError
 from resilient_heads.files import as_path, file_sha256, write_atomic
-from resilient_heads.heads.pretrained.config import CARD, CONFIG, FORMAT, TEXT, WEIGHTS, HeadConfig, SavedHead
+from resilient_heads.heads.pretrained.config import CARD, CONFIG, FORMAT, TEXT, WEIGHTS, HeadConfig
 from resilient_heads.text.embeddings import ClassEmbeddings
 from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.hub.snapshots import fetch_snapshot
 from resilient_heads.text.hub.upload import check_upload, upload_folder
 
 
-def write_head(head: SavedHead, folder: str | os.PathLike[str], card: bytes) -> Path:
+def write_head(head: Any, folder: str | os.PathLike[str], card: bytes) -> Path:
     """Write a head's files into a folder, config.json last.
 
     Raises:
@@ -88,7 +89,7 @@ def check_tensors(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None
             )
 
 
-def upload_head(head: SavedHead, repo: str, *, card: bytes, private: bool, hub: HubSettings | None) -> str:
+def upload_head(head: Any, repo: str, *, card: bytes, private: bool, hub: HubSettings | None) -> str:
     """Upload a head's files as a model repository, and return the commit.
 
     Raises:

@@ -7,7 +7,6 @@ from typing import Self
 from torch import nn
 
 from resilient_heads.heads.pretrained.card import MeasuredCampaign, head_card
-from resilient_heads.heads.pretrained.config import SavedHead
 from resilient_heads.heads.pretrained.files import check_tensors, read_head, upload_head, write_head
 from resilient_heads.text.hub.settings import HubSettings
 
@@ -56,7 +55,7 @@ class PretrainedHead(nn.Module):
         return head
 
     def save_pretrained(
-        self: SavedHead,
+        self,
         folder: str | os.PathLike[str],
         *,
         campaign: MeasuredCampaign | None = None,
@@ -88,7 +87,7 @@ class PretrainedHead(nn.Module):
         return write_head(self, folder, head_card(self, campaign=campaign, licence=licence))
 
     def push_to_hub(
-        self: SavedHead,
+        self,
         repo: str,
         *,
         campaign: MeasuredCampaign | None = None,
