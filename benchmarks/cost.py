@@ -1,13 +1,13 @@
-"""What a text-guided head costs, as ratios in one run against the stock model: time, parameters, FLOPs.
+"""Measure what a text-guided head costs, as ratios to the stock model in one run: time, parameters, FLOPs.
 
     pip install -e ".[vision]"
-    python benchmarks/cost.py                                  # four models, unfused and fused: some ten minutes
+    python benchmarks/cost.py                                  # four models, unfused and fused: about ten minutes
     python benchmarks/cost.py --models resnet18 --repeats 5    # quicker
 
 Random weights, 1,000 classes, random text of E dimensions, one thread. Each repetition times the stock model and its
-variants in turn, in an order that rotates, and gives one ratio a variant, in CPU seconds of this process; printed are
-the median ratio and the quartiles. The first line, the stock model against another stock model, shows the noise. The
-head alone is compared with its stock layer, and with a plain Linear of as many FLOPs.
+variants in turn, in an order that rotates, and gives one ratio per variant, in CPU seconds of this process. The table
+shows the median ratio and the quartiles. Its first line compares the stock model with a second stock model, which shows
+the noise. The head alone is compared with its stock layer, and with a plain Linear of as many FLOPs.
 """
 
 import argparse
@@ -21,22 +21,19 @@ import torchvision
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.heads.cost import count_flops, count_parameters
-from resilient_heads.heads.find.locate import find_classifiers
-from resilient_heads.text.embeddings import ClassEmbeddings
 
 MODELS = ("resnet18", "resnet50", "vit_b_16", "mobilenet_v3_large")
 CLASSES = 1000
-Change = Callable[[nn.Module, ClassEmbeddings], nn.Module]
+Change = Callable[[nn.Module, rh.ClassEmbeddings], nn.Module]
 
 
-def _wrapped(model: nn.Module, text: ClassEmbeddings, *, normalize: bool, fused: bool) -> nn.Module:
+def _wrapped(model: nn.Module, text: rh.ClassEmbeddings, *, normalize: bool, fused: bool) -> nn.Module:
     """Return the model with one of the library's heads."""
     rh.wrap_model(model, embeddings=text, normalize=normalize)
     return rh.fuse(model) if fused else model
 
 
-# What is measured, by name: how a stock model becomes it. A further variant, such as a protected head, is a line here.
+# Each variant by name: how to make it from a stock model. Add a line for a further variant.
 VARIANTS: dict[str, Change] = {
     "stock, again": lambda model, text: model,
     "cosine": lambda model, text: _wrapped(model, text, normalize=True, fused=False),
@@ -58,7 +55,7 @@ def forward(model: nn.Module, images: Tensor) -> None:
 
 
 def training_step(model: nn.Module, images: Tensor) -> None:
-    """Run one pass forward and back, and one step of SGD."""
+    """Run one forward and backward pass, and one step of SGD."""
     labels = torch.zeros(len(images), dtype=torch.int64)
     nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
     with torch.no_grad():
@@ -69,7 +66,7 @@ def training_step(model: nn.Module, images: Tensor) -> None:
 
 
 def seconds(work: Callable[[], None], times: int = 1) -> float:
-    """Return CPU seconds for one call, over so many."""
+    """Return CPU seconds per call, over several calls."""
     began = time.process_time()
     for _ in range(times):
         work()
@@ -101,24 +98,24 @@ def _quartiles(values: list[float]) -> str:
 
 
 def head_of(model: nn.Module, place: str) -> nn.Module:
-    """Return what stands where the classifier was."""
+    """Return the module in the place of the classifier."""
     return model.get_submodule(place)
 
 
-def compare(name: str, text: ClassEmbeddings, batch: int, repeats: int) -> None:
+def compare(name: str, text: rh.ClassEmbeddings, batch: int, repeats: int) -> None:
     """Print one model's table."""
     stock = torchvision.models.get_model(name).eval()
-    place = find_classifiers(stock)[0].name
+    place = rh.heads.find_classifiers(stock)[0].name
     layer = head_of(stock, place)
     assert isinstance(layer, nn.Linear)
     models = {variant: change(copy.deepcopy(stock), text).eval() for variant, change in VARIANTS.items()}
     image, features = torch.randn(1, 3, 224, 224), torch.randn(batch, layer.in_features)
     images = torch.randn(batch, 3, 224, 224)
-    plain_head = count_flops(layer, features[:1])
+    plain_head = rh.heads.count_flops(layer, features[:1])
     heads = {variant: head_of(model, place) for variant, model in models.items()}
     # A plain Linear of the same features and as many FLOPs: what a head's products alone would take.
     equals = {
-        variant: nn.Linear(layer.in_features, round(count_flops(head, features[:1]) / 2 / layer.in_features))
+        variant: nn.Linear(layer.in_features, round(rh.heads.count_flops(head, features[:1]) / 2 / layer.in_features))
         for variant, head in heads.items()
     }
 
@@ -138,22 +135,22 @@ def compare(name: str, text: ClassEmbeddings, batch: int, repeats: int) -> None:
         v: ratios(over(forward, equals[v], features), {v: over(forward, h, features)}, repeats)[v]
         for v, h in heads.items()
     }
-    whole = count_flops(stock, image)
-    base = count_parameters(stock)
+    whole = rh.heads.count_flops(stock, image)
+    base = rh.heads.count_parameters(stock)
     print(
         f"\n{name}: F = {layer.in_features}, {base:,} parameters, {whole / 1e9:.2f} GFLOP, head {plain_head / 1e6:.2f}"
     )
     print("\n| | parameters | FLOPs | forward | training step | head ÷ stock layer | head ÷ Linear of its FLOPs |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for variant, model in models.items():
-        size = f"{count_parameters(model) / base:.4f} ({count_parameters(model) - base:+,})"
-        flops = f"{count_flops(model, image) / whole:.5f}"
+        size = f"{rh.heads.count_parameters(model) / base:.4f} ({rh.heads.count_parameters(model) - base:+,})"
+        flops = f"{rh.heads.count_flops(model, image) / whole:.5f}"
         cells = (size, flops, passes[variant], steps[variant], alone[variant], equal[variant])
         print(f"| {variant} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
-    """Print one table a model."""
+    """Print one table per model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS, help="classifiers of torchvision that end in a Linear")
     parser.add_argument("--embed", type=int, default=512, help="E, dimensions of the text")
@@ -162,7 +159,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    text = ClassEmbeddings(torch.randn(CLASSES, args.embed), tuple(f"class {row}" for row in range(CLASSES)))
+    text = rh.ClassEmbeddings(torch.randn(CLASSES, args.embed), tuple(f"class {row}" for row in range(CLASSES)))
     print(
         f"torch {torch.__version__}, E = {args.embed}, batch {args.batch}, {args.repeats} repeats; median (quartiles)"
     )

@@ -1,7 +1,7 @@
-"""Every flip in every tensor of a classifier head, with and without protection: what gets through, and what it costs.
+"""Count the SDCs and DUEs of every flip in every tensor of a head, with and without protection, and the costs.
 
-``python benchmarks/protection.py`` takes scikit-learn's digits, whose 64 pixels are the features. ``--shared-data
-FOLDER`` takes pooled features of pretrained networks on real images instead, ResNet-20 on CIFAR-10 (10 classes) or,
+``python benchmarks/protection.py`` uses scikit-learn's digits, whose 64 pixels are the features. ``--shared-data
+FOLDER`` uses pooled features of pretrained networks on real images instead, ResNet-20 on CIFAR-10 (10 classes) or,
 with ``--classes 200``, SqueezeNet on Tiny-ImageNet, if the files of the tests are in that folder.
 """
 
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.heads.cost import count_flops
 
 Features = tuple[Tensor, Tensor]
 PROTECTIONS = ("", "bounds", "checksum", "median")
@@ -40,7 +38,7 @@ def cifar10(folder: Path) -> tuple[Features, Features, Tensor]:
     """Return the pooled features of the pretrained ResNet-20 on CIFAR-10, and CLIP rows of the class names."""
     os.environ["RESILIENT_HEADS_DATA"] = str(folder)
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    shared = importlib.import_module("shared_data")
+    shared = importlib.import_module("helpers.shared_data")
     model = shared.pretrained_resnet20()
     model.linear = nn.Identity()
     found = []
@@ -86,11 +84,13 @@ def duration(run: Callable[[], object], repeat: int) -> float:
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shared-data", type=Path, default=None, help="folder with features of real images")
     parser.add_argument("--classes", type=int, choices=[10, 200], default=10)
-    parser.add_argument("--images", type=int, default=200, help="images to strike, all classified correctly")
+    parser.add_argument(
+        "--images", type=int, default=200, help="images to inject faults into, all classified correctly"
+    )
     parser.add_argument("--dim", type=int, default=None, help="keep only so many directions of the text rows")
     parser.add_argument("--steps", type=int, default=150, help="of training")
     parser.add_argument("--heads", nargs="+", default=["linear", "text-guided", "fused"], help="which heads")
@@ -138,14 +138,14 @@ def main() -> None:
             with torch.inference_mode():
                 right = (model(x).argmax(1) == test[1]).nonzero().flatten()[: options.images]
                 seconds = duration(lambda model=model, batch=batch: model(batch), 50)  # type: ignore[misc]
-            flops = count_flops(model, batch[:1])
+            flops = rh.heads.count_flops(model, batch[:1])
             plain = plain or {"time": seconds, "flops": flops}
             result = rh.run_exhaustive(model, (x[right], test[1][right]))
             last = result["0"] if "0" in [tensor.site.name for tensor in result.tensors] else result.tensors[-1]
-            sdc, due = (result.count(kind) - last.count(kind) for kind in (Outcome.SDC, Outcome.DUE))
+            sdc, due = (result.count(kind) - last.count(kind) for kind in (rh.Outcome.SDC, rh.Outcome.DUE))
             print(
                 f"| {name}{' + ' if label else ''}{label} | {result.faults:,} | {sdc:,} | {due:,} | "
-                f"{last.count(Outcome.SDC):,} | {last.count(Outcome.DUE):,} | {flops / plain['flops']:.2f} | "
+                f"{last.count(rh.Outcome.SDC):,} | {last.count(rh.Outcome.DUE):,} | {flops / plain['flops']:.2f} | "
                 f"{seconds / plain['time']:.1f} | {(seconds - plain['time']) / whole:+.2%} |",
                 flush=True,
             )

@@ -13,7 +13,7 @@ HEADS = ("cosine", "linear", "fused cosine", "fused convolution")  # a fused lin
 
 
 def plain(*, conv: bool = False) -> nn.Sequential:
-    """A small classifier of 3x8x8 images with everything that backbones have."""
+    """A small classifier of 3x8x8 images with the usual layers of a backbone."""
     body = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, padding=1)]
     if conv:
         return nn.Sequential(*body, nn.GELU(), nn.Conv2d(16, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -21,7 +21,7 @@ def plain(*, conv: bool = False) -> nn.Sequential:
 
 
 def wrapped(kind: str = "cosine") -> nn.Sequential:
-    """The same with one of the kinds of heads, in evaluation mode, with sizable features."""
+    """The same model with one kind of head, in evaluation mode, with large features."""
     torch.manual_seed(0)
     rows = ClassEmbeddings(torch.randn(10, 12), tuple(f"name {row}" for row in range(10)))
     model = plain(conv="convolution" in kind)
@@ -42,9 +42,9 @@ def make_plain() -> Callable[..., nn.Sequential]:
     return plain
 
 
-@pytest.fixture(params=HEADS)
+@pytest.fixture(params=[pytest.param(kind, marks=() if kind == "cosine" else pytest.mark.slow) for kind in HEADS])
 def model(request: pytest.FixtureRequest) -> nn.Sequential:
-    """A classifier with each kind of head in turn."""
+    """A classifier with each kind of head; all but the cosine head are slow tests."""
     return wrapped(request.param)
 
 

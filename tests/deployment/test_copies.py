@@ -25,7 +25,7 @@ def through_torch(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, through_torch, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_lives_on_its_own(model: nn.Sequential, copied: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_copy_is_independent(model: nn.Sequential, copied: Callable[[nn.Module], nn.Module]) -> None:
     twin, images = copied(model), torch.randn(3, 3, 8, 8)
     golden = model(images)
     assert torch.equal(twin(images), golden)
@@ -36,7 +36,7 @@ def test_a_copy_lives_on_its_own(model: nn.Sequential, copied: Callable[[nn.Modu
     assert rh.is_wrapped(twin) == rh.is_wrapped(model)
 
 
-def test_safetensors_files_bring_everything_back(model: nn.Sequential, tmp_path: Path) -> None:
+def test_safetensors_files_restore_every_bit(model: nn.Sequential, tmp_path: Path) -> None:
     path, images = tmp_path / "model.safetensors", torch.randn(3, 3, 8, 8)
     golden = model(images)
     safetensors.torch.save_model(model, path)
@@ -74,7 +74,7 @@ def test_a_file_of_the_other_architecture_changes_nothing(
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
 
 
-def test_a_partial_loader_that_adds_the_models_own_tensors_is_told_the_same(
+def test_a_partial_loader_that_adds_the_models_tensors_is_refused(
     make: Callable[[str], nn.Sequential], make_plain: Callable[..., nn.Sequential]
 ) -> None:
     """torch.distributed.checkpoint completes a state dict with what the model has already."""
@@ -111,8 +111,8 @@ def test_an_average_of_weights_is_a_wrapped_model(make: Callable[[str], nn.Seque
     torch.testing.assert_close(rh.fuse(average)(images), golden, rtol=1e-4, atol=1e-4)
 
 
-def test_copies_carry_the_replaced_layer_and_the_text_rows_and_no_more(make: Callable[[str], nn.Sequential]) -> None:
-    """What a pickle of a wrapped model is larger by than its weights, as docs/deployment.md says."""
+def test_copies_hold_the_replaced_layer_and_the_text_rows_only(make: Callable[[str], nn.Sequential]) -> None:
+    """Return by how much a pickle of a wrapped model is larger than its weights, as docs/deployment.md says."""
     model = rh.wrap_model(nn.Sequential(nn.Linear(4, 300), nn.Linear(300, 100)), embeddings=_rows(100, 50))
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     extra = len(pickle.dumps(model)) - weights

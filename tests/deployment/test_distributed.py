@@ -1,4 +1,4 @@
-"""Two gloo processes on this machine against one: DDP and FSDP2."""
+"""DDP and FSDP2 with two gloo processes give what one process gives."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_head_sharded_before_it_has_values_starts_at_its_text(seen: dict[str, 
 
 
 @pytest.mark.parametrize("action", ["wrap", "unwrap", "fuse"])
-def test_layers_are_not_swapped_behind_the_back_of_ddp_and_fsdp(seen: dict[str, dict[str, Any]], action: str) -> None:
+def test_layers_inside_ddp_and_fsdp_are_not_swapped(seen: dict[str, dict[str, Any]], action: str) -> None:
     for kind in ("cosine", "linear"):
         assert f"{action} the model itself first (.module), then distribute it" in seen[kind][f"ddp {action}"]
         assert f"sharded by FSDP; {action} it first, then shard it" in seen[kind][f"fsdp {action}"]

@@ -28,7 +28,7 @@ def gradients(model: nn.Module, call: Callable[[torch.Tensor], torch.Tensor]) ->
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
-def test_compiles_whole_for_training_and_inference(model: nn.Sequential) -> None:
+def test_a_model_compiles_to_one_graph_for_training_and_inference(model: nn.Sequential) -> None:
     """aot_eager traces and differentiates as inductor does, and needs no C compiler."""
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
     for batch in BATCHES:

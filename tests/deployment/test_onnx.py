@@ -27,7 +27,7 @@ def test_onnx_runtime_gives_the_same_logits(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_difference_would_be_seen(
+def test_a_planted_difference_is_detected(
     make: Callable[[str], nn.Sequential], example: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
     path, script, model = tmp_path / "model.onnx", example("export_onnx"), make("cosine")

@@ -1,4 +1,4 @@
-"""Every recipe of docs/training.md and docs/deployment.md runs as it stands, after its page's first block."""
+"""Every block of docs/training.md and docs/deployment.md runs, after its page's first block."""
 
 import functools
 import re
@@ -30,7 +30,7 @@ FOUND = list(sections())
 
 @pytest.fixture(autouse=True)
 def _in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """As torchrun would start it, with one process; what is compiled is traced only: test_one_graph.py goes on."""
+    """Set the environment of torchrun with one process; compile with the fast eager backend."""
     monkeypatch.chdir(tmp_path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -45,7 +45,7 @@ def _in_one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("page", "heading", "code"), FOUND, ids=[f"{page}: {head}" for page, head, _ in FOUND])
-def test_a_recipe_runs(page: str, heading: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_a_section_runs(page: str, heading: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in sorted(set(re.findall(r"^(?:import|from) (\w+)", code, flags=re.MULTILINE))):
         pytest.importorskip(package, reason=f"{package} is not installed")
     if heading == "ONNX":
@@ -58,6 +58,6 @@ def test_a_recipe_runs(page: str, heading: str, code: str, monkeypatch: pytest.M
     exec(compile(code, f"{page}: {heading}", "exec"), namespace)
 
 
-def test_the_pages_hold_recipes() -> None:
+def test_both_pages_have_sections_with_code() -> None:
     assert len(FOUND) >= 15
     assert {page for page, _, _ in FOUND} == {"training.md", "deployment.md"}

@@ -29,7 +29,7 @@ def quantize(request: pytest.FixtureRequest) -> Callable[[nn.Module], nn.Module]
 
 
 @pytest.mark.parametrize("kind", ["fused cosine", "fused linear", "cosine"])
-def test_int8_stays_near(kind: str, make: Make, quantize: Callable[[nn.Module], nn.Module]) -> None:
+def test_int8_logits_stay_close(kind: str, make: Make, quantize: Callable[[nn.Module], nn.Module]) -> None:
     model, images = make(kind), torch.randn(64, 3, 8, 8)
     exact = model(images)
     logits = quantize(copy.deepcopy(model))(images)

@@ -1,4 +1,4 @@
-"""The scripts of examples/ train, stop, go on, and spare the head's scale from weight decay."""
+"""The scripts of examples/ train, stop, resume, and exclude the head's scale from weight decay."""
 
 import copy
 import sys
@@ -36,7 +36,7 @@ def test_every_script_of_this_kind_is_known() -> None:
 
 @pytest.fixture
 def script(example: Load) -> Load:
-    """Load an example, or skip where what it needs is not installed."""
+    """Load an example; skip the test if a package that it needs is not installed."""
 
     def load(name: str) -> ModuleType:
         for package in NEEDS[name]:
@@ -48,7 +48,7 @@ def script(example: Load) -> Load:
 
 @pytest.fixture
 def digits() -> TensorDataset:
-    """Sixty-four images that stand for the digits."""
+    """Sixty-four random images in place of the digits."""
     return TensorDataset(torch.randn(64, 3, 32, 32), torch.arange(64) % 10)
 
 
@@ -90,15 +90,15 @@ def test_every_script_explains_itself(
     ("name", "model", "last"),
     [("train_torchvision", "shufflenet_v2_x0_5", ""), ("train_timm", "test_vit", "last.pth.tar")],
 )
-def test_training_goes_on_where_it_was_stopped(
+def test_training_resumes_with_the_same_bits(
     name: str, model: str, last: str, script: Load, digits: TensorDataset, tmp_path: Path
 ) -> None:
-    """Two epochs at once, and one, a checkpoint, and another from that in a new process's state, give the same bits."""
+    """Two epochs in one run give the same bits as one epoch, a checkpoint, and a second epoch from it."""
     module, place = script(name), tmp_path / "run"
     saving = {"output" if last else "checkpoint": place}
-    whole = module.build(model, epochs=2)
-    start = copy.deepcopy(whole.model)
-    module.train(whole, digits, epochs=2, batch=32)
+    complete = module.build(model, epochs=2)
+    start = copy.deepcopy(complete.model)
+    module.train(complete, digits, epochs=2, batch=32)
     module.train(module.build(model, epochs=2), digits, epochs=1, batch=32, **saving)
     again = module.build(model, epochs=2, seed=99)
     assert not same(again.model, start)
@@ -106,11 +106,11 @@ def test_training_goes_on_where_it_was_stopped(
     resume(again, place / last)
     assert again.epoch == 1
     module.train(again, digits, epochs=2, batch=32)
-    assert same(again.model, whole.model)
-    assert same(getattr(again.average, "module", again.average), getattr(whole.average, "module", whole.average))
-    assert not same(whole.model, start)
+    assert same(again.model, complete.model)
+    assert same(getattr(again.average, "module", again.average), getattr(complete.average, "module", complete.average))
+    assert not same(complete.model, start)
     assert rh.is_wrapped(again.average)
-    check_decay(whole.optimizer, whole.model)
+    check_decay(complete.optimizer, complete.model)
 
     stock = module.build(model, epochs=2)
     rh.unwrap_model(stock.model)
@@ -122,7 +122,7 @@ def test_training_goes_on_where_it_was_stopped(
 
 @pytest.mark.filterwarnings("ignore")
 def test_timm_gives_the_head_the_full_rate(script: Load) -> None:
-    """Layer decay: the head is the deepest group, for any regular expressions of the model."""
+    """With layer decay, the head is in the deepest group of every model."""
     module = script("train_timm")
     for name in ("test_vit", "test_resnet", "test_efficientnet"):
         run = module.build(name, epochs=1)
@@ -133,28 +133,28 @@ def test_timm_gives_the_head_the_full_rate(script: Load) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_trainer_saves_loads_and_goes_on(script: Load, digits: TensorDataset, tmp_path: Path) -> None:
+def test_the_trainer_saves_loads_and_resumes(script: Load, digits: TensorDataset, tmp_path: Path) -> None:
     module = script("train_transformers")
     data = module.Named(digits)
-    whole = module.trainer(module.build(), data, epochs=2, output=tmp_path / "whole")
-    whole.train()
+    complete = module.trainer(module.build(), data, epochs=2, output=tmp_path / "whole")
+    complete.train()
     module.trainer(module.build(), data, epochs=2, output=tmp_path / "part").train()
     again = module.trainer(module.build(seed=99), data, epochs=2, output=tmp_path / "part")
     again.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-1"))
-    assert same(again.model, whole.model)
-    check_decay(whole.optimizer, whole.model)
+    assert same(again.model, complete.model)
+    check_decay(complete.optimizer, complete.model)
 
-    whole.save_model(str(tmp_path / "final"))
+    complete.save_model(str(tmp_path / "final"))
     trained = module.TextGuidedConvNext.from_pretrained(tmp_path / "final").eval()
-    assert same(trained, whole.model)
+    assert same(trained, complete.model)
     assert trained.config.id2label[3] == "three"
     images = digits.tensors[0][:2]
-    assert torch.equal(trained(images).logits, whole.model.eval()(images).logits)
+    assert torch.equal(trained(images).logits, complete.model.eval()(images).logits)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_stock_transformers_model_gets_a_head_that_starts_at_its_text(script: Load, tmp_path: Path) -> None:
-    """Transformers initialises the tensors that a checkpoint lacks; the head's rows and scale must keep their text."""
+    """transformers initialises what the checkpoint lacks; the head's rows and scale must start at the text."""
     module = script("train_transformers")
     torch.manual_seed(7)
     config = module.ConvNextConfig(image_size=32, num_labels=10, **module.TINY)
@@ -168,7 +168,7 @@ def test_a_stock_transformers_model_gets_a_head_that_starts_at_its_text(script: 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_lightning_saves_loads_and_goes_on(script: Load, digits: TensorDataset, tmp_path: Path) -> None:
+def test_lightning_saves_loads_and_resumes(script: Load, digits: TensorDataset, tmp_path: Path) -> None:
     module = script("train_lightning")
     classifier = module.Classifier(weight_decay=0.1)
     check_decay(classifier.configure_optimizers(), classifier)
@@ -183,17 +183,17 @@ def test_lightning_saves_loads_and_goes_on(script: Load, digits: TensorDataset, 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_accelerate_goes_on_where_it_was_stopped(script: Load, digits: TensorDataset, tmp_path: Path) -> None:
+def test_accelerate_resumes_with_the_same_bits(script: Load, digits: TensorDataset, tmp_path: Path) -> None:
     module = script("train_accelerate")
-    whole = module.Run()
-    start = copy.deepcopy(whole.model)
-    whole.train(digits, epochs=2, batch=32, output=tmp_path / "whole")
+    complete = module.Run()
+    start = copy.deepcopy(complete.model)
+    complete.train(digits, epochs=2, batch=32, output=tmp_path / "whole")
     module.Run().train(digits, epochs=1, batch=32, output=tmp_path / "part")
     again = module.Run(seed=99)
     again.train(digits, epochs=2, batch=32, output=tmp_path / "part")
-    assert same(again.model, whole.model)
-    assert not same(whole.model, start)
-    check_decay(whole.optimizer.optimizer, whole.model)
+    assert same(again.model, complete.model)
+    assert not same(complete.model, start)
+    check_decay(complete.optimizer.optimizer, complete.model)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,4 +1,4 @@
-"""What two gloo processes see, for test_distributed.py: run by it, once in each process; the first writes JSON."""
+"""The script that test_distributed.py runs in two gloo processes; the first one writes its findings as JSON."""
 
 import copy
 import importlib.util
@@ -36,7 +36,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def furthest(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
-    """Return the largest difference as a share of the largest value, over all tensors."""
+    """Return the largest difference as a fraction of the largest value, over all tensors."""
     assert len(expected) == len(found)
     shares = [
         (own - whole(other).detach()).abs().max() / own.abs().max() for own, other in zip(expected, found, strict=True)

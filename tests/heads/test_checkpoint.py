@@ -41,7 +41,9 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]]
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_refused_before_a_single_weight_changes(case: str, copied: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused_before_a_weight_changes(
+    case: str, copied: Callable[[nn.Module], nn.Module]
+) -> None:
     target, source, message = REFUSED[case]
     model = copied(target())
     before = state(model)
@@ -50,7 +52,7 @@ def test_refused_before_a_single_weight_changes(case: str, copied: Callable[[nn.
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_an_equally_wrapped_model_takes_it() -> None:
+def test_a_checkpoint_loads_into_a_model_wrapped_in_the_same_way() -> None:
     first, second = wrapped(), wrapped()
     second.load_state_dict(first.state_dict())
     assert all(
@@ -62,7 +64,7 @@ def test_an_equally_wrapped_model_takes_it() -> None:
         inner.load_state_dict({f"net.{name}": tensor for name, tensor in build().state_dict().items()})
 
 
-def test_a_backbone_alone_may_be_loaded_on_request() -> None:
+def test_a_backbone_alone_loads_with_strict_false() -> None:
     model, plain = wrapped(), build()
     backbone = {name: tensor for name, tensor in plain.state_dict().items() if not name.startswith("2.")}
     missing, unexpected = model.load_state_dict(backbone, strict=False)
@@ -80,8 +82,8 @@ def test_an_average_of_weights_keeps_the_check() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in average.state_dict().items())
 
 
-def test_a_stock_model_is_left_alone_by_load_checkpoint() -> None:
-    """PyTorch's own method has overwritten the backbone by the time it complains: the reason for this function."""
+def test_load_checkpoint_leaves_a_stock_model_unchanged_when_it_refuses() -> None:
+    """PyTorch raises after it has overwritten the backbone, which is why this function exists."""
     model, other = build(), wrapped()
     before = state(model)
     with pytest.raises(ModelError, match="has a text-guided head at '2'"):

@@ -30,7 +30,7 @@ def trained(**choices: bool) -> TextGuidedHead:
 
 @pytest.mark.parametrize("choices", [{}, {"normalize": False}, {"bias": False}, {"conv": True}])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_saved_comes_back(tmp_path: Path, choices: dict[str, bool], dtype: torch.dtype) -> None:
+def test_a_saved_head_loads_with_the_same_bits(tmp_path: Path, choices: dict[str, bool], dtype: torch.dtype) -> None:
     head = trained(**choices).to(dtype)
     found = TextGuidedHead.from_pretrained(head.save_pretrained(tmp_path))
     assert {k: v.tolist() for k, v in found.state_dict().items()} == {
@@ -44,7 +44,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, choices: dict[str, bool], dtyp
     assert torch.equal(found.projection.weight, head.projection.weight)
 
 
-def test_random_rows_come_back(tmp_path: Path) -> None:
+def test_a_saved_head_with_random_rows_loads_with_the_same_bits(tmp_path: Path) -> None:
     head = TextGuidedHead(8, (3, 5))
     found = TextGuidedHead.from_pretrained(head.save_pretrained(tmp_path))
     assert torch.equal(found.projection.weight, head.projection.weight)
@@ -52,7 +52,7 @@ def test_random_rows_come_back(tmp_path: Path) -> None:
     assert "random rows" in (tmp_path / "README.md").read_text()
 
 
-def test_the_head_of_a_wrapped_model(tmp_path: Path) -> None:
+def test_the_head_of_a_wrapped_model_is_saved_and_loaded(tmp_path: Path) -> None:
     model = wrap_model(nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)), embeddings=TEXT).eval()
     x = torch.randn(3, 5)
     other = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4))
@@ -114,7 +114,7 @@ def test_push_then_pull(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         server.server_close()
 
 
-def test_the_card_tells_what_was_measured(tmp_path: Path) -> None:
+def test_the_card_shows_the_figures_of_a_campaign(tmp_path: Path) -> None:
     figure = SimpleNamespace(value=0.0125, low=0.01, high=0.02)
     scope = SimpleNamespace(bit_weighted=SimpleNamespace(sdc=figure, due=figure))
     summary = SimpleNamespace(
@@ -150,7 +150,7 @@ class Failing:
         ("no", ModelError, "must be the result that run_campaign returned"),
     ],
 )
-def test_a_campaign_without_figures_harms_no_saved_head(
+def test_a_campaign_without_figures_leaves_saved_files_unchanged(
     tmp_path: Path, campaign: Any, error: type[Exception], message: str
 ) -> None:
     trained().save_pretrained(tmp_path)
@@ -178,7 +178,9 @@ def test_files_of_somebody_else_are_never_replaced(tmp_path: Path, name: str) ->
         {"class_names": {"a": 1, "b": 2, "c": 3, "d": 4}},
     ],
 )
-def test_a_damaged_config_is_told(tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_config_is_refused_before_a_head_is_built(
+    tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained().save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**record, **change}))
@@ -188,7 +190,7 @@ def test_a_damaged_config_is_told(tmp_path: Path, change: dict[str, Any], monkey
 
 
 @pytest.mark.parametrize("repo", ["head", "a/b/c", "", "a b/c", None])
-def test_a_repository_has_an_owner(tmp_path: Path, repo: Any) -> None:
+def test_a_repository_without_an_owner_is_refused(tmp_path: Path, repo: Any) -> None:
     with pytest.raises(HubError, match='must be "owner/name"'):
         trained().push_to_hub(repo)
     with pytest.raises(HubError, match='must be "owner/name"'):
@@ -242,7 +244,7 @@ def test_template_initialisation_when_wrapping() -> None:
     assert head.embed_dim == 384
 
 
-def test_a_thousand_outputs_are_imagenet() -> None:
+def test_a_model_of_a_thousand_classes_gets_imagenet_embeddings() -> None:
     head = wrap_model(nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 1000)))[1]
     assert head.class_names[0] == "tench"
     with pytest.raises(ModelError, match="cifar100"):

@@ -1,4 +1,4 @@
-"""The sweep over three libraries: a handful of models always, all of them with ``-m sweep``."""
+"""The sweep over three libraries: a few models by default, all of them with ``-m sweep``."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ import sweep
 
 
 @pytest.mark.slow
-def test_a_row_tells_what_is_wrong(
+def test_a_row_reports_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     def models() -> object:
@@ -42,7 +42,7 @@ def test_a_row_tells_what_is_wrong(
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("library", sweep.LIBRARIES)
-def test_every_model(library: str) -> None:
+def test_every_model_of_the_sweep_is_right(library: str) -> None:
     if library != "torchvision":
         pytest.importorskip(library)
     rows = list(sweep.sweep(library))

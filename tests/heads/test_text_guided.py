@@ -343,13 +343,13 @@ def test_open_features_are_set_by_a_state_dict() -> None:
 
 
 @pytest.mark.parametrize("in_features", [0, -3, 2.5, True])
-def test_refuses_features_that_are_no_positive_integer(in_features: Any) -> None:
+def test_in_features_must_be_a_positive_integer(in_features: Any) -> None:
     with pytest.raises(ArgumentError, match="in_features must be a whole number of at least 1"):
         TextGuidedHead(in_features, (C, E))
 
 
 @pytest.mark.parametrize("classes", [(C,), (C, E, 1), (0, E), (C, -1), (C, 2.0), (True, E), [C, E], C, None])
-def test_refuses_sizes_that_are_none(classes: Any) -> None:
+def test_sizes_must_be_two_positive_integers(classes: Any) -> None:
     with pytest.raises(EmbeddingError, match=r"classes must be ClassEmbeddings, a \(C, E\) tensor, or two positive"):
         TextGuidedHead(F, classes)
 
@@ -365,12 +365,12 @@ def test_refuses_sizes_that_are_none(classes: Any) -> None:
         (torch.ones(0, E), "one non-empty vector for each class"),
     ],
 )
-def test_refuses_vectors_that_cannot_be_used(vectors: Tensor, message: str) -> None:
+def test_unusable_vectors_are_refused(vectors: Tensor, message: str) -> None:
     with pytest.raises(EmbeddingError, match=message):
         TextGuidedHead(F, vectors)
 
 
-def test_refuses_names_that_do_not_count_up() -> None:
+def test_the_number_of_names_must_match_the_vectors() -> None:
     with pytest.raises(EmbeddingError, match=r"2 class names for \(3, 4\) vectors; expected one"):
         ClassEmbeddings(torch.ones(3, 4), ("a", "b"))
 
@@ -405,7 +405,7 @@ def test_a_mapping_is_matched_by_name() -> None:
     assert rows(["Cat", "dog"], BY_NAME) == [[0.0, -1.0], [0.5, 0.5]]
 
 
-def test_templates_alone_and_added() -> None:
+def test_templates_replace_or_extend_descriptions() -> None:
     photo = ("a photo of a {}",)
     assert rows(["dog", "hot_dog"], None, templates=photo) == [[0.6, 0.8], [-0.6, 0.8]]
     assert rows(["dog"], {"dog": ["barks"]}, templates=photo) == [[0.8, 0.4]]

@@ -1,4 +1,4 @@
-"""A head that starts where a trained classifier stands decides as that did."""
+"""A warm-started head decides as the trained classifier did."""
 
 import logging
 
@@ -83,7 +83,7 @@ def test_more_classes_than_dimensions_lose_what_lies_outside_the_span() -> None:
     assert reference.lost == pytest.approx(float(((weight - basis @ solved) ** 2).sum() / (weight**2).sum()), abs=1e-6)
 
 
-def test_what_does_not_go_together_is_refused() -> None:
+def test_a_head_and_a_classifier_that_do_not_fit_are_refused() -> None:
     plain = nn.Linear(8, 10)
     with pytest.raises(ModelError, match="needs the same numbers"):
         warm_start_(TextGuidedHead(7, (10, 12)), plain)

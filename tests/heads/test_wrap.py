@@ -21,7 +21,7 @@ F, C, E = 8, 10, 12
 
 
 class Small(nn.Module):
-    """Six inputs; the classifier ``fc`` is the last layer, ``aside`` is a Linear that is none."""
+    """A model of six inputs: ``fc`` is the classifier and the last layer, ``aside`` another Linear."""
 
     def __init__(self, classes: int = C, bias: bool = True) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Small(nn.Module):
 
 
 class Conv(nn.Module):
-    """As Small, with a 1x1 convolution for a classifier."""
+    """Like Small, with a 1x1 convolution as its classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_unwrapping_after_a_detour_through_half_precision_loses_nothing_of_the_c
     assert torch.equal(unwrap_model(model).fc.weight, weight)
 
 
-def test_training_the_head_does_not_touch_what_it_stands_in_for() -> None:
+def test_training_the_head_does_not_change_the_replaced_layer() -> None:
     model = Small()
     weight = model.fc.weight.detach().clone()
     wrap_model(model, embeddings=embeddings())
@@ -146,7 +146,7 @@ def test_training_the_head_does_not_touch_what_it_stands_in_for() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_of_a_wrapped_model_unwraps_on_its_own(copied: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_copy_of_a_wrapped_model_can_be_unwrapped(copied: Callable[[nn.Module], nn.Module]) -> None:
     model = Small().eval()
     leaf, before = model.fc, snapshot(model)
     wrap_model(model, embeddings=embeddings())
@@ -159,7 +159,7 @@ def test_a_copy_of_a_wrapped_model_unwraps_on_its_own(copied: Callable[[nn.Modul
     assert unwrap_model(model).fc is leaf
 
 
-def test_state_dict_of_a_wrapped_model_holds_no_more_than_its_head() -> None:
+def test_the_state_dict_of_a_wrapped_model_does_not_hold_the_replaced_layer() -> None:
     model = wrap_model(Small(), embeddings=embeddings())
     own = {name for name in model.state_dict() if name.startswith("fc.")}
     assert own == {"fc.latent.weight", "fc.latent.bias", "fc.projection.weight", "fc.logit_scale"}
@@ -202,7 +202,7 @@ def test_latent_has_a_bias_where_the_classifier_had_one(bias: bool) -> None:
     assert (wrap_model(Small(bias=bias), embeddings=embeddings()).fc.latent.bias is not None) == bias
 
 
-def test_a_given_head_is_used_itself() -> None:
+def test_a_given_head_is_not_copied() -> None:
     head, model = TextGuidedHead(F, embeddings(), normalize=False), Small()
     before = snapshot(head)
     assert wrap_model(model, head=head).fc is head
@@ -335,7 +335,7 @@ def test_a_wrapped_model_learns(normalize: bool) -> None:
         assert not torch.equal(after[name], before[name]), name
 
 
-def test_a_relu_behind_the_classifier_is_worth_a_warning_at_the_caller() -> None:
+def test_a_relu_behind_the_classifier_raises_a_warning() -> None:
     model = nn.Sequential(nn.Conv2d(3, C, 1), nn.ReLU())
     with pytest.warns(UserWarning, match=r"A ReLU follows the classifier '0'.*never negative") as caught:
         wrap_model(model, embeddings=embeddings())
@@ -529,7 +529,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_input_is_refused_and_the_model_left_alone(case: str) -> None:
+def test_bad_input_is_refused_and_the_model_unchanged(case: str) -> None:
     build, options, error, message = BAD_INPUT[case]
     model = build()
     modules = dict(model.named_modules())
@@ -599,12 +599,12 @@ def test_a_classifier_without_values_cannot_be_restored() -> None:
 
 
 @pytest.mark.parametrize("function", [wrap_model, unwrap_model, fuse, is_wrapped, find_classifiers])
-def test_what_is_no_module_is_refused(function: Callable[[Any], Any]) -> None:
+def test_anything_but_a_module_is_refused(function: Callable[[Any], Any]) -> None:
     with pytest.raises(ArgumentError, match=r'model must be a Module, such as .*; found "resnet18"'):
         function("resnet18")
 
 
-def test_unwrap_refuses_what_wrap_did_not_make() -> None:
+def test_unwrap_refuses_a_head_that_wrap_did_not_put_there() -> None:
     with pytest.raises(ModelError, match="Small is not wrapped"):
         unwrap_model(Small())
     own = Small()

@@ -1,4 +1,4 @@
-"""Models whose classifier is not simply the last layer, or of which one classifier could stay behind unseen."""
+"""Find classifiers that are not simply the last layer, and second classifiers."""
 
 import copy
 import pickle
@@ -21,7 +21,7 @@ def rows(classes: int = 10) -> ClassEmbeddings:
 
 
 class Net(nn.Module):
-    """A body, a classifier, and the module that a case adds."""
+    """A body and a classifier; each case adds something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Two(Net):
 
 
 class WideInside(Net):
-    """An inner layer as wide as the classifier, and a residual past it."""
+    """A model with an inner layer that has as many outputs as the classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,13 +75,13 @@ class Tied(Net):
 
 
 class Counts(Net):
-    """Depends on the number of classes after the classifier, though nothing says so."""
+    """A model that depends on the number of classes after its classifier."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).unflatten(-1, (2, -1)).flatten(1)[:, :10]
 
 
-def test_a_last_layer_that_never_runs_is_noticed() -> None:
+def test_a_last_layer_that_never_runs_is_skipped() -> None:
     model = rh.wrap_model(NeverRun(), embeddings=rows())
     assert list(find_heads(model)) == ["fc"]
     assert model(torch.randn(3, 6)).shape == (3, 10)
@@ -94,7 +94,7 @@ def test_the_classifier_is_found_behind_what_follows(build: type[nn.Module]) -> 
     assert list(find_heads(rh.wrap_model(build(), embeddings=rows()))) == ["fc"]
 
 
-def test_a_second_classifier_never_stays_unseen() -> None:
+def test_a_second_classifier_is_never_overlooked() -> None:
     for name in (None, "fc", "second"):
         model = Two()
         with pytest.raises(ModelError, match=r'would stay and contribute.*classifier=\("(fc|second)", "(fc|second)"\)'):
@@ -153,7 +153,7 @@ def test_an_output_that_does_not_follow_the_classes_is_refused() -> None:
 
 
 class Volume(Net):
-    """Takes what nobody guesses from its first layer."""
+    """A model whose input shape cannot be guessed from its first layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         _, five, six = x.shape
@@ -161,7 +161,7 @@ class Volume(Net):
         return super().forward(x).mean(dim=1)
 
 
-def test_a_sample_shows_what_cannot_be_guessed() -> None:
+def test_an_example_input_replaces_a_guess() -> None:
     assert trace(Volume()) is None
     seen = trace(Volume(), torch.randn(4, 5, 6))
     assert seen is not None
@@ -171,7 +171,7 @@ def test_a_sample_shows_what_cannot_be_guessed() -> None:
         rh.wrap_model(Volume(), embeddings=rows(), example_input=torch.randn(4, 5, 7))
 
 
-def test_looking_leaves_no_trace() -> None:
+def test_finding_classifiers_changes_nothing() -> None:
     model, called = Net().train(), []
     model.body.register_forward_hook(lambda *_: called.append(1))
     state = torch.random.get_rng_state()
@@ -183,7 +183,7 @@ def test_looking_leaves_no_trace() -> None:
         assert find_classifiers(model)[0].name == "fc"
 
 
-def test_weights_are_not_copied_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_copies_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "__deepcopy__", lambda *_: pytest.fail("a weight was copied"))
     assert trace(Net()) is not None
 
@@ -215,7 +215,10 @@ TIMM = {
 }
 
 
-@pytest.mark.parametrize("name", TIMM)
+QUICK = {"dla34", "resnetv2_50", "mobilenetv3_small_050", "levit_128"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in TIMM])
 def test_timm_names_its_classifiers(name: str) -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
@@ -232,8 +235,8 @@ def test_timm_names_its_classifiers(name: str) -> None:
     model.reset_classifier(5)
 
 
-def test_a_linear_layer_of_timms_own_is_one() -> None:
-    """Of MobileNetV3 and its kin: a subclass of nn.Linear that computes what nn.Linear does."""
+def test_timms_linear_layer_is_a_classifier() -> None:
+    """MobileNetV3 and similar models use a subclass of nn.Linear that computes what nn.Linear does."""
     timm = pytest.importorskip("timm")
     model = timm.create_model("mobilenetv3_small_050", pretrained=False, num_classes=10).eval()
     layer, images = model.classifier, torch.randn(2, 3, 64, 64)
@@ -251,7 +254,7 @@ class Adapted(nn.Linear):
         return super().forward(x) + 1.0
 
 
-def test_any_other_subclass_of_linear_is_none() -> None:
+def test_another_subclass_of_linear_is_no_classifier() -> None:
     net = Net()
     net.fc = Adapted(8, 10)
     net.pretrained_cfg = {"classifier": "fc"}  # as a model of timm's says it

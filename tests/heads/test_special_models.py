@@ -1,4 +1,4 @@
-"""Models whose classifier is easily mistaken, and counts that are easily wrong."""
+"""Models whose classifier or whose costs are easily mistaken."""
 
 import pytest
 import torch
@@ -41,13 +41,13 @@ class Counted(nn.Module):
         return self.fc(x)
 
 
-def test_a_number_of_classes_that_cannot_be_set_is_left_alone() -> None:
+def test_a_read_only_number_of_classes_is_not_set() -> None:
     model = rh.wrap_model(Counted(), embeddings="digits")
     assert model.num_classes == 10
     assert not rh.is_wrapped(rh.unwrap_model(model))
 
 
-def test_an_open_head_goes_into_a_model_without_memory() -> None:
+def test_a_head_with_open_features_goes_into_a_model_on_the_meta_device() -> None:
     head = TextGuidedHead(None, (10, 4))
     model = rh.wrap_model(nn.Sequential(nn.Linear(8, 10)).to("meta"), head=head)
     assert model[0].in_features == 8
@@ -72,6 +72,6 @@ def test_attention_is_counted_as_published() -> None:
     assert model.training
 
 
-def test_an_open_head_has_no_count() -> None:
+def test_parameters_of_a_head_with_open_features_cannot_be_counted() -> None:
     with pytest.raises(ModelError, match="lazy parameters"):
         count_parameters(TextGuidedHead(None, (3, 4)))
