@@ -27,7 +27,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_it_writes_results_table_and_plot(output: Path) -> None:
+def test_the_demo_writes_results_table_and_plot(output: Path) -> None:
     names = {path.name for path in output.iterdir()}
     campaigns = {f"{model}-{protocol}" for model in demo.NAMES for protocol in ("goldeneye", "raw")}
     assert names == campaigns | {"table.md", "layers.png"}
@@ -35,7 +35,7 @@ def test_it_writes_results_table_and_plot(output: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_table_says_what_the_results_say(output: Path) -> None:
+def test_the_table_shows_the_rates_of_the_results(output: Path) -> None:
     table = (output / "table.md").read_text()
     for protocol in ("goldeneye", "raw"):
         result = rh.CampaignResult.load(output / f"text-guided-{protocol}")
@@ -49,7 +49,7 @@ def test_the_table_says_what_the_results_say(output: Path) -> None:
         assert f"{100 * sdc.value:.3g}% [" in row.split("|")[6]
 
 
-def test_both_models_start_alike() -> None:
+def test_both_models_start_from_the_same_weights() -> None:
     baseline, text_guided = demo.build(seed=4)
     own, other = baseline.state_dict(), text_guided.state_dict()
     shared = [name for name in own if not name.startswith("fc.")]
@@ -71,13 +71,13 @@ def test_an_unusable_device_is_refused(tmp_path: Path, device: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_extra_names_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_refused_with_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MissingExtraError, match=r'pip install "resilient-heads\[demo\]"'):
         demo.digits(seed=0)
 
 
-def test_command_line_refuses_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command_refuses_wrong_options_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["demo", "--trials-per-site", "0", "--output", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("resilient-heads: --trials-per-site must be a whole number of at least 1")
     occupied = tmp_path / "file"
@@ -96,8 +96,8 @@ def test_the_command_runs_as_a_module() -> None:
     assert run.stdout == f"resilient-heads {rh.__version__}\n"
 
 
-def test_no_campaign_is_one_of_nothing(output: Path) -> None:
-    """What is on disk names its protocol, seed and environment."""
+@pytest.mark.slow
+def test_a_result_on_disk_names_its_protocol_and_environment(output: Path) -> None:
     record = json.loads((output / "baseline-raw" / "campaign.json").read_text())
     assert record["config"]["protocol"]["name"] == "raw"
     assert record["environment"]["torch"] == torch.__version__

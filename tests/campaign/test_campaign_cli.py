@@ -49,7 +49,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_campaign_is_run_merged_reported_and_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, folder = arguments(tmp_path / "c"), tmp_path / "c"
     assert main(words) == 0
     out = capsys.readouterr().out
@@ -76,52 +76,80 @@ def test_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "no trial 90" in fails(["replay", str(folder), "--site", "fc", "--trial", "90", *model_and_data], capsys)
 
 
-def test_mistakes_are_told_in_a_line(
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layers", "fc", "layer4.*"], "No fault site is named 'layer4.*'; the model's sites are: conv, fc"),
+        (["--protocol", "goldeneye"], "measure the ranges"),
+        (["--data", "absent.npz"], "There is no"),
+        (["--device", "warp"], "'warp' cannot be used"),
+        (["--model", "resnet50"], "No model is named 'resnet50'; expected torchvision:NAME"),
+        (["--images", "0"], "--images must be a whole number of at least 1"),
+    ],
+)
+def test_a_wrong_option_ends_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert message in fails([*arguments(tmp_path / "c"), *options], capsys)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("command", ["merge", "report"])
+def test_a_folder_without_a_campaign_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert "does not hold a campaign" in fails([command, str(tmp_path)], capsys)
+
+
+def test_half_a_launcher_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words, folder = arguments(tmp_path / "c"), tmp_path / "c"
-    assert "No fault site is named 'layer4.*'; the model's sites are: conv, fc" in fails(
-        [*words, "--layers", "fc", "layer4.*"], capsys
-    )
-    assert "measure the ranges" in fails([*words, "--protocol", "goldeneye"], capsys)
-    assert not folder.exists()
-    assert "There is no" in fails([*words, "--data", str(tmp_path / "absent")], capsys)
-    assert "'warp' cannot be used" in fails([*words, "--device", "warp"], capsys)
-    assert "No model is named 'resnet50'; expected torchvision:NAME" in fails([*words, "--model", "resnet50"], capsys)
-    assert "--images must be a whole number of at least 1" in fails([*words, "--images", "0"], capsys)
-    assert "does not hold a campaign" in fails(["merge", str(tmp_path)], capsys)
-    assert "does not hold a campaign" in fails(["report", str(tmp_path)], capsys)
     monkeypatch.setenv("RANK", "0")
-    assert "must both be whole numbers" in fails(words, capsys)
-    monkeypatch.delenv("RANK")
+    assert "must both be whole numbers" in fails(arguments(tmp_path / "c"), capsys)
+
+
+def test_the_folder_of_another_campaign_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = arguments(tmp_path / "c")
     assert main([*words, "--layers", "f?"]) == 0
-    assert [struck.site.name for struck in rh.CampaignResult.load(folder).sites] == ["fc"]
+    assert [site.site.name for site in rh.CampaignResult.load(tmp_path / "c").sites] == ["fc"]
     assert "another campaign: sites is" in fails(words, capsys)
-    chunk = folder / "trials/chunk-000001.parquet"
-    chunk.write_bytes(chunk.read_bytes()[:-4])
+
+
+def test_a_damaged_file_of_trials_is_reported_and_replaced(tmp_path: Path) -> None:
+    words, chunk = arguments(tmp_path / "c"), tmp_path / "c/trials/chunk-000001.parquet"
+    assert main(words) == 0
+    before = chunk.read_bytes()
+    chunk.write_bytes(before[:-4])
     with pytest.warns(DamagedChunkWarning, match="is damaged .* run again"):
-        assert main([*words, "--layers", "fc"]) == 0
+        assert main(words) == 0
+    assert chunk.read_bytes() == before
+
+
+def test_a_warning_is_printed_in_one_line() -> None:
     usual = warnings.formatwarning
     with one_line_warnings():
         line = warnings.formatwarning(DamagedChunkWarning("It is damaged."), DamagedChunkWarning, "x.py", 3)
     assert line == "resilient-heads: It is damaged.\n"
     assert warnings.formatwarning is usual
-    for wrong in (["campaign"], [*words, "--protocol", "golden"], ["replay", str(folder)]):
-        with pytest.raises(SystemExit) as stop:
-            main(wrong)
-        assert stop.value.code == 2
 
 
-def test_goldeneye_measures_its_ranges(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [["campaign"], ["demo", "--protocol", "golden"], ["replay", "folder"], []])
+def test_wrong_usage_has_exit_code_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+
+
+def test_goldeneye_takes_its_ranges_from_the_calibration_images(tmp_path: Path) -> None:
     words, folder = arguments(tmp_path / "c"), tmp_path / "c"
     assert main([*words, "--protocol", "goldeneye", "--calibration", str(tmp_path / "images.npz")]) == 0
     result = rh.CampaignResult.load(folder)
     expected = campaign(None, protocol="goldeneye", calibration=labelled()[0])
-    assert [struck.range_limit for struck in result.sites] == [struck.range_limit for struck in expected.sites]
+    assert [site.range_limit for site in result.sites] == [site.range_limit for site in expected.sites]
     assert result.config == expected.config
 
 
-def test_ctrl_c_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_has_its_own_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -129,7 +157,7 @@ def test_ctrl_c_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert main(arguments(tmp_path / "c")) == 130
 
 
-def test_torchvision_reads_pictures_its_own_way(tmp_path: Path, pictures: Path) -> None:
+def test_models_of_torchvision_preprocess_pictures_as_published(tmp_path: Path, pictures: Path) -> None:
     plain = torchvision.models.resnet18(num_classes=3)
     with torch.no_grad():
         plain.fc.bias.copy_(torch.tensor([9.0, 0, 0]))
@@ -141,7 +169,7 @@ def test_torchvision_reads_pictures_its_own_way(tmp_path: Path, pictures: Path) 
     words += ["--output", str(tmp_path / "c"), "--layers", "layer4.1.*", "fc", "--images", "6"]
     assert main(words) == 0
     result = rh.CampaignResult.load(tmp_path / "c")
-    assert [struck.site.name for struck in result.sites] == ["layer4.1.conv1", "layer4.1.conv2", "fc"]
+    assert [site.site.name for site in result.sites] == ["layer4.1.conv1", "layer4.1.conv2", "fc"]
     assert result.golden.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert result.golden.predicted.tolist() == [0] * 6
     own = torchvision.models.get_model_weights("resnet18").DEFAULT.transforms()
@@ -171,7 +199,7 @@ def test_published_weights_are_read_without_running_code(monkeypatch: pytest.Mon
         named_model("torchvision:squeezenet1_1", pretrained=True)
 
 
-def test_the_checkpoint_of_a_wrapped_model(tmp_path: Path) -> None:
+def test_a_wrapped_models_checkpoint_is_loaded(tmp_path: Path) -> None:
     words = arguments(tmp_path / "c")
     wrapped = rh.wrap_model(Net(), embeddings=rh.ClassEmbeddings(torch.randn(4, 6), tuple("abcd")))
     embeddings = rh.ClassEmbeddings(torch.randn(4, 6), tuple("abcd")).save(tmp_path / "e.safetensors")
@@ -186,7 +214,7 @@ def test_the_checkpoint_of_a_wrapped_model(tmp_path: Path) -> None:
     assert result.golden.correct.all()
 
 
-def test_models_of_transformers(tmp_path: Path, pictures: Path) -> None:
+def test_models_of_transformers_bring_their_preprocessing(tmp_path: Path, pictures: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         hidden_size=8,
@@ -229,7 +257,7 @@ def test_models_of_transformers(tmp_path: Path, pictures: Path) -> None:
         named_model(f"hf:{tmp_path}", pretrained=True)
 
 
-def test_models_of_timm() -> None:
+def test_models_of_timm_bring_their_preprocessing() -> None:
     pytest.importorskip("timm")
     found = named_model("timm:resnet10t", pretrained=False, classes=7)
     assert found.preprocessing.mean == (0.485, 0.456, 0.406)
@@ -322,53 +350,103 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "absent.pt")
 
 
-def test_arrays(tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
-    pixels = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
-    np.savez(path, images=pixels, labels=np.array([4, 5], dtype=np.int32))
-    known = Preprocessing(mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
-    images, labels = read_images(path, known)
+PIXELS = np.arange(2 * 3 * 4 * 4, dtype=np.uint8).reshape(2, 3, 4, 4)
+KNOWN = Preprocessing(mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+
+
+def test_uint8_arrays_are_normalised(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=np.array([4, 5], dtype=np.int32))
+    images, labels = read_images(tmp_path / "a.npz", KNOWN)
     assert labels.tolist() == [4, 5]
     assert labels.dtype == torch.int64
-    for channel, (mean, std) in enumerate(zip(known.mean, known.std, strict=True)):
-        np.testing.assert_allclose(images[:, channel], (pixels[:, channel] / 255 - mean) / std, atol=1e-6)
-    with pytest.raises(DataError, match="pass --mean and --std"):
-        read_images(path, Preprocessing())
-    with pytest.raises(DataError, match="3 channels, found 1 means"):
-        read_images(path, Preprocessing(mean=(0.5,), std=(0.5,)))
-    np.savez(path, images=pixels.astype(np.float32), labels=np.array([4, 5]))
-    assert torch.equal(read_images(path, known)[0], torch.from_numpy(pixels.astype(np.float32)))
-    assert read_images(path, known, most=1)[1].tolist() == [4]
-    for arrays, message in (
-        ({"images": pixels}, "no .npz file with arrays"),
-        ({"images": pixels, "labels": np.array([1])}, "expected"),
-        ({"images": pixels.astype(float), "labels": np.array([1, 2])}, "float64"),
-        ({"images": pixels, "labels": np.array([1.0, 2.0])}, "whole numbers"),
-        ({"images": pixels, "labels": np.array([Code(), Code()], dtype=object)}, "no .npz file with arrays"),
-    ):
-        np.savez(path, **arrays)
-        with pytest.raises(DataError, match=message):
-            read_images(path, known)
-    path.write_text("text")
+    for channel, (mean, std) in enumerate(zip(KNOWN.mean, KNOWN.std, strict=True)):
+        np.testing.assert_allclose(images[:, channel], (PIXELS[:, channel] / 255 - mean) / std, atol=1e-6)
+
+
+def test_float32_arrays_are_taken_unchanged(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=PIXELS.astype(np.float32), labels=np.array([4, 5]))
+    assert torch.equal(read_images(tmp_path / "a.npz", KNOWN)[0], torch.from_numpy(PIXELS.astype(np.float32)))
+    assert read_images(tmp_path / "a.npz", KNOWN, most=1)[1].tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "message"),
+    [
+        (Preprocessing(), "pass --mean and --std"),
+        (Preprocessing(mean=(0.5,), std=(0.5,)), "3 channels, found 1 means"),
+    ],
+)
+def test_uint8_arrays_without_a_fitting_normalisation_are_refused(
+    tmp_path: Path, preprocessing: Preprocessing, message: str
+) -> None:
+    np.savez(tmp_path / "a.npz", images=PIXELS, labels=np.array([4, 5]))
+    with pytest.raises(DataError, match=message):
+        read_images(tmp_path / "a.npz", preprocessing)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": PIXELS}, "no .npz file with arrays"),
+        ({"images": PIXELS, "labels": np.array([1])}, "expected"),
+        ({"images": PIXELS.astype(float), "labels": np.array([1, 2])}, "float64"),
+        ({"images": PIXELS, "labels": np.array([1.0, 2.0])}, "whole numbers"),
+        ({"images": PIXELS, "labels": np.array([Code(), Code()], dtype=object)}, "no .npz file with arrays"),
+    ],
+)
+def test_arrays_that_are_no_labelled_images_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=message):
+        read_images(tmp_path / "a.npz", KNOWN)
+
+
+def test_a_text_file_is_no_array_file(tmp_path: Path) -> None:
+    (tmp_path / "a.npz").write_text("text")
     with pytest.raises(DataError, match=r"no \.npz file"):
-        read_images(path, known)
+        read_images(tmp_path / "a.npz", KNOWN)
 
 
-def test_folders(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="differ in size; pass --resize and --crop"):
-        read_images(pictures, preprocessing_from(resize=None, crop=None, mean=[0.0], std=[1.0]))
-    ours = preprocessing_from(resize=20, crop=16, mean=[0.5] * 3, std=[0.25] * 3)
-    images, labels = read_images(pictures, ours, most=3)
+@pytest.fixture
+def squares() -> Preprocessing:
+    """Cut every picture to 16x16 pixels and normalise it."""
+    chosen = preprocessing_from(resize=20, crop=16, mean=[0.5] * 3, std=[0.25] * 3)
+    assert chosen is not None
+    return chosen
+
+
+def test_a_folder_of_pictures_is_read_at_even_distances(pictures: Path, squares: Preprocessing) -> None:
+    images, labels = read_images(pictures, squares, most=3)
     assert images.shape == (3, 3, 16, 16)
     assert labels.tolist() == [0, 1, 2]
     assert images.mean(dim=(0, 2, 3)).abs().max() < 1
+
+
+def test_pictures_of_different_sizes_are_refused(pictures: Path) -> None:
+    with pytest.raises(DataError, match="differ in size; pass --resize and --crop"):
+        read_images(pictures, preprocessing_from(resize=None, crop=None, mean=[0.0], std=[1.0]))
+
+
+def test_a_damaged_picture_is_named(pictures: Path, squares: Preprocessing) -> None:
     (pictures / "bee/4.png").write_text("not a picture")
     with pytest.raises(DataError, match=r"bee/4\.png cannot be used: UnidentifiedImageError"):
-        read_images(pictures, ours)
-    (tmp_path / "empty").mkdir()
+        read_images(pictures, squares)
+
+
+def test_a_folder_without_subfolders_is_refused(tmp_path: Path, squares: Preprocessing) -> None:
     with pytest.raises(DataError, match="no folder with a subfolder of images"):
-        read_images(tmp_path / "empty", ours)
-    for wrong in ({"mean": [0.1]}, {"mean": [0.1], "std": [0.0]}, {"resize": 0}):
-        with pytest.raises(ArgumentError, match="--"):
-            preprocessing_from(**{"resize": None, "crop": None, "mean": None, "std": None, **wrong})
-    assert preprocessing_from(resize=None, crop=None, mean=None, std=None) is None
+        read_images(tmp_path, squares)
+
+
+NO_OPTIONS = {"resize": None, "crop": None, "mean": None, "std": None}
+
+
+@pytest.mark.parametrize("options", [{"mean": [0.1]}, {"mean": [0.1], "std": [0.0]}, {"resize": 0}, {"crop": -3}])
+def test_wrong_options_of_preprocessing_are_refused(options: dict) -> None:
+    with pytest.raises(ArgumentError, match="--"):
+        preprocessing_from(**NO_OPTIONS | options)
+
+
+def test_no_options_of_preprocessing_leave_it_to_the_model() -> None:
+    assert preprocessing_from(**NO_OPTIONS) is None

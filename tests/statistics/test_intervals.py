@@ -72,8 +72,8 @@ def test_wilson_is_at_99_percent_unless_told_otherwise() -> None:
 
 @PROPERTY
 @given(st.integers(1, 5000), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.99, 0.999]))
-def test_wilson_solves_the_quadratic(trials: int, share: float, level: float) -> None:
-    events = round(share * trials)
+def test_wilson_solves_the_quadratic(trials: int, fraction: float, level: float) -> None:
+    events = round(fraction * trials)
     p, z = events / trials, normal_quantile(level)
     # (p - x)^2 = z^2 x (1 - x) / n, solved for x by numpy's companion matrix.
     roots = np.roots([1 + z * z / trials, -(2 * p + z * z / trials), p * p])
@@ -123,15 +123,15 @@ def test_an_estimate_is_shown_with_its_interval() -> None:
     assert str(Estimate(NAN, 0.0, INF, 0.99, "by hand")) == "nan [0, inf]"
 
 
-def rates(*shares: float, trials: int = 1000, seed: int = 0) -> NDArray[np.bool_]:
+def rates(*fractions: float, trials: int = 1000, seed: int = 0) -> NDArray[np.bool_]:
     rng = np.random.default_rng(seed)
-    return np.array([rng.permutation(trials) < round(share * trials) for share in shares])
+    return np.array([rng.permutation(trials) < round(fraction * trials) for fraction in fractions])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.002, 0.05, 0.5, 0.97, 1.0])
-def test_one_layer_is_clopper_pearson(share: float) -> None:
-    found, expected = table_rate(rates(share), np.ones(1)), clopper_pearson(round(share * 1000), 1000)
-    assert found.value == near(share)
+@pytest.mark.parametrize("fraction", [0.0, 0.002, 0.05, 0.5, 0.97, 1.0])
+def test_one_layer_is_clopper_pearson(fraction: float) -> None:
+    found, expected = table_rate(rates(fraction), np.ones(1)), clopper_pearson(round(fraction * 1000), 1000)
+    assert found.value == near(fraction)
     assert (found.low, found.high) == (pytest.approx(expected.low, rel=1e-9), pytest.approx(expected.high, rel=1e-9))
     assert (found.level, found.method) == (0.99, "Clopper-Pearson, effective size")
 
@@ -223,9 +223,9 @@ def test_one_trial() -> None:
     st.integers(0, 2**32),
     st.floats(0, 0.95),
 )
-def test_weighted_rate_is_always_an_interval(sizes: list[int], trials: int, seed: int, share: float) -> None:
+def test_weighted_rate_is_always_an_interval(sizes: list[int], trials: int, seed: int, fraction: float) -> None:
     weights = np.array(sizes) / sum(sizes)
-    events = np.random.default_rng(seed).random((len(sizes), trials)) < share
+    events = np.random.default_rng(seed).random((len(sizes), trials)) < fraction
     events[:, 0] = False
     found = table_rate(events, weights)
     assert 0 <= found.low <= found.value + 1e-15

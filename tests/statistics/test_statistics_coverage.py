@@ -17,11 +17,11 @@ Floats = NDArray[np.float64]
 LEAST = 0.98
 
 
-def stratified(counts: list[int], shares: Floats, images: int, rng: np.random.Generator) -> Sample:
+def stratified(counts: list[int], fractions: Floats, images: int, rng: np.random.Generator) -> Sample:
     """Return one layer whose strata strike images drawn with replacement."""
     stratum = np.repeat(np.arange(len(counts)), counts)
     return Sample(
-        weight=(shares / np.array(counts))[stratum],
+        weight=(fractions / np.array(counts))[stratum],
         site=np.zeros(len(stratum), dtype=np.int64),
         stratum=stratum,
         image=rng.integers(0, images, len(stratum)),
@@ -29,7 +29,7 @@ def stratified(counts: list[int], shares: Floats, images: int, rng: np.random.Ge
     )
 
 
-# Trials, shares and rates of the strata, share of fragile images and how much more often those fail.
+# Trials, fractions and rates of the strata, fraction of fragile images and how much more often those fail.
 DESIGNS: dict[str, tuple[list[int], list[float], list[float], float, float]] = {
     "as allocated": ([600, 300, 200, 100], [0.05, 0.05, 0.2, 0.7], [0.4, 0.1, 0.01, 0.0], 0.0, 1.0),
     "a rare event in a stratum with few trials": ([800, 50, 50], [0.1, 0.2, 0.7], [0.3, 0.02, 0.005], 0.0, 1.0),
@@ -48,8 +48,8 @@ DESIGNS: dict[str, tuple[list[int], list[float], list[float], float, float]] = {
 
 
 def rate_coverage(name: str, repetitions: int, interval: Callable[[NDArray[np.bool_], Sample], Estimate]) -> float:
-    counts, shares, rates, fragile, factor = DESIGNS[name]
-    weights, base = np.array(shares), np.array(rates)
+    counts, fractions, rates, fragile, factor = DESIGNS[name]
+    weights, base = np.array(fractions), np.array(rates)
     most = np.minimum(base * factor, 1.0)
     truth = float(weights @ (fragile * most + (1 - fragile) * base))
     rng = np.random.default_rng(43)
@@ -61,6 +61,11 @@ def rate_coverage(name: str, repetitions: int, interval: Callable[[NDArray[np.bo
         chance = np.where(weak, most[drawn.stratum], base[drawn.stratum])
         held += truth in interval(rng.random(len(drawn)) < chance, drawn)
     return held / repetitions
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_stratified_rates_in_a_few_campaigns(name: str) -> None:
+    assert rate_coverage(name, 60, weighted_rate) >= 0.93
 
 
 @pytest.mark.slow
@@ -114,22 +119,30 @@ LOSSES: dict[str, tuple[float, Callable[[np.random.Generator, int], Floats]]] = 
 }
 
 
-def loss_sample(counts: list[int], shares: Floats, images: int, rng: np.random.Generator) -> tuple[Sample, Floats]:
-    drawn = replace(stratified(counts, shares, images, rng), image=rng.permutation(np.arange(sum(counts)) % images))
+def loss_sample(counts: list[int], fractions: Floats, images: int, rng: np.random.Generator) -> tuple[Sample, Floats]:
+    drawn = replace(stratified(counts, fractions, images, rng), image=rng.permutation(np.arange(sum(counts)) % images))
     return drawn, rng.gamma(4.0, 0.25, images)[drawn.image]
+
+
+def loss_coverage(name: str, images: int, repetitions: int) -> float:
+    truth, draw = LOSSES[name]
+    rng, held = np.random.default_rng(53), 0
+    for _ in range(repetitions):
+        drawn, fragility = loss_sample([2 * images, images], np.array([0.3, 0.7]), images, rng)
+        held += truth in weighted_mean(draw(rng, len(drawn)) * fragility, drawn)
+    return held / repetitions
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_mean_losses_in_a_few_campaigns(name: str) -> None:
+    assert loss_coverage(name, 100, 60) >= 0.93
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [100, 400])
 @pytest.mark.parametrize("name", LOSSES)
 def test_mean_losses_by_simulation(name: str, images: int) -> None:
-    truth, draw = LOSSES[name]
-    rng, repetitions = np.random.default_rng(53), repeated(1200)
-    held = 0
-    for _ in range(repetitions):
-        drawn, fragility = loss_sample([2 * images, images], np.array([0.3, 0.7]), images, rng)
-        held += truth in weighted_mean(draw(rng, len(drawn)) * fragility, drawn)
-    assert held / repetitions >= LEAST
+    assert loss_coverage(name, images, repeated(1200)) >= LEAST
 
 
 @pytest.mark.slow
@@ -159,7 +172,7 @@ def test_paired_figures_by_simulation(figure: str) -> None:
 def sequential_coverage(rate: float, half_width: float, step: int, repetitions: int) -> tuple[float, float]:
     """Stop at the first look at which the interval is narrow enough; return coverage and mean trials."""
     rng, held, spent = np.random.default_rng(61), 0, []
-    shares, counts = np.array([0.1, 0.9]), np.array([step // 2, step // 2])
+    fractions, counts = np.array([0.1, 0.9]), np.array([step // 2, step // 2])
     rates = np.array([rate * 8, rate * 2 / 9])
     for _ in range(repetitions):
         occurred: list[NDArray[np.bool_]] = []
@@ -168,7 +181,7 @@ def sequential_coverage(rate: float, half_width: float, step: int, repetitions: 
             stratum = np.tile(np.repeat([0, 1], counts), look)
             number = np.arange(len(stratum))
             drawn = Sample(
-                weight=(shares / (counts * look))[stratum],
+                weight=(fractions / (counts * look))[stratum],
                 site=np.zeros_like(stratum),
                 stratum=stratum,
                 image=number,
@@ -187,4 +200,10 @@ def sequential_coverage(rate: float, half_width: float, step: int, repetitions: 
 def test_stopping_at_a_half_width_by_simulation(rate: float, half_width: float) -> None:
     coverage, spent = sequential_coverage(rate, half_width, 64, repeated(500))
     assert coverage >= LEAST
+    assert spent > 2 * 64
+
+
+def test_stopping_at_a_half_width_in_a_few_campaigns() -> None:
+    coverage, spent = sequential_coverage(0.05, 0.02, 64, 30)
+    assert coverage >= 0.9
     assert spent > 2 * 64
