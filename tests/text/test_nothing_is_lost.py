@@ -59,7 +59,10 @@ def test_text_of_an_earlier_head_does_not_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("README.md", "holds README.md, which no earlier"), ("manifest.json", "no folder of published embeddings")],
+    [
+        ("README.md", "has README.md, which write_folder did not write"),
+        ("manifest.json", "not a folder of published embeddings"),
+    ],
 )
 def test_a_folder_of_somebody_else_is_not_published_into(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_text('{"name": "my web site"}')

@@ -53,33 +53,29 @@ def load(manifest: Manifest, settings: HubSettings, **choices: str) -> ClassEmbe
 
 
 @pytest.fixture(autouse=True)
-def _no_descriptions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where neither cache nor Hub has them, there is nothing to build "pets" from."""
+def _empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RESILIENT_HEADS_CACHE", str(tmp_path / "built"))
 
-    def refuse(*arguments: object) -> None:
-        raise EmbeddingError(f"nothing to build from: {arguments[-1]}")
 
-    monkeypatch.setattr("resilient_heads.text.prebuilt.load._built_here", refuse)
-
-
-def test_download_then_cache(server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture) -> None:
+def test_embeddings_are_downloaded_once_and_then_cached(
+    server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture
+) -> None:
     manifest = publish_by_hand(server)
     assert torch.equal(load(manifest, settings).vectors, made().vectors)
-    assert "downloaded from owner/embeddings" in caplog.text
+    assert "Downloaded owner/embeddings" in caplog.text
     server.requests.clear()
     assert torch.equal(load(manifest, settings).vectors, made().vectors)
     assert server.requests == []
-    assert "took the cached file" in caplog.text
+    assert "Using the cached owner/embeddings" in caplog.text
 
 
-def test_a_moved_main_changes_nothing(server: HubServer, settings: HubSettings) -> None:
+def test_a_newer_commit_changes_nothing(server: HubServer, settings: HubSettings) -> None:
     manifest = publish_by_hand(server, seed=0)
     publish_by_hand(server, seed=1)
     assert torch.equal(load(manifest, settings).vectors, made(0).vectors)
 
 
-def test_offline_with_a_warm_cache(server: HubServer, settings: HubSettings) -> None:
+def test_cached_embeddings_load_offline(server: HubServer, settings: HubSettings) -> None:
     manifest = publish_by_hand(server)
     load(manifest, settings)
     server.requests.clear()
@@ -88,7 +84,9 @@ def test_offline_with_a_warm_cache(server: HubServer, settings: HubSettings) -> 
     assert server.requests == []
 
 
-def test_offline_by_environment(server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_from_the_environment_is_obeyed(
+    server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = publish_by_hand(server)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     began = time.monotonic()
@@ -99,7 +97,9 @@ def test_offline_by_environment(server: HubServer, settings: HubSettings, monkey
 
 
 @pytest.mark.parametrize("listening", [False, True])
-def test_cold_cache_without_network_answers_at_once(settings: HubSettings, server: HubServer, listening: bool) -> None:
+def test_a_hub_that_does_not_answer_is_reported_within_seconds(
+    settings: HubSettings, server: HubServer, listening: bool
+) -> None:
     manifest = publish_by_hand(server)
     with contextlib.ExitStack() as stack:
         silent = stack.enter_context(socket.socket())
@@ -128,7 +128,7 @@ def test_cold_cache_without_network_answers_at_once(settings: HubSettings, serve
         ("truncate", "could not be downloaded|damaged during the download"),
     ],
 )
-def test_faults_are_told_and_nothing_wrong_is_used(
+def test_a_failing_hub_is_reported_and_its_content_not_used(
     server: HubServer, settings: HubSettings, fault: str | int, reason: str
 ) -> None:
     manifest = publish_by_hand(server)
@@ -141,13 +141,13 @@ def test_faults_are_told_and_nothing_wrong_is_used(
     assert torch.equal(load(manifest, settings).vectors, made().vectors)
 
 
-def test_slow_answers_are_waited_for(server: HubServer, settings: HubSettings) -> None:
+def test_a_slow_hub_is_waited_for(server: HubServer, settings: HubSettings) -> None:
     manifest = publish_by_hand(server)
     server.fault = "slow"
     assert torch.equal(load(manifest, settings).vectors, made().vectors)
 
 
-def test_a_corrupted_cache_is_healed(server: HubServer, settings: HubSettings, tmp_path: Path) -> None:
+def test_a_damaged_cached_file_is_downloaded_again(server: HubServer, settings: HubSettings, tmp_path: Path) -> None:
     manifest = publish_by_hand(server)
     load(manifest, settings)
     (blob,) = (path for path in (tmp_path / "cache").rglob("blobs/*") if path.is_file())
@@ -155,7 +155,7 @@ def test_a_corrupted_cache_is_healed(server: HubServer, settings: HubSettings, t
     assert torch.equal(load(manifest, settings).vectors, made().vectors)
 
 
-def test_an_unwritable_cache_is_gone_round(
+def test_a_read_only_cache_is_bypassed(
     server: HubServer, settings: HubSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest = publish_by_hand(server)
@@ -188,10 +188,10 @@ def test_two_processes_fill_one_cache(
     assert digests == {hashlib.sha256(made().vectors.numpy().tobytes()).hexdigest()}
 
 
-def test_publish_download_equal(server: HubServer, settings: HubSettings, tmp_path: Path) -> None:
+def test_published_embeddings_download_unchanged(server: HubServer, settings: HubSettings, tmp_path: Path) -> None:
     folder = write_folder({"pets": made()}, tmp_path / "out")
     (entry,) = publish(folder, "owner/embeddings", hub=settings)
-    manifest = Manifest(bundled={}).with_published([entry])
+    manifest = Manifest(bundled={}, hub=(entry,))
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
     found = load(manifest, settings)
     assert torch.equal(found.vectors, made().vectors)
@@ -208,12 +208,12 @@ def test_another_revision_is_checked_against_its_own_manifest(
     assert torch.equal(load(manifest, settings, revision=newer.revision).vectors, made(1).vectors)
     with pytest.raises(HubError, match="no such revision"):
         load(manifest, settings, revision="f" * 40)
-    with pytest.raises(EmbeddingError, match="no revision to choose"):
+    with pytest.raises(EmbeddingError, match="omit revision="):
         load_embeddings("cifar10", revision="f" * 40)
 
 
 @pytest.mark.parametrize("fault", [401, 503])
-def test_publishing_tells_refusals(server: HubServer, settings: HubSettings, tmp_path: Path, fault: int) -> None:
+def test_a_refused_upload_is_reported(server: HubServer, settings: HubSettings, tmp_path: Path, fault: int) -> None:
     folder = write_folder({"pets": made()}, tmp_path / "out")
     server.fault = fault
     with pytest.raises(HubError, match="Publishing to owner/embeddings"):
@@ -222,7 +222,7 @@ def test_publishing_tells_refusals(server: HubServer, settings: HubSettings, tmp
         publish(folder, "owner/embeddings", hub=dataclasses.replace(settings, offline=True))
 
 
-def test_equal_input_is_equal_bytes(tmp_path: Path) -> None:
+def test_equal_embeddings_write_equal_folders(tmp_path: Path) -> None:
     one, other = write_folder({"pets": made()}, tmp_path / "a"), write_folder({"pets": made()}, tmp_path / "b")
     assert {p.name: p.read_bytes() for p in one.iterdir()} == {p.name: p.read_bytes() for p in other.iterdir()}
     card = (one / "README.md").read_text()
@@ -247,10 +247,10 @@ def test_a_damaged_folder_does_not_verify(tmp_path: Path, damage: str) -> None:
         verify_folder(folder)
 
 
-def test_what_cannot_be_published_is_refused(tmp_path: Path) -> None:
+def test_embeddings_that_cannot_be_published_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EmbeddingError, match="nothing to publish"):
         write_folder({}, tmp_path)
-    with pytest.raises(EmbeddingError, match="no file name"):
+    with pytest.raises(EmbeddingError, match="cannot be a file name"):
         write_folder({"../pets": made()}, tmp_path)
     with pytest.raises(EmbeddingError, match="overflow"):
         write_folder({"pets": ClassEmbeddings(torch.full((1, 2), 1e6), ("a",))}, tmp_path, dtype=torch.float16)
@@ -262,27 +262,29 @@ def test_a_damaged_manifest_is_refused(content: bytes) -> None:
         Manifest.from_bytes(content)
 
 
-def test_manifest_entries_are_pinned() -> None:
+def test_a_manifest_entry_needs_a_commit() -> None:
     with pytest.raises(EmbeddingError, match="revision"):
         HubEntry(name="a", encoder="b", repo="c/d", revision="main", file="e", sha256="0" * 64)
 
 
-def test_the_wheel_needs_no_network(caplog: pytest.LogCaptureFixture) -> None:
+def test_bundled_embeddings_need_no_network(caplog: pytest.LogCaptureFixture) -> None:
     for name in bundled_names():
         assert torch.equal(load_embeddings(name, offline=True).vectors, load_bundled(name).vectors)
-    assert "took the wheel's embeddings" in caplog.text
-    assert Manifest.of_wheel().hub == ()
+    assert "Using the bundled embeddings" in caplog.text
+    assert Manifest.of_package().hub == ()
     with pytest.raises(EmbeddingError, match="No embeddings are named"):
         load_embeddings("imagenet22k")
 
 
-def test_hub_failure_falls_back_to_the_wheel(
+def test_bundled_embeddings_replace_those_of_a_failing_hub(
     server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wheel = Manifest.of_wheel()
+    wheel = Manifest.of_package()
     entry = HubEntry(
         name="cifar10", encoder="all-MiniLM-L6-v2", repo="owner/e", revision="0" * 40, file="c", sha256="0" * 64
     )
-    found = load_embeddings("cifar10", hub=settings, manifest=wheel.with_published([entry]))
+    found = load_embeddings("cifar10", hub=settings, manifest=dataclasses.replace(wheel, hub=(entry,)))
     assert torch.equal(found.vectors, load_bundled("cifar10").vectors)
-    assert [record.levelno for record in caplog.records if "not from the Hub" in record.message] == [logging.WARNING]
+    assert [record.levelno for record in caplog.records if "cannot be taken from the Hub" in record.message] == [
+        logging.WARNING
+    ]

@@ -15,8 +15,9 @@ from resilient_heads.text.encoders.pins import PINS
 from resilient_heads.text.encoders.pooling import embed_classes
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
 from resilient_heads.text.hub.settings import HubSettings
+from resilient_heads.text.prebuilt.build import kept_path
 from resilient_heads.text.prebuilt.bundled import load_bundled, load_descriptions
-from resilient_heads.text.prebuilt.load import _build_path, load_embeddings
+from resilient_heads.text.prebuilt.load import load_embeddings
 from resilient_heads.text.prebuilt.manifest import Manifest
 
 
@@ -39,9 +40,9 @@ class Taken:
         self.log = log
 
     def __call__(self) -> str:
-        said = [own.message for own in self.log.records if own.name == "resilient_heads.text.prebuilt.load"]
+        said = [own.message for own in self.log.records if own.name.startswith("resilient_heads.text.prebuilt")]
         self.log.clear()
-        (found,) = {how for how in ("built here with", "built here before") for own in said if how in own}
+        (found,) = {how for how in ("Built the embeddings", "built before") for own in said if how in own}
         return found
 
 
@@ -58,23 +59,23 @@ def test_built_here_once_then_kept(
         assert torch.equal(found.vectors, expected.vectors)
         assert found.provenance == expected.provenance
         assert found.provenance.weights_sha256
-        assert ("built here before" in caplog.text) is (bool(round_) and writable)
-    assert ("not kept" in caplog.text) is not writable
+        assert ("built before" in caplog.text) is (bool(round_) and writable)
+    assert ("could not be kept" in caplog.text) is not writable
 
 
 def test_a_kept_file_is_of_the_very_weights_config_and_folder(tiny_clip: Path, tmp_path: Path, taken: Taken) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_clip, folder)
     absolute = load_embeddings("digits", encoder=f"local-dir:{folder}")
-    assert taken() == "built here with"
+    assert taken() == "Built the embeddings"
     relative = load_embeddings("digits", encoder=f"local-dir:{folder}/../model")
-    assert taken() == "built here before"
+    assert taken() == "built before"
     assert relative.provenance == absolute.provenance
     weights = folder / "open_clip_model.safetensors"
     content, state = weights.read_bytes(), load_file(weights)
     save_file({**state, "text_projection": -state["text_projection"]}, weights)
     other = load_embeddings("digits", encoder=f"local-dir:{folder}")
-    assert taken() == "built here with"
+    assert taken() == "Built the embeddings"
     assert not torch.equal(other.vectors, absolute.vectors)
     assert other.provenance.encoder_revision != absolute.provenance.encoder_revision
     weights.write_bytes(content)
@@ -82,7 +83,7 @@ def test_a_kept_file_is_of_the_very_weights_config_and_folder(tiny_clip: Path, t
     config["model_cfg"]["quick_gelu"] = True
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     assert not torch.equal(load_embeddings("digits", encoder=f"local-dir:{folder}").vectors, absolute.vectors)
-    assert taken() == "built here with"
+    assert taken() == "Built the embeddings"
 
 
 def test_a_moved_main_is_another_encoder(
@@ -91,17 +92,17 @@ def test_a_moved_main_is_another_encoder(
     files = {path.name: path.read_bytes() for path in tiny_clip.iterdir()}
     first = server.commit("owner/clip", files)
     old = load_embeddings("digits", encoder="hf-hub:owner/clip", hub=settings)
-    assert (taken(), old.provenance.encoder_revision) == ("built here with", first)
+    assert (taken(), old.provenance.encoder_revision) == ("Built the embeddings", first)
     load_embeddings("digits", encoder="hf-hub:owner/clip", hub=settings)
-    assert taken() == "built here before"
+    assert taken() == "built before"
     weights = files["open_clip_model.safetensors"]
     second = server.commit(
         "owner/clip", {"open_clip_model.safetensors": weights[:-2] + bytes([weights[-2] ^ 0x40, weights[-1]])}
     )
     new = load_embeddings("digits", encoder="hf-hub:owner/clip", hub=settings)
-    assert (taken(), new.provenance.encoder_revision) == ("built here with", second)
+    assert (taken(), new.provenance.encoder_revision) == ("Built the embeddings", second)
     again = load_embeddings("digits", encoder="hf-hub:owner/clip", encoder_revision=first, hub=settings)
-    assert (taken(), again.provenance) == ("built here before", old.provenance)
+    assert (taken(), again.provenance) == ("built before", old.provenance)
     with pytest.raises(EmbeddingError, match="no such revision"):
         load_embeddings("digits", encoder="hf-hub:owner/clip", encoder_revision="no-such-branch", hub=settings)
     with pytest.raises(EmbeddingError, match="pass one of them"):
@@ -117,7 +118,7 @@ def test_kept_embeddings_serve_offline_without_the_weights(
     server.requests.clear()
     bare = dataclasses.replace(settings, cache_dir=tmp_path / "no-weights-here", offline=True)
     found = load_embeddings("digits", encoder="hf-hub:owner/clip", hub=bare)
-    assert (taken(), found.provenance) == ("built here before", online.provenance)
+    assert (taken(), found.provenance) == ("built before", online.provenance)
     assert server.requests == []
     with pytest.raises(EmbeddingError, match="offline mode forbids"):
         load_embeddings("stl10", encoder="hf-hub:owner/clip", hub=bare)
@@ -131,19 +132,19 @@ def test_whatever_decides_the_content_decides_the_file(changed: str, taken: Take
         descriptions_sha256=load_descriptions("digits").sha256,
     )
     kept = ClassEmbeddings(torch.randn(10, 4), load_descriptions("digits").class_names, made)
-    kept.save(_build_path("digits", made))
+    kept.save(kept_path("digits", made))
     assert torch.equal(load_embeddings("digits", encoder="clip-vit-b-16", offline=True).vectors, kept.vectors)
-    assert taken() == "built here before"
+    assert taken() == "built before"
     other = dataclasses.replace(made, **{changed: False if changed == "normalized" else "other"})
-    assert _build_path("digits", other) != _build_path("digits", made)
+    assert kept_path("digits", other) != kept_path("digits", made)
     # A file under the right name that holds something else is not believed.
-    ClassEmbeddings(kept.vectors, kept.class_names, other).save(_build_path("digits", made))
+    ClassEmbeddings(kept.vectors, kept.class_names, other).save(kept_path("digits", made))
     with pytest.raises(EmbeddingError, match="offline mode forbids"):
         load_embeddings("digits", encoder="clip-vit-b-16", offline=True, hub=HubSettings(cache_dir=built))
 
 
 def test_a_manifest_that_trusts_other_bytes_is_heeded() -> None:
-    other = Manifest(bundled={**Manifest.of_wheel().bundled, "cifar10": "0" * 64})
+    other = Manifest(bundled={**Manifest.of_package().bundled, "cifar10": "0" * 64})
     with pytest.raises(EmbeddingError, match="other embeddings 'cifar10' than the given manifest trusts"):
         load_embeddings("cifar10", manifest=other)
     assert load_embeddings("stl10", manifest=other).num_classes == 10
@@ -155,7 +156,7 @@ def test_failures_of_the_hub_are_told_where_nothing_can_be_built(settings: HubSe
     entry = HubEntry(
         name="pets", encoder="ViT-B-16/openai", repo="o/n", revision="0" * 40, file="p.safetensors", sha256="0" * 64
     )
-    with pytest.raises(EmbeddingError, match=r"Hub: o/n.*no such repository.*built here: No descriptions are named"):
+    with pytest.raises(EmbeddingError, match=r"Hub: o/n.*no such repository.*On this machine: No descriptions"):
         load_embeddings("pets", encoder="clip-vit-b-16", hub=settings, manifest=Manifest(bundled={}, hub=(entry,)))
 
 
@@ -163,7 +164,7 @@ def test_clip_offline_says_why_at_once(
     server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RESILIENT_HEADS_CACHE", str(tmp_path))
-    with pytest.raises(EmbeddingError, match=r"none are published.*offline mode forbids.*minilm-l6"):
+    with pytest.raises(EmbeddingError, match=r"this release publishes none.*offline mode forbids.*minilm-l6"):
         load_embeddings("imagenet1k", encoder="clip-vit-b-16", offline=True)
 
 

@@ -95,7 +95,7 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(tmp_path: Path, file
     listing = json.loads((folder / "manifest.json").read_text())
     listing["files"][file] = listing["files"]["pets.safetensors"]
     (folder / "manifest.json").write_text(json.dumps(listing))
-    with pytest.raises(EmbeddingError, match="no file of embeddings in this folder"):
+    with pytest.raises(EmbeddingError, match="not a file of embeddings in this folder"):
         verify_folder(folder)
     listing["files"] = {}
     (folder / "manifest.json").write_text(json.dumps(listing))
@@ -116,7 +116,7 @@ def test_a_folder_can_be_written_again(tmp_path: Path) -> None:
 def test_files_of_somebody_else_are_neither_overwritten_nor_published(tmp_path: Path) -> None:
     mine = made(5).save(tmp_path / "out" / "mine.safetensors").read_bytes()
     for name in ("pets", "mine"):
-        with pytest.raises(EmbeddingError, match="no earlier publication put there"):
+        with pytest.raises(EmbeddingError, match="write_folder did not write there"):
             write_folder({name: made()}, tmp_path / "out")
     assert (tmp_path / "out" / "mine.safetensors").read_bytes() == mine
     assert not (tmp_path / "out" / "manifest.json").exists()

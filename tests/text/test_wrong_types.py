@@ -91,7 +91,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a secret of the wrong type": (lambda _: HubSettings(token=b"secret"), HubError, "token .* of type bytes"),
     "a manifest that is a path": (
         lambda _: rh.load_embeddings("digits", manifest="m.json"),
-        EmbeddingError,
+        ArgumentError,
         "manifest must be a Manifest",
     ),
     "a revision that is a number": (
@@ -118,10 +118,10 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a report on nothing": (lambda _: match_report(["a"], None), DescriptionError, "must be a mapping such as"),
     "publishing in whole numbers": (
         lambda to: write_folder({"a": dog([1.0])}, to, dtype=torch.int8),
-        EmbeddingError,
+        ArgumentError,
         "floating dtype",
     ),
-    "publishing a tensor": (lambda to: write_folder({"a": torch.eye(2)}, to), EmbeddingError, "must be ClassEmb"),
+    "publishing a tensor": (lambda to: write_folder({"a": torch.eye(2)}, to), ArgumentError, "must be a ClassEmb"),
     "no templates": (
         lambda _: rh.ClassDescriptions.match(["dog"], {"dog": ["It barks."]}, templates=None),
         DescriptionError,

@@ -42,7 +42,7 @@ def run_list(arguments: argparse.Namespace) -> None:
     """Print the embeddings in the wheel, and those on the Hub that the wheel's manifest pins."""
     from resilient_heads.text.prebuilt.manifest import Manifest
 
-    manifest = Manifest.of_wheel()
+    manifest = Manifest.of_package()
     for name in sorted(manifest.bundled):
         print(f"{name:12} all-MiniLM-L6-v2      in the wheel")
     for entry in manifest.hub:

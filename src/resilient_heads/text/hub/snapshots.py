@@ -34,26 +34,61 @@ def fetch_snapshot(
     Raises:
         HubError: The files cannot be downloaded.
     """
-    _check_revision(revision)
-    subject = _subject(repo, revision)
-    cached = _cached(repo, revision, files, any_of, settings)
-    if cached is not None and (settings.is_offline or cached.name == revision):
-        return _log_commit(repo, cached, revision)
+    folder = _cached(repo, revision, files, any_of, settings)
+    if folder is None or not (settings.is_offline or folder.name == revision):
+        folder = _newest(repo, revision, files, any_of, settings, cached=folder)
+    if revision != folder.name:
+        logger.warning("Using %s at commit %s. To pin it, pass revision=%r.", repo, folder.name, folder.name)
+    return folder
+
+
+def newest_commit(repo: str, *, revision: str | None, settings: HubSettings) -> str:
+    """Return the commit that :func:`fetch_snapshot` would use, without downloading the files.
+
+    Returns:
+        40 hexadecimal digits, or "" if the cache does not know the commit and the Hub does not answer.
+
+    Raises:
+        HubError: The Hub refuses access, or has no such repository or revision.
+    """
+    cached = _cached(repo, revision, (), (), settings)
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    if not settings.is_offline:
+        try:
+            return str(_listing(repo, revision, settings).sha)
+        except HubError as error:
+            if not error.temporary:
+                raise
+            logger.warning("%s", error)
+    return "" if cached is None else cached.name
+
+
+def _newest(
+    repo: str,
+    revision: str | None,
+    files: Sequence[str],
+    any_of: Sequence[str],
+    settings: HubSettings,
+    *,
+    cached: Path | None,
+) -> Path:
+    """Download the newest commit; return the cached one if the Hub does not answer."""
+    from huggingface_hub import snapshot_download
+
     if settings.is_offline:
-        raise HubError(f"{subject} is not in the cache, and offline mode forbids downloading it.")
+        raise HubError(f"{_subject(repo, revision)} is not in the cache, and offline mode forbids downloading it.")
     try:
         listing = _listing(repo, revision, settings)
     except HubError as error:
         if cached is None or not error.temporary:
             raise
         logger.warning("%s Using the cached commit %s instead.", error, cached.name)
-        return _log_commit(repo, cached, revision)
+        return cached
     names = {sibling.rfilename for sibling in listing.siblings or ()}
     patterns = [*files, *[name for name in any_of if name in names][:1]]
-    from huggingface_hub import snapshot_download
-
-    with translate_errors(f"{subject} could not be downloaded", settings):
-        folder = download(
+    with translate_errors(f"{_subject(repo, revision)} could not be downloaded", settings):
+        return download(
             lambda cache: str(
                 snapshot_download(
                     repo,
@@ -66,39 +101,6 @@ def fetch_snapshot(
             ),
             settings,
         )
-    return _log_commit(repo, folder, revision)
-
-
-def newest_commit(repo: str, *, revision: str | None, settings: HubSettings) -> str:
-    """Return the commit that :func:`fetch_snapshot` would use, without downloading the files.
-
-    Returns:
-        40 hexadecimal digits, or "" if the cache does not know the commit and the Hub does not answer.
-
-    Raises:
-        HubError: The Hub refuses access, or has no such repository or revision.
-    """
-    _check_revision(revision)
-    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
-        return revision
-    if not settings.is_offline:
-        try:
-            return str(_listing(repo, revision, settings).sha)
-        except HubError as error:
-            if not error.temporary:
-                raise
-            logger.warning("%s", error)
-    cached = _cached(repo, revision, (), (), settings)
-    return "" if cached is None else cached.name
-
-
-def _check_revision(revision: str | None) -> None:
-    if revision is not None and (not isinstance(revision, str) or not revision.strip()):
-        raise HubError(f"revision must be a commit, branch or tag, or None for the newest; found {revision!r:.60}.")
-
-
-def _subject(repo: str, revision: str | None) -> str:
-    return f"{repo} at {revision or 'its newest commit'}"
 
 
 def _cached(
@@ -108,6 +110,8 @@ def _cached(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    if revision is not None and (not isinstance(revision, str) or not revision.strip()):
+        raise HubError(f"revision must be a commit, branch or tag, or None for the newest; found {revision!r:.60}.")
     for name in any_of or ("",):
         try:
             folder = snapshot_download(
@@ -134,8 +138,5 @@ def _listing(repo: str, revision: str | None, settings: HubSettings) -> "ModelIn
         return api.model_info(repo, revision=revision or "main", timeout=TIMEOUT)
 
 
-def _log_commit(repo: str, folder: Path, revision: str | None) -> Path:
-    """Log the commit if the caller did not name one, and return the folder."""
-    if revision != folder.name:
-        logger.warning("Using %s at commit %s. To pin it, pass revision=%r.", repo, folder.name, folder.name)
-    return folder
+def _subject(repo: str, revision: str | None) -> str:
+    return f"{repo} at {revision or 'its newest commit'}"

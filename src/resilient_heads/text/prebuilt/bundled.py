@@ -1,8 +1,7 @@
-"""Descriptions and embeddings that ship in the wheel."""
+"""Descriptions and embeddings that are part of the package."""
 
 import hashlib
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 
 from resilient_heads.errors import DescriptionError, EmbeddingError
 from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
@@ -11,60 +10,63 @@ from resilient_heads.text.prebuilt.manifest import Manifest
 
 
 def bundled_names() -> list[str]:
-    """Return the dataset names that ship in the wheel, sorted."""
-    return sorted(Manifest.of_wheel().bundled)
+    """Return the names of the bundled datasets, sorted."""
+    return sorted(Manifest.of_package().bundled)
 
 
 def load_bundled(name: str, *, manifest: Manifest | None = None) -> ClassEmbeddings:
-    """Return the wheel's class embeddings, checked against the manifest's sha256.
+    """Return bundled class embeddings (all-MiniLM-L6-v2, E = 384), checked against the manifest's sha256.
 
     Args:
-        name: One of :func:`bundled_names`, such as ``"cifar100"``. They were made with all-MiniLM-L6-v2 (E = 384)
-            from the descriptions that ship beside them.
-        manifest: What to trust instead of the wheel's manifest.
+        name: One of :func:`bundled_names`, such as ``"cifar100"``.
+        manifest: Embeddings to trust in place of the manifest in the package.
 
     Raises:
-        EmbeddingError: There are no such embeddings, their file is damaged, or it is another than the given manifest
-            trusts.
+        EmbeddingError: No such embeddings are bundled, their file is damaged, or ``manifest`` trusts another file.
     """
-    wheel = Manifest.of_wheel().bundled
-    expected = wheel if manifest is None else manifest.bundled
-    if name not in expected or name not in wheel:
-        raise EmbeddingError(unknown(name))
-    content = (_assets() / "embeddings" / f"{name}.safetensors").read_bytes()
+    packaged = Manifest.of_package().bundled
+    expected = packaged if manifest is None else manifest.bundled
+    if name not in expected or name not in packaged:
+        raise EmbeddingError(unknown_name(name))
+    content = _asset(f"embeddings/{name}.safetensors")
     digest = hashlib.sha256(content).hexdigest()
-    if digest == wheel[name] != expected[name]:
-        raise EmbeddingError(
-            f"This release bundles other embeddings {name!r} than the given manifest trusts: sha256 {digest[:12]}, "
-            f"expected {expected[name][:12]}. Install the release that the manifest belongs to."
-        )
     if digest != expected[name]:
-        raise EmbeddingError(
-            f"The bundled embeddings {name!r} are damaged (sha256 {digest[:12]}, expected {expected[name][:12]}); "
-            "reinstall the package."
-        )
+        found = f"sha256 {digest[:12]}, expected {expected[name][:12]}"
+        if digest == packaged[name]:
+            raise EmbeddingError(
+                f"This release bundles other embeddings {name!r} than the given manifest trusts ({found}). Install the "
+                "release that the manifest belongs to."
+            )
+        raise EmbeddingError(f"The bundled embeddings {name!r} are damaged ({found}); reinstall the package.")
     return ClassEmbeddings.from_bytes(content, name=f"{name}.safetensors")
 
 
 def load_descriptions(name: str) -> ClassDescriptions:
-    """Return the class descriptions behind the bundled embeddings ``name``; its ``class_names`` is the class order.
+    """Return the bundled class descriptions of a dataset, with the classes in the order of its labels.
+
+    Args:
+        name: ``"imagenet1k"``, ``"cifar10"``, ``"cifar100"``, ``"stl10"``, ``"food101"`` or ``"digits"``.
 
     Raises:
-        DescriptionError: There are no such descriptions.
+        DescriptionError: No such descriptions are bundled.
+
+    Example:
+        >>> import resilient_heads as rh
+        >>> rh.load_descriptions("cifar10").class_names[:3]
+        ('airplane', 'automobile', 'bird')
     """
     if name not in bundled_names():
         raise DescriptionError(f"No descriptions are named {name!r}; available: {', '.join(bundled_names())}.")
-    content = (_assets() / "descriptions" / f"{name}.json").read_bytes()
-    return ClassDescriptions.from_bytes(content, name=f"{name}.json")
+    return ClassDescriptions.from_bytes(_asset(f"descriptions/{name}.json"), name=f"{name}.json")
 
 
-def unknown(name: str) -> str:
-    """Return the message about a dataset name that the library does not know."""
+def unknown_name(name: object) -> str:
+    """Return the message about a dataset that the library does not know."""
     return (
-        f"No embeddings are named {name!r}; available: {', '.join(bundled_names())}. For other classes build "
-        "them: resilient_heads.embed_classes(ClassDescriptions.match(names, descriptions), encoder)."
+        f"No embeddings are named {name!r}; available: {', '.join(bundled_names())}. For other classes, build "
+        "embeddings: rh.embed_classes(rh.ClassDescriptions.match(names, descriptions), encoder)."
     )
 
 
-def _assets() -> Traversable:
-    return files("resilient_heads.assets")
+def _asset(path: str) -> bytes:
+    return files("resilient_heads.assets").joinpath(path).read_bytes()

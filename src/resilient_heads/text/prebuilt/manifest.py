@@ -1,8 +1,8 @@
-"""Which prebuilt embeddings exist, where, and the digests that prove them."""
+"""``Manifest``: which prebuilt embeddings exist, and the digests that pin them."""
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from typing import Any, Self
@@ -12,7 +12,7 @@ from resilient_heads.errors import EmbeddingError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HubEntry:
-    """Embeddings published on the Hub, pinned.
+    """Published embeddings, pinned by commit and sha256.
 
     Attributes:
         name: Dataset name, such as ``"imagenet1k"``.
@@ -21,6 +21,9 @@ class HubEntry:
         revision: Commit, 40 hexadecimal digits.
         file: Path in the repository.
         sha256: Hex digest of the file.
+
+    Raises:
+        EmbeddingError: ``repo``, ``revision`` or ``sha256`` has another form.
     """
 
     name: str
@@ -33,26 +36,24 @@ class HubEntry:
     def __post_init__(self) -> None:
         for field, pattern in (("revision", "[0-9a-f]{40}"), ("sha256", "[0-9a-f]{64}"), ("repo", r"[^/\s]+/[^/\s]+")):
             if not re.fullmatch(pattern, str(getattr(self, field))):
-                raise EmbeddingError(
-                    f"{field} of published embeddings must match {pattern}, found {getattr(self, field)!r}."
-                )
+                raise EmbeddingError(f"{field} must match {pattern}, found {getattr(self, field)!r:.80}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What the library trusts.
+    """The embeddings that ``load_embeddings`` trusts.
 
     Attributes:
-        bundled: Dataset name to sha256 of the embeddings' file in the wheel; all are of one encoder, MiniLM.
-        hub: Published embeddings. Empty where nothing has been published.
+        bundled: Dataset name to sha256 of the MiniLM embeddings in the package.
+        hub: Published embeddings.
     """
 
     bundled: Mapping[str, str]
     hub: tuple[HubEntry, ...] = ()
 
     @classmethod
-    def of_wheel(cls) -> Self:
-        """Return the manifest that ships in the wheel."""
+    def of_package(cls) -> Self:
+        """Return the manifest in the package."""
         return cls.from_bytes(files("resilient_heads.assets").joinpath("manifest.json").read_bytes())
 
     @classmethod
@@ -60,7 +61,7 @@ class Manifest:
         """Read what :meth:`to_bytes` wrote.
 
         Raises:
-            EmbeddingError: It is something else.
+            EmbeddingError: The content is not a manifest.
         """
         try:
             record: Any = json.loads(content)
@@ -69,15 +70,10 @@ class Manifest:
             raise EmbeddingError(f"The manifest of embeddings is damaged: {error!r}.") from error
 
     def to_bytes(self) -> bytes:
-        """Return JSON; equal manifests are equal bytes."""
+        """Return the manifest as JSON; equal manifests give equal bytes."""
         hub = [asdict(entry) for entry in sorted(self.hub, key=lambda entry: (entry.name, entry.encoder))]
         return (json.dumps({"bundled": dict(sorted(self.bundled.items())), "hub": hub}, indent=2) + "\n").encode()
 
     def find(self, name: str, encoder: str) -> HubEntry | None:
-        """Return where embeddings are published, or None."""
+        """Return the published embeddings of a dataset with an encoder, or None."""
         return next((entry for entry in self.hub if (entry.name, entry.encoder) == (name, encoder)), None)
-
-    def with_published(self, entries: Iterable[HubEntry]) -> Self:
-        """Return a manifest that also pins these, in place of older ones of the same name and encoder."""
-        merged = {(entry.name, entry.encoder): entry for entry in (*self.hub, *entries)}
-        return type(self)(bundled=self.bundled, hub=tuple(merged.values()))

@@ -1,4 +1,4 @@
-"""Publish class embeddings: a folder that says what it is and proves what it holds, and its upload to the Hub."""
+"""Publish class embeddings: write a folder, verify it, upload it to the Hub."""
 
 import dataclasses
 import hashlib
@@ -6,10 +6,12 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from resilient_heads.checks import instance_of
 from resilient_heads.errors import EmbeddingError
 from resilient_heads.files import as_path, file_sha256, write_atomic
 from resilient_heads.text.embeddings import ClassEmbeddings
@@ -19,8 +21,17 @@ from resilient_heads.text.prebuilt.card import CARD, dataset_card
 from resilient_heads.text.prebuilt.manifest import HubEntry
 
 _MANIFEST = "manifest.json"
-_MARK = "OWNER-AND-NAME"
+_PLACEHOLDER = "OWNER-AND-NAME"
 _FORMAT = "resilient_heads.published/1"
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A file as the folder's manifest lists it."""
+
+    name: str
+    sha256: str
+    encoder: str
 
 
 def write_folder(
@@ -30,122 +41,96 @@ def write_folder(
     licence: str = "apache-2.0",
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write embeddings, their manifest and a dataset card; equal input gives equal bytes.
+    """Write embeddings, a manifest and a dataset card into a folder. Equal input gives equal bytes.
 
-    Files of an earlier publication in the same folder that are no part of this one are removed.
+    Files that an earlier call wrote into the folder are replaced or removed; other files are never touched.
 
     Args:
-        embeddings: Dataset name (letters, digits, ``-``, ``_``, ``.``) to embeddings; several encoders may share one.
-        folder: Where to write.
+        embeddings: Dataset name to embeddings. A name consists of letters, digits, ``-``, ``_`` and ``.``.
+        folder: The folder.
         licence: Licence identifier for the card.
-        dtype: Dtype of the stored vectors; None stores them as they are.
+        dtype: Floating dtype of the stored vectors; None keeps theirs.
 
     Raises:
-        EmbeddingError: No embeddings, a name that makes no file name, vectors that overflow ``dtype``, or a folder with
-            embeddings, a manifest or a card that are of no earlier publication.
+        ArgumentError: ``embeddings`` or ``dtype`` has the wrong type.
+        EmbeddingError: There are no embeddings, a name cannot be a file name, a vector overflows in ``dtype``, or the
+            folder has a manifest, a card or embeddings that no earlier call wrote.
     """
     folder = as_path(folder, "folder", error=EmbeddingError)
-    if not isinstance(embeddings, Mapping):
-        raise EmbeddingError(f"embeddings must map names to ClassEmbeddings, found {embeddings!r:.60}.")
+    instance_of("embeddings", embeddings, Mapping, example='{"pets": embeddings}')  # type: ignore[type-abstract]
     if not embeddings:
         raise EmbeddingError("There is nothing to publish; pass at least one set of embeddings.")
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise EmbeddingError(f"dtype must be a floating dtype such as torch.float16, found {dtype!r:.60}.")
-    for name, own in embeddings.items():
-        if not isinstance(own, ClassEmbeddings):
-            raise EmbeddingError(
-                f"{name!r} must be ClassEmbeddings, found {own!r:.60}; ClassEmbeddings.load reads a file."
-            )
+    for name, value in embeddings.items():
+        instance_of(f"embeddings[{name!r}]", value, ClassEmbeddings, example="ClassEmbeddings.load(path)")
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise EmbeddingError(f"{name!r} makes no file name; use letters, digits, '-', '_' and '.'.")
-        stored = own.vectors.to(dtype)
-        if not bool(stored.isfinite().all()):
-            raise EmbeddingError(f"The embeddings {name!r} overflow {dtype}; publish them as torch.float32.")
-        if bool(stored.eq(0).all(dim=1).any()):
-            raise EmbeddingError(f"In {dtype} a vector of {name!r} is all zeros; publish them as torch.float32.")
-    old = _earlier(folder, {f"{name}.safetensors" for name in embeddings})
-    files: dict[str, dict[str, object]] = {}
-    for name, own in sorted(embeddings.items()):
-        path = own.save(folder / f"{name}.safetensors", dtype=dtype)
-        files[path.name] = {
+            raise EmbeddingError(f"{name!r} cannot be a file name; use letters, digits, '-', '_' and '.'.")
+        value.vectors_as(dtype)
+    outdated = _outdated_files(folder, {f"{name}.safetensors" for name in embeddings})
+    records: dict[str, dict[str, object]] = {}
+    for name, value in sorted(embeddings.items()):
+        path = value.save(folder / f"{name}.safetensors", dtype=dtype)
+        records[path.name] = {
             "name": name,
             "sha256": file_sha256(path),
-            "classes": own.num_classes,
-            "dimensions": own.embed_dim,
-            "dtype": str(dtype or own.vectors.dtype).removeprefix("torch."),
-            "provenance": dataclasses.asdict(own.provenance),
+            "classes": value.num_classes,
+            "dimensions": value.embed_dim,
+            "dtype": str(dtype or value.vectors.dtype).removeprefix("torch."),
+            "provenance": dataclasses.asdict(value.provenance),
         }
-    listing = {"format": _FORMAT, "licence": licence, "files": files}
-    write_atomic(folder / _MANIFEST, (json.dumps(listing, indent=2, sort_keys=True) + "\n").encode())
-    write_atomic(folder / CARD, dataset_card(listing).encode())
-    for path in old:
+    manifest = {"format": _FORMAT, "licence": licence, "files": records}
+    write_atomic(folder / _MANIFEST, (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
+    write_atomic(folder / CARD, dataset_card(manifest).encode())
+    for path in outdated:
         path.unlink(missing_ok=True)
     return folder
 
 
-def _earlier(folder: Path, kept: set[str]) -> list[Path]:
-    """Return the files of an earlier publication that go; refuse a folder that holds files of somebody else."""
-    present = {path.name for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
-    about = [name for name in (_MANIFEST, CARD) if (folder / name).exists()]
-    if not present and not about:
-        return []
-    if about and _MANIFEST not in about:
-        raise EmbeddingError(f"{folder} holds {CARD}, which no earlier publication put there; name another folder.")
-    listed = set(_files(folder)) if about else set()  # raises where the manifest is somebody else's
-    if spare := sorted(present - listed):
-        raise EmbeddingError(
-            f"{folder} holds {', '.join(spare)}, which no earlier publication put there; name another folder."
-        )
-    return [folder / name for name in sorted(present - kept)]
-
-
 def verify_folder(folder: str | os.PathLike[str], *, manifest_sha256: str | None = None) -> dict[str, ClassEmbeddings]:
-    """Check a folder of :func:`write_folder` against its manifest.
+    """Check a folder of :func:`write_folder` against its manifest, and return its embeddings by dataset name.
 
     Args:
         folder: The folder.
-        manifest_sha256: Hex digest that its manifest must have; through it, every file is pinned.
-
-    Returns:
-        Dataset name to embeddings.
+        manifest_sha256: Hex digest that the manifest must have. It pins every file, since the manifest lists their
+            digests.
 
     Raises:
-        EmbeddingError: There is no manifest or another one, or a file is missing, damaged, or no part of it.
+        EmbeddingError: The manifest is missing or another one, or a file is missing, damaged or not listed.
     """
     folder = as_path(folder, "folder", error=EmbeddingError)
-    files = _files(folder)
-    if manifest_sha256 is not None and (found_digest := file_sha256(folder / _MANIFEST)) != manifest_sha256.lower():
-        raise EmbeddingError(f"{folder / _MANIFEST} has sha256 {found_digest}, expected {manifest_sha256}.")
-    spare = {path.name for path in folder.glob("*.safetensors")} - set(files)
-    if spare:
-        raise EmbeddingError(f"{folder} also holds {', '.join(sorted(spare))}, which its {_MANIFEST} does not list.")
-    found = {}
-    for file, record in files.items():
+    files = _read_manifest(folder)
+    digest = file_sha256(folder / _MANIFEST)
+    if manifest_sha256 is not None and digest != manifest_sha256.lower():
+        raise EmbeddingError(f"{folder / _MANIFEST} has sha256 {digest}, expected {manifest_sha256}.")
+    unlisted = {path.name for path in folder.glob("*.safetensors")} - set(files)
+    if unlisted:
+        raise EmbeddingError(f"{folder} also has {', '.join(sorted(unlisted))}, which its {_MANIFEST} does not list.")
+    verified = {}
+    for file, listed in files.items():
         path = folder / file
         if not path.is_file():
             raise EmbeddingError(f"{path} is missing.")
         content = path.read_bytes()
-        if (digest := hashlib.sha256(content).hexdigest()) != record["sha256"]:
-            raise EmbeddingError(f"{path} is damaged: sha256 {digest[:12]}, expected {str(record['sha256'])[:12]}.")
-        found[record["name"]] = ClassEmbeddings.from_bytes(content, name=str(path))
-    return found
+        if (digest := hashlib.sha256(content).hexdigest()) != listed.sha256:
+            raise EmbeddingError(f"{path} is damaged: sha256 {digest[:12]}, expected {listed.sha256[:12]}.")
+        verified[listed.name] = ClassEmbeddings.from_bytes(content, name=str(path))
+    return verified
 
 
 def publish(
     folder: str | os.PathLike[str], repo: str, *, private: bool = False, hub: HubSettings | None = None
 ) -> tuple[HubEntry, ...]:
-    """Upload a folder of :func:`write_folder` as a dataset repository.
+    """Upload a folder of :func:`write_folder` as a dataset repository, and return what pins each file.
 
-    The card says from then on where it is published, unless somebody has written another one.
+    The function writes the repository's name into the card, unless somebody has edited the card.
 
     Args:
         folder: The folder; it is verified first.
-        repo: ``"owner/name"``; made if it does not exist.
+        repo: ``"owner/name"``; created if it does not exist.
         private: Make a new repository private.
-        hub: How the Hub is reached.
+        hub: How to reach the Hub.
 
     Returns:
-        What pins each file: enter it in a :class:`~resilient_heads.text.prebuilt.manifest.Manifest`.
+        Entries for :class:`~resilient_heads.text.prebuilt.manifest.Manifest`.
 
     Raises:
         EmbeddingError: The folder does not verify.
@@ -153,10 +138,10 @@ def publish(
     """
     folder = as_path(folder, "folder", error=EmbeddingError)
     settings = HubSettings.from_options(hub)
-    check_upload(repo, settings)
     verify_folder(folder)
-    files = _files(folder)
-    _sign_card(folder, repo)
+    check_upload(repo, settings)
+    files = _read_manifest(folder)
+    _name_repository(folder, repo)
     commit = upload_folder(
         folder,
         repo,
@@ -167,48 +152,51 @@ def publish(
         settings=settings,
     )
     return tuple(
-        HubEntry(
-            name=record["name"],
-            encoder=record["encoder"],
-            repo=repo,
-            revision=commit,
-            file=file,
-            sha256=record["sha256"],
-        )
-        for file, record in files.items()
+        HubEntry(name=listed.name, encoder=listed.encoder, repo=repo, revision=commit, file=file, sha256=listed.sha256)
+        for file, listed in files.items()
     )
 
 
-def _sign_card(folder: Path, repo: str) -> None:
-    """Put the repository into the card that :func:`write_folder` wrote; leave a card of somebody else alone."""
-    listing = json.loads((folder / _MANIFEST).read_bytes())
+def _outdated_files(folder: Path, kept: set[str]) -> list[Path]:
+    """Return the files of an earlier call that go; refuse a folder with files that no earlier call wrote."""
+    present = {path.name for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
+    has_manifest, has_card = (folder / _MANIFEST).exists(), (folder / CARD).exists()
+    foreign = sorted(present - set(_read_manifest(folder))) if has_manifest else sorted(present)
+    if has_card and not has_manifest:
+        foreign.append(CARD)
+    if foreign:
+        raise EmbeddingError(
+            f"{folder} has {', '.join(foreign)}, which write_folder did not write there; name another folder."
+        )
+    return [folder / name for name in sorted(present - kept)]
+
+
+def _name_repository(folder: Path, repo: str) -> None:
+    """Write the repository's name into the card, unless somebody has edited it."""
+    manifest = json.loads((folder / _MANIFEST).read_bytes())
     card = folder / CARD
-    # Any card of ours is the same but for the repository, whichever that was the last time.
-    own = re.escape(dataset_card(listing, repo=_MARK)).replace(re.escape(_MARK), r"[^\s\"]+")
-    content = card.read_text(encoding="utf-8") if card.is_file() else dataset_card(listing)
-    if content == dataset_card(listing) or re.fullmatch(own, content):
-        write_atomic(card, dataset_card(listing, repo=repo).encode())
+    # A card of an earlier upload differs in the name of the repository only.
+    earlier = re.escape(dataset_card(manifest, repo=_PLACEHOLDER)).replace(re.escape(_PLACEHOLDER), r"[^\s\"]+")
+    content = card.read_text(encoding="utf-8") if card.is_file() else dataset_card(manifest)
+    if content == dataset_card(manifest) or re.fullmatch(earlier, content):
+        write_atomic(card, dataset_card(manifest, repo=repo).encode())
 
 
-def _files(folder: Path) -> dict[str, dict[str, str]]:
-    """Read the manifest: file to its record."""
+def _read_manifest(folder: Path) -> dict[str, _Listed]:
+    """Return the files that the folder's manifest lists."""
     try:
-        listing = json.loads((folder / _MANIFEST).read_bytes())
-        if listing["format"] != _FORMAT:
-            raise ValueError(f"format {listing['format']!r}")
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        if manifest["format"] != _FORMAT:
+            raise ValueError(f"format {manifest['format']!r}")
         files = {
-            str(file): {
-                "name": str(record["name"]),
-                "sha256": str(record["sha256"]),
-                "encoder": str(record["provenance"]["encoder"]),
-            }
-            for file, record in listing["files"].items()
+            str(file): _Listed(str(record["name"]), str(record["sha256"]), str(record["provenance"]["encoder"]))
+            for file, record in manifest["files"].items()
         }
         for file in files:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors", file):
-                raise ValueError(f"it lists {file!r}, which is no file of embeddings in this folder")
+                raise ValueError(f"it lists {file!r}, which is not a file of embeddings in this folder")
         if not files:
             raise ValueError("it lists no file")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise EmbeddingError(f"{folder} is no folder of published embeddings: {error!r}.") from error
+        raise EmbeddingError(f"{folder} is not a folder of published embeddings: {error!r}.") from error
     return files
