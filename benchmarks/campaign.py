@@ -1,24 +1,35 @@
-"""Trials a second of a campaign, against other injection tools and the plain forward pass, in one process.
+"""Measure the trials per second of a campaign.
+
+Compare with other fault injection tools and with plain forward passes of the model, in one process:
 
     pip install -e ".[demo]" && pip install --no-deps pytorchfi==0.6.0 mrfi==2.1.0 pyyaml scipy
     python benchmarks/campaign.py resnet18 resnet50 vit_b_16
     python benchmarks/campaign.py resnet20 --weights resnet20.th
 
-Every tool strikes all Conv2d and Linear outputs equally often, each image of a batch in its own neuron, in its best
-batched use. A rate counts everything: golden passes, recording, judging, hooks. Peers run the same full pass whichever
-layer they strike, so a batch at each of a few layers gives their rate; ours is that of a whole campaign, in which the
-recording at its start counts less the longer it is. What is only imported once counts for nobody. Ratios are the
-figure, seconds are this machine's.
+Compare with another source tree of this library, in processes that take turns:
+
+    python benchmarks/campaign.py resnet20 --against PATH/src --batches 4
+
+Every tool injects into all Conv2d and Linear outputs equally often, in its fastest batched use: one neuron of each
+image of a batch. A rate counts everything that a tool does: golden passes, recording, outcomes, hooks. The other tools
+run the same full pass for every layer, so one batch at each of a few layers gives their rate. Ours is the rate of a
+whole campaign; the longer it is, the less the recording at its start counts. Imports are not counted. Compare the
+ratios: the rates themselves depend on the machine.
 """
 
 import argparse
 import copy
 import importlib.util
 import itertools
+import os
+import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from resnet20 import ResNet20
@@ -27,11 +38,11 @@ from torch import Tensor, nn
 import resilient_heads as rh
 
 SIZES = {"resnet20": (32, 128, 128), "resnet18": (224, 32, 64), "resnet50": (224, 32, 32), "vit_b_16": (224, 32, 16)}
-"""Model to (pixels, batch, batches of trials a layer)."""
+"""Model to (pixels, batch size, batches of trials at each layer)."""
 
 
 class Clock:
-    """Trials of one tool and the seconds that they took."""
+    """The trials of one tool, and the seconds that they took."""
 
     def __init__(self, device: torch.device) -> None:
         self.trials, self.seconds = 0, 0.0
@@ -39,7 +50,7 @@ class Clock:
         self._start = 0.0
 
     def start(self) -> None:
-        """Begin, or go on."""
+        """Start or continue."""
         self._start = self._now()
 
     def stop(self) -> None:
@@ -48,7 +59,7 @@ class Clock:
 
     @property
     def per_second(self) -> float:
-        """Trials a second."""
+        """Trials per second."""
         return self.trials / self.seconds
 
     def _now(self) -> float:
@@ -62,7 +73,7 @@ Pass = Callable[[], None]
 
 
 def build(name: str, weights: Path | None) -> nn.Module:
-    """Return a model in evaluation mode; without weights it is initialised at random."""
+    """Return a model in evaluation mode; random if no weights are given."""
     torch.manual_seed(0)
     if name == "resnet20":
         model: nn.Module = ResNet20()
@@ -71,7 +82,7 @@ def build(name: str, weights: Path | None) -> nn.Module:
 
         model = torchvision.models.get_model(name, weights=None)
         for layer in model.modules():
-            if isinstance(layer, nn.Linear) and not layer.weight.any():  # as ViT's head starts, with equal logits
+            if isinstance(layer, nn.Linear) and not layer.weight.any():  # the head of a new ViT
                 nn.init.normal_(layer.weight, std=0.02)
     if weights is not None:
         state = torch.load(weights, weights_only=True, map_location="cpu")
@@ -81,7 +92,7 @@ def build(name: str, weights: Path | None) -> nn.Module:
 
 
 def pytorchfi(model: nn.Module, images: Tensor, layers: int) -> Pass:
-    """PyTorchFI's batched use: a declared value in one neuron of each image, all in one layer."""
+    """Return a pass of PyTorchFI in batched use: a value in one neuron of each image, all in one layer."""
     from pytorchfi import core  # type: ignore[import-not-found, unused-ignore]
 
     injector = core.fault_injection(
@@ -118,7 +129,7 @@ def pytorchfi(model: nn.Module, images: Tensor, layers: int) -> Pass:
 
 
 def mrfi(model: nn.Module, images: Tensor, layers: int) -> Pass:
-    """MRFI's batched use: a random bit of one random output neuron of each image."""
+    """Return a pass of MRFI in batched use: a random bit of one random neuron of each image, all in one layer."""
     from mrfi import MRFI, EasyConfig  # type: ignore[import-not-found, unused-ignore]
 
     config = EasyConfig.load_string(
@@ -136,7 +147,7 @@ faultinject:
     module_type: [Conv2d, Linear]
 """
     )
-    faulty = MRFI(copy.deepcopy(model), config)  # it leaves attributes behind that cannot be copied
+    faulty = MRFI(copy.deepcopy(model), config)  # MRFI leaves attributes behind that cannot be copied
     switches = faulty.get_activation_configs(is_out=True)
     if len(switches) != layers:
         print(f"    MRFI reaches {len(switches)} of {layers} layers; its rate is that of the layers it reaches")
@@ -151,14 +162,16 @@ faultinject:
     return run
 
 
-def race(model: nn.Module, images: Tensor, batches: int, often: int) -> tuple[dict[str, Clock], rh.CampaignResult]:
-    """Run a campaign, and let every other tool make a pass whenever it has done some batches of trials.
+def compare_tools(
+    model: nn.Module, images: Tensor, batches: int, passes: int
+) -> tuple[dict[str, Clock], rh.CampaignResult]:
+    """Run a campaign, and passes of every other tool in between, as the speed of a machine varies over time.
 
     Args:
-        model: Where to strike.
+        model: The model.
         images: One batch.
-        batches: Of trials for each layer.
-        often: How many passes each of the others makes.
+        batches: Batches of trials at each layer.
+        passes: Passes of each other tool.
     """
     device = images.device
     labels = model(images).argmax(dim=1)
@@ -169,69 +182,133 @@ def race(model: nn.Module, images: Tensor, batches: int, often: int) -> tuple[di
     if importlib.util.find_spec("mrfi") is not None:
         others["MRFI 2.1.0"] = mrfi(model, images, layers)
     clocks = {name: Clock(device) for name in (*others, "resilient_heads")}
-    own = clocks["resilient_heads"]
+    own_clock = clocks["resilient_heads"]
     for run in others.values():
-        run()  # what is only set up once counts for nobody
-    made = 0
+        run()  # setup is not counted
+    passes_done = 0
 
-    def between(done: int, total: int) -> None:
-        nonlocal made
-        if done * often < made * total:
+    def run_others(done: int, total: int) -> None:
+        nonlocal passes_done
+        if done * passes < passes_done * total:
             return
-        own.stop()
-        made += 1
+        own_clock.stop()
+        passes_done += 1
         for name, run in others.items():
             clocks[name].start()
             run()
             clocks[name].stop()
             clocks[name].trials += len(images)
-        own.start()
+        own_clock.start()
 
-    own.start()
-    result = rh.run_campaign(
-        model,
-        (images, labels),
-        protocol="raw",
-        trials_per_site=batches * len(images),
-        batch_size=len(images),
-        progress=between,
-    )
-    own.stop()
-    own.trials = len(result.trials)
+    own_clock.start()
+    result = run_campaign(model, images, labels, batches, progress=run_others)
+    own_clock.stop()
+    own_clock.trials = len(result.trials)
     return clocks, result
 
 
+def run_campaign(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    batches: int,
+    *,
+    trials_argument: str = "trials_per_site",
+    progress: bool | Callable[[int, int], object] = False,
+) -> rh.CampaignResult:
+    """Run a campaign of so many batches of trials at each site."""
+    choices: dict[str, Any] = {trials_argument: batches * len(images), "progress": progress}
+    return rh.run_campaign(model, (images, labels), protocol="raw", batch_size=len(images), **choices)
+
+
+def rate(model: nn.Module, images: Tensor, batches: int, trials_argument: str) -> float:
+    """Return the trials per second of a campaign."""
+    labels = model(images).argmax(dim=1)
+    clock = Clock(images.device)
+    clock.start()
+    result = run_campaign(model, images, labels, batches, trials_argument=trials_argument)
+    clock.stop()
+    clock.trials = len(result.trials)
+    return clock.per_second
+
+
+def compare_trees(name: str, args: argparse.Namespace) -> None:
+    """Run campaigns of this tree and of another one in turn, and print the median ratio of their rates."""
+    here = Path(rh.__file__).parents[1]
+    options = [name, "--threads", str(args.threads), "--device", args.device, "--rate-only"]
+    options += ["--weights", str(args.weights)] if args.weights else []
+    options += ["--batches", str(args.batches)] if args.batches else []
+    trees = {"this": (here, "trials_per_site"), "other": (args.against, args.against_argument)}
+    ratios = []
+    for turn in range(args.rounds):
+        rates = {}
+        for tree in ("this", "other") if turn % 2 else ("other", "this"):
+            source, argument = trees[tree]
+            command = [sys.executable, __file__, *options, "--trials-argument", argument]
+            environment = {**os.environ, "PYTHONPATH": str(source)}
+            run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            rates[tree] = float(run.stdout)
+        ratios.append(rates["this"] / rates["other"])
+        print(
+            f"{name}: this tree {rates['this']:.1f} trials/s, {args.against} {rates['other']:.1f} trials/s, "
+            f"ratio {ratios[-1]:.3f}",
+            flush=True,
+        )
+    print(f"{name}: median ratio of {len(ratios)} rounds {statistics.median(ratios):.3f}")
+
+
 def main() -> None:
-    """Print a table for each model."""
+    """Print the rates for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", choices=SIZES, metavar="MODEL", help=", ".join(SIZES))
     parser.add_argument("--weights", type=Path, help="a state dict for the model")
-    parser.add_argument("--batches", type=int, help="batches of trials a layer in our campaign; else as in SIZES")
-    parser.add_argument("--passes", type=int, default=42, help="passes of every other tool, in between")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batches", type=int, help="batches of trials at each layer; default: a number for each model")
+    parser.add_argument("--passes", type=int, default=42, help="passes of every other tool during the campaign")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--device", default="cpu", help="a PyTorch device, such as cuda")
+    parser.add_argument("--against", type=Path, metavar="PATH/src", help="another source tree of this library")
+    parser.add_argument(
+        "--against-argument",
+        default="trials_per_site",
+        metavar="NAME",
+        help="the argument of run_campaign in the other tree that takes the number of trials at each site",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="campaigns of each tree with --against")
+    parser.add_argument("--rate-only", action="store_true", help="print only the trials per second of this library")
+    parser.add_argument("--trials-argument", default="trials_per_site", help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore")
+    if args.against is not None:
+        for name in args.models:
+            compare_trees(name, args)
+        return
     device = torch.device(args.device)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.threads} threads"
     with torch.no_grad():
         small = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).to(device)
-        race(small, torch.eye(4, device=device).reshape(4, 1, 2, 2), 1, 0)  # imports
+        rate(small, torch.eye(4, device=device).reshape(4, 1, 2, 2), 1, args.trials_argument)  # imports
         for name in args.models:
-            pixels, batch, batches = SIZES[name]
+            pixels, batch_size, batches = SIZES[name]
             model = build(name, args.weights).to(device)
-            images = torch.randn(batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)).to(device)
-            clocks, result = race(model, images, args.batches or batches, args.passes)
-            masked = float((result.trials.outcome == 0).mean())
-            trials = f"{len(result.trials):,} trials at {len(result.sites)} sites, {masked:.0%} masked"
-            print(f"{name}, {pixels} pixels, batch {batch}, {where}: {trials}")
-            own = clocks["resilient_heads"].per_second
-            for tool, clock in clocks.items():
-                rate = f"{clock.per_second:9.1f} trials/s"
-                print(
-                    f"    {tool:16} {rate}   resilient_heads is {own / clock.per_second:.2f} times as fast", flush=True
-                )
+            images = torch.randn(batch_size, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)).to(device)
+            if args.rate_only:
+                print(rate(model, images, args.batches or batches, args.trials_argument))
+            else:
+                print_tools(name, *compare_tools(model, images, args.batches or batches, args.passes))
+
+
+def print_tools(name: str, clocks: dict[str, Clock], result: rh.CampaignResult) -> None:
+    """Print the rate of every tool, and how many times as fast this library is."""
+    pixels, batch_size, _ = SIZES[name]
+    masked = float((result.trials.outcome == 0).mean())
+    print(f"{name}, {pixels} pixels, batch size {batch_size}, {torch.get_num_threads()} threads")
+    print(f"    {len(result.trials):,} trials at {len(result.sites)} sites, {masked:.0%} masked")
+    own = clocks["resilient_heads"].per_second
+    for tool, clock in clocks.items():
+        ratio = own / clock.per_second
+        print(
+            f"    {tool:16} {clock.per_second:9.1f} trials/s   resilient_heads is {ratio:.2f} times as fast", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The small network that much of the literature on faults strikes."""
+"""ResNet-20 for CIFAR-10, a small network that many papers on fault injection use."""
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class Block(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the block's change to its input."""
+        """Return the input plus what the block adds."""
         out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
         if self.stride > 1:
             channels = out.shape[1] // 4
