@@ -145,10 +145,7 @@ def inject_and_rerun(
     tensor, memory = recorded.copy_source(golden)
     tensor[index] = values
     faulty = tensor.clone(memory_format=torch.preserve_format)
-    result = runner.run(recorded.forward_slice, golden, memory)
-    logits = recorded.logits.clone()
-    logits[result.images] = result.logits
-    return faulty, logits
+    return faulty, runner.run(recorded.forward_slice, golden, recorded.logits, memory)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

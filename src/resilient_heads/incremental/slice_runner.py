@@ -1,6 +1,6 @@
 """Run a forward slice again after a change of its source, on as few rows as possible."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 from resilient_heads.incremental.recording.execute import run_step
 from resilient_heads.incremental.recording.forward_slice import ComparisonPoint, ForwardSlice
 from resilient_heads.incremental.recording.recorded_pass import RecordedPass
-from resilient_heads.incremental.recording.tape import BufferVersion, View, copy_memory
+from resilient_heads.incremental.recording.tape import BufferVersion, GoldenContent, View, copy_memory
 from resilient_heads.incremental.recording.words import words
 from resilient_heads.incremental.windows.crops import as_tensor, paste_
 from resilient_heads.incremental.windows.window_runner import WindowRunner, WindowState
@@ -23,28 +23,9 @@ _COMPARISON_COST = 0.3
 """Cost of comparing a row, in expensive operations on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class RerunResult:
-    """The rows that a fault has changed up to the logits.
-
-    Attributes:
-        images: ``(n,)``, positions in the batch. All other rows have golden logits.
-        logits: ``(n, C)``.
-    """
-
-    images: Tensor
-    logits: Tensor
-
-
 @dataclass(slots=True)
 class _Statistics:
-    """What the comparisons at one point have found so far.
-
-    Attributes:
-        comparisons: How often rows were compared.
-        rows: How many were compared.
-        golden_rows: How many of them had become golden.
-    """
+    """Comparisons at one point so far, the rows that they compared, and how many of these had become golden."""
 
     comparisons: int = 0
     rows: int = 0
@@ -52,20 +33,24 @@ class _Statistics:
 
 
 @dataclass(slots=True)
-class _State:
-    """Rows at one point of a rerun.
+class _Rerun:
+    """A rerun at one of its operations.
 
     Attributes:
+        forward_slice: What to run.
+        golden: Golden content.
         recorded: The pass of the present batch size.
-        images: ``(n,)``, positions in the full batch of the rows that are run; rows beyond them are padding.
+        images: ``(n,)``, positions in the full batch of the rows that still run; the rows behind them are padding.
         buffers: Memory of the buffers that depend on the source.
-        golden_rows: Golden content of the rows that are run.
+        golden_rows: Golden content of the rows that still run.
         steps_done: Number of operations of the slice that have run.
     """
 
+    forward_slice: ForwardSlice
+    golden: GoldenContent
     recorded: RecordedPass
     images: Tensor
-    buffers: dict[int, Tensor]
+    buffers: dict[int, Tensor] = field(default_factory=dict)
     golden_rows: dict[BufferVersion, Tensor] = field(default_factory=dict)
     steps_done: int = 0
 
@@ -78,10 +63,6 @@ class _State:
     def base(self, buffer: int) -> Tensor:
         """Return the base tensor of a buffer."""
         return self.recorded.tape.bases[buffer].on(self.buffers[buffer])
-
-
-Golden = Mapping[BufferVersion, Tensor]
-"""Golden content by buffer and version."""
 
 
 class SliceRunner:
@@ -112,56 +93,60 @@ class SliceRunner:
         plan = self._windows.plans.get(forward_slice.source)
         by_windows = frozenset() if plan is None else plan.golden_inputs
         compared = {content for point in self._comparison_points(forward_slice) for content in point.live}
-        return forward_slice.golden_inputs | by_windows | compared
+        return forward_slice.golden_inputs | by_windows | compared | {forward_slice.source.view.content}
 
     def run(
-        self, forward_slice: ForwardSlice, golden: Golden, faulty: Tensor, index: tuple[Tensor, ...] | None = None
-    ) -> RerunResult:
-        """Run what depends on a faulty tensor.
+        self,
+        forward_slice: ForwardSlice,
+        golden: GoldenContent,
+        golden_logits: Tensor,
+        faulty: Tensor,
+        index: tuple[Tensor, ...] | None = None,
+    ) -> Tensor:
+        """Run what depends on a faulty tensor, and return the logits of the batch, ``(N, C)``.
 
         Args:
             forward_slice: What to run again.
             golden: Content of :meth:`golden_inputs`.
+            golden_logits: ``(N, C)``; rows that become golden keep theirs.
             faulty: The faulty tensor on memory like that of the slice's source.
             index: Index of the one faulty element of each image, in their order; None if it is not known.
         """
-        state = self._start(forward_slice, golden, faulty, index)
+        rerun = self._start(forward_slice, golden, faulty, index)
         points = {point.step: point for point in self._comparison_points(forward_slice)}
-        for position in range(state.steps_done, len(forward_slice.steps)):
+        for position in range(rerun.steps_done, len(forward_slice.steps)):
             number = forward_slice.steps[position]
-            if number in points and len(state.images):
-                state = self._drop_golden_rows(forward_slice, points[number], state, golden)
-            if not len(state.images):
+            if number in points and len(rerun.images):
+                rerun = self._drop_golden_rows(rerun, points[number])
+            if not len(rerun.images):
                 break
-            self._run_step(number, state, golden)
+            self._run_step(rerun, number)
             for buffer in forward_slice.dead_after[position]:
-                state.buffers.pop(buffer, None)
-        logits = state.recorded.tape.logits
-        assert logits is not None
-        if not len(state.images):
-            none = torch.empty((0, *logits.size[1:]), dtype=logits.dtype, device=faulty.device)
-            return RerunResult(state.images, none)
-        return RerunResult(state.images, logits.on(state.buffers[logits.buffer])[: len(state.images)])
+                rerun.buffers.pop(buffer, None)
+        logits = golden_logits.clone()
+        if len(rerun.images):
+            view = rerun.recorded.tape.logits
+            assert view is not None
+            logits[rerun.images] = view.on(rerun.buffers[view.buffer])[: len(rerun.images)]
+        return logits
 
     def _comparison_points(self, forward_slice: ForwardSlice) -> list[ComparisonPoint]:
         """Return the points at which rows can be compared with golden ones."""
-        points = forward_slice.comparison_points[:_COMPARISON_POINTS]
-        layouts = self._full.layouts
+        points, layouts = forward_slice.comparison_points[:_COMPARISON_POINTS], self._full.layouts
         return [point for point in points if all(layouts.get(buffer) is not None for buffer, _ in point.live)]
 
     def _start(
-        self, forward_slice: ForwardSlice, golden: Golden, faulty: Tensor, index: tuple[Tensor, ...] | None
-    ) -> _State:
-        """Run the first operations on windows, and return the rows from which to continue."""
+        self, forward_slice: ForwardSlice, golden: GoldenContent, faulty: Tensor, index: tuple[Tensor, ...] | None
+    ) -> _Rerun:
+        """Run the first operations on windows, and return the rows that continue."""
         windows = self._windows.run(forward_slice, golden, faulty, index)
-        if windows is None:
-            images = torch.arange(self._full.batch_size if forward_slice.reaches_logits else 0, device=faulty.device)
-            return _State(self._full, images, {forward_slice.source.view.buffer: faulty})
-        if not len(windows.images):
-            return _State(self._full, as_tensor(windows.images, faulty), {}, steps_done=windows.steps_done)
-        return self._paste_windows(forward_slice, windows, golden)
+        if windows is not None and len(windows.images):
+            return self._paste_windows(forward_slice, golden, windows)
+        count = self._full.batch_size if windows is None and forward_slice.reaches_logits else 0
+        buffers = {forward_slice.source.view.buffer: faulty}
+        return _Rerun(forward_slice, golden, self._full, torch.arange(count, device=faulty.device), buffers)
 
-    def _paste_windows(self, forward_slice: ForwardSlice, windows: WindowState, golden: Golden) -> _State:
+    def _paste_windows(self, forward_slice: ForwardSlice, golden: GoldenContent, windows: WindowState) -> _Rerun:
         """Return golden rows with windows pasted into them."""
         live = self._windows.plans[forward_slice.source].live[windows.steps_done]
         count = len(windows.images)
@@ -169,54 +154,56 @@ class SliceRunner:
         smaller = self._smaller_pass(count, self._full, forward_slice.steps[windows.steps_done :])
         if smaller is None:
             every = torch.arange(self._full.batch_size, device=images.device)
-            state = _State(self._full, every, {}, steps_done=windows.steps_done)
-            rows = windows.images
+            rerun, rows = _Rerun(forward_slice, golden, self._full, every), windows.images
         else:
-            state = _State(smaller, images, {}, steps_done=windows.steps_done)
-            rows = np.arange(count)
+            rerun, rows = _Rerun(forward_slice, golden, smaller, images), np.arange(count)
+        rerun.steps_done = windows.steps_done
         for content in live:
             base, window = self._full.tape.bases[content.buffer], windows.windows[content.buffer]
             if smaller is None:
                 maps = base.on(copy_memory(golden[content]))
             else:
-                maps = smaller.select_images(content.buffer, base.on(golden[content]), state.padded_images)
+                maps = smaller.select_images(content.buffer, base.on(golden[content]), rerun.padded_images)
             paste_(maps, rows, window.values[:count], window.origin[:count])
-            state.buffers[content.buffer] = maps
-        return state
+            rerun.buffers[content.buffer] = maps
+        return rerun
 
-    def _drop_golden_rows(
-        self, forward_slice: ForwardSlice, point: ComparisonPoint, state: _State, golden: Golden
-    ) -> _State:
+    def _drop_golden_rows(self, rerun: _Rerun, point: ComparisonPoint) -> _Rerun:
         """Compare rows with golden ones if that has paid so far; continue with fewer rows if that saves work."""
-        source = forward_slice.source
+        source = rerun.forward_slice.source
         key = source.steps_before, source.view.buffer, point.step
         statistics = self._statistics.setdefault(key, _Statistics())
-        expensive_left = sum(later.step >= point.step for later in forward_slice.comparison_points)
+        expensive_left = sum(later.step >= point.step for later in rerun.forward_slice.comparison_points)
         saved, cost = statistics.golden_rows * expensive_left, _COMPARISON_COST * statistics.rows
         if statistics.comparisons >= _FIRST_COMPARISONS and saved < cost:
-            return state
-        faulty_rows = self._faulty_rows(point, state, golden)
+            return rerun
+        rows = self._faulty_rows(rerun, point)
         statistics.comparisons += 1
-        statistics.rows += len(state.images)
-        statistics.golden_rows += len(state.images) - len(faulty_rows)
-        if not faulty_rows:
-            state.images = state.images[:0]
-            return state
-        later = tuple(step for step in forward_slice.steps if step >= point.step)
-        smaller = self._smaller_pass(len(faulty_rows), state.recorded, later)
-        return state if smaller is None else _shrink(state, smaller, faulty_rows, point)
+        statistics.rows += len(rerun.images)
+        statistics.golden_rows += len(rerun.images) - len(rows)
+        if not rows:
+            rerun.images = rerun.images[:0]
+            return rerun
+        later = tuple(step for step in rerun.forward_slice.steps if step >= point.step)
+        smaller = self._smaller_pass(len(rows), rerun.recorded, later)
+        if smaller is None:
+            return rerun
+        kept = torch.tensor(rows, device=rerun.images.device)
+        padded = torch.cat([kept, kept[:1].expand(smaller.batch_size - len(kept))])
+        buffers = {buffer: smaller.select_images(buffer, rerun.base(buffer), padded) for buffer, _ in point.live}
+        return _Rerun(rerun.forward_slice, rerun.golden, smaller, rerun.images[kept], buffers)
 
-    def _faulty_rows(self, point: ComparisonPoint, state: _State, golden: Golden) -> list[int]:
+    def _faulty_rows(self, rerun: _Rerun, point: ComparisonPoint) -> list[int]:
         """Return the rows that differ from golden ones in some bit."""
         pairs = []
         for content in point.live:
             layout = self._full.layout(content.buffer)
-            faulty, dim = layout.split_images(words(state.base(content.buffer)))
-            expected, _ = layout.split_images(words(self._full.tape.bases[content.buffer].on(golden[content])))
+            faulty, dim = layout.split_images(words(rerun.base(content.buffer)))
+            expected, _ = layout.split_images(words(self._full.tape.bases[content.buffer].on(rerun.golden[content])))
             pairs.append((faulty.movedim(dim, 0), expected.movedim(dim, 0)))
         return [
             row
-            for row, image in enumerate(state.images.tolist())
+            for row, image in enumerate(rerun.images.tolist())
             if any(not torch.equal(faulty[row], expected[image]) for faulty, expected in pairs)
         ]
 
@@ -229,48 +216,40 @@ class SliceRunner:
             return None
         return smaller
 
-    def _run_step(self, number: int, state: _State, golden: Golden) -> None:
-        """Run one operation on the rows of a state."""
-        if state.recorded is self._full:
-            run_step(self._full.tape.steps[number], state.buffers, lambda view: view.on(golden[view.content]))
-        elif number in state.recorded.inexact:
-            self._run_step_on_full_batch(number, state, golden)
+    def _run_step(self, rerun: _Rerun, number: int) -> None:
+        """Run one operation on the rows that still run."""
+        if rerun.recorded is self._full:
+            run_step(self._full.tape.steps[number], rerun.buffers, lambda view: view.on(rerun.golden[view.content]))
+        elif number in rerun.recorded.inexact:
+            self._run_step_on_full_batch(rerun, number)
         else:
-            step = state.recorded.tape.steps[number]
-            run_step(step, state.buffers, lambda view: self._golden_rows(view, state, golden))
+            step = rerun.recorded.tape.steps[number]
+            run_step(step, rerun.buffers, lambda view: self._golden_rows(rerun, view))
 
-    def _golden_rows(self, view: View, state: _State, golden: Golden) -> Tensor:
-        """Return golden content for the rows of a state."""
-        if state.recorded.layouts[view.buffer] is None:
-            return view.on(golden[view.content])
-        if view.content not in state.golden_rows:
-            base = self._full.tape.bases[view.buffer].on(golden[view.content])
-            rows = state.recorded.select_images(view.buffer, base, state.padded_images)
-            state.golden_rows[view.content] = rows
-        return view.on(state.golden_rows[view.content])
+    def _golden_rows(self, rerun: _Rerun, view: View) -> Tensor:
+        """Return golden content for the rows that still run."""
+        if rerun.recorded.layouts[view.buffer] is None:
+            return view.on(rerun.golden[view.content])
+        if view.content not in rerun.golden_rows:
+            base = self._full.tape.bases[view.buffer].on(rerun.golden[view.content])
+            rows = rerun.recorded.select_images(view.buffer, base, rerun.padded_images)
+            rerun.golden_rows[view.content] = rows
+        return view.on(rerun.golden_rows[view.content])
 
-    def _run_step_on_full_batch(self, number: int, state: _State, golden: Golden) -> None:
+    def _run_step_on_full_batch(self, rerun: _Rerun, number: int) -> None:
         """Run one operation at the size of the full batch, each row at the position of its image."""
         step = self._full.tape.steps[number]
         # The rows of other images repeat the first row, so that they hold no unusual values.
-        rows = torch.zeros(self._full.batch_size, dtype=torch.int64, device=state.images.device)
-        rows[state.images] = torch.arange(len(state.images), device=state.images.device)
+        rows = torch.zeros(self._full.batch_size, dtype=torch.int64, device=rerun.images.device)
+        rows[rerun.images] = torch.arange(len(rerun.images), device=rerun.images.device)
         buffers = {}
-        for buffer in step.reads & state.buffers.keys():
-            base = state.base(buffer)
-            by_image = state.recorded.layouts[buffer] is not None
+        for buffer in step.reads & rerun.buffers.keys():
+            base = rerun.base(buffer)
+            by_image = rerun.recorded.layouts[buffer] is not None
             buffers[buffer] = self._full.select_images(buffer, base, rows) if by_image else base
-        run_step(step, buffers, lambda view: view.on(golden[view.content]))
+        run_step(step, buffers, lambda view: view.on(rerun.golden[view.content]))
         for buffer in step.creates | step.writes:
             result = self._full.tape.bases[buffer].on(buffers[buffer])
-            if state.recorded.layouts[buffer] is not None:
-                result = state.recorded.select_images(buffer, result, state.padded_images)
-            state.buffers[buffer] = result
-
-
-def _shrink(state: _State, smaller: RecordedPass, rows: list[int], point: ComparisonPoint) -> _State:
-    """Return a state that continues with some of the rows, in a smaller pass."""
-    indices = torch.tensor(rows, device=state.images.device)
-    padded = torch.cat([indices, indices[:1].expand(smaller.batch_size - len(indices))])
-    buffers = {buffer: smaller.select_images(buffer, state.base(buffer), padded) for buffer, _ in point.live}
-    return _State(smaller, state.images[indices], buffers)
+            if rerun.recorded.layouts[buffer] is not None:
+                result = rerun.recorded.select_images(buffer, result, rerun.padded_images)
+            rerun.buffers[buffer] = result

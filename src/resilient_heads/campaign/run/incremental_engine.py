@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from resilient_heads.incremental.equivalence.checked_runner import checked_runne
 from resilient_heads.incremental.recording.forward_slice import ForwardSlice, slice_after
 from resilient_heads.incremental.recording.recorded_pass import RecordedPass, locate_images
 from resilient_heads.incremental.recording.recorder import Recorder, record
-from resilient_heads.incremental.recording.tape import BufferVersion, ControlFlowError, Tape, copy_memory
+from resilient_heads.incremental.recording.tape import BufferVersion, ControlFlowError, GoldenContent, Tape, copy_memory
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.incremental.slice_runner import SliceRunner
 from resilient_heads.injection.sites.hooks import watch_sites
@@ -37,7 +37,7 @@ class GoldenPass:
     """
 
     logits: Tensor
-    content: Mapping[BufferVersion, Tensor]
+    content: GoldenContent
 
 
 class IncrementalEngine:
@@ -145,7 +145,7 @@ class IncrementalEngine:
             The logits of the batch, ``(N, C)``; None if the rerun failed. The engine then blocks the site.
         """
         try:
-            return _rerun(self._runner, self._slices[name], golden, memory, index)
+            return self._runner.run(self._slices[name], golden.content, golden.logits, memory, index)
         except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
             self.block([name], f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
             return None
@@ -162,12 +162,12 @@ class IncrementalEngine:
         record(self._run, images)
         tape = record(self._run, images)[0].tape
         slices = self._slices_of(tape) if tape.same_operators(self._tape) else {}
-        keep = frozenset().union(*(s.golden_inputs | {s.source.view.content} for s in slices.values()))
+        runner = SliceRunner(RecordedPass(len(images), tape, {}), lambda size: None, ())
+        keep = frozenset().union(*(runner.golden_inputs(own) for own in slices.values()))
         recorder, logits = record(self._run, images, keep)
         golden = GoldenPass(logits, recorder.kept)
         if recorder.tape.steps != tape.steps:
             slices = {}
-        runner = SliceRunner(RecordedPass(len(images), tape, {}), lambda size: None, ())
         for site in self._sites.values():
             for image in range(len(images)):
                 disturbed, full = disturbed_pass(self._model, site, images, image, extreme=image == len(images) - 1)
@@ -213,29 +213,12 @@ class IncrementalEngine:
 
     def _golden_inputs(self, name: str) -> frozenset[BufferVersion]:
         """Return the golden content that reruns of a site need; none for a blocked site."""
-        if name not in self._slices:
-            return frozenset()
-        forward_slice = self._slices[name]
-        return self._runner.golden_inputs(forward_slice) | {forward_slice.source.view.content}
+        return self._runner.golden_inputs(self._slices[name]) if name in self._slices else frozenset()
 
     def _bytes(self, contents: frozenset[BufferVersion]) -> int:
         """Return the memory of golden content, without what the model holds anyway."""
         bases = [self._tape.bases[buffer] for buffer, _ in contents if buffer not in self._tape.external]
         return sum(torch.Size(base.size).numel() * base.dtype.itemsize for base in bases)
-
-
-def _rerun(
-    runner: SliceRunner,
-    forward_slice: ForwardSlice,
-    golden: GoldenPass,
-    memory: Tensor,
-    index: tuple[Tensor, ...] | None = None,
-) -> Tensor:
-    """Return the logits of a batch with a faulty site; rows that the fault did not change are golden."""
-    result = runner.run(forward_slice, golden.content, memory, index)
-    logits = golden.logits.clone()
-    logits[result.images] = result.logits
-    return logits
 
 
 def _rerun_agrees(
@@ -246,7 +229,7 @@ def _rerun_agrees(
     memory = copy_memory(golden.content[source.content])
     source.on(memory).copy_(disturbed)
     try:
-        return same_bits(_rerun(runner, forward_slice, golden, memory), full)
+        return same_bits(runner.run(forward_slice, golden.content, golden.logits, memory), full)
     except (ControlFlowError, RuntimeError):
         return False
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resilient_heads.incremental.equivalence.random_values import random_like, rounds_needed
+from resilient_heads.incremental.equivalence.random_values import rounds_needed, run_on_random_values
 from resilient_heads.incremental.recording.execute import run_step
 from resilient_heads.incremental.recording.observer import observe_pass
 from resilient_heads.incremental.recording.operators import can_be_checked
@@ -102,21 +102,14 @@ class _BatchSizeCheck:
             inexact.add(number)
 
     def _check_random_values(self, number: int, tensors: dict[View, Tensor], generator: torch.Generator) -> None:
-        """Check an operation that writes to none of its inputs on random values, with images in random order."""
+        """Check an operation on random values, with images in random order."""
         step = self._full.tape.steps[number]
-        random = {
-            view.buffer: random_like(self._full.tape.bases[view.buffer].on(tensor), generator)
-            for view, tensor in tensors.items()
-            if self._full.layouts.get(view.buffer) is not None
-        }
-        outputs = dict(random)
-        run_step(step, outputs, tensors.__getitem__)
-        given = {view: random.get(view.buffer, tensor) for view, tensor in tensors.items()}
+        arguments, outputs = run_on_random_values(step, tensors, self._full, generator)
         for at, small in enumerate(self._smaller):
             order = torch.randperm(self._full.batch_size, generator=generator)[: small.batch_size]
             if number not in self.inexact[at]:
                 images = order.to(self._order.device)
-                self._compare(at, number, self._inputs(step, given, small, images), outputs, images)
+                self._compare(at, number, self._inputs(step, arguments, small, images), outputs, images)
 
     def _inputs(
         self, step: Step, tensors: dict[View, Tensor], small: RecordedPass, images: Tensor

@@ -1,11 +1,15 @@
 """How many random values an equivalence check needs, and the values."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from resilient_heads.incremental.recording.execute import run_step
 from resilient_heads.incremental.recording.operators import REDUCTIONS
+from resilient_heads.incremental.recording.recorded_pass import RecordedPass
+from resilient_heads.incremental.recording.tape import Step, View
 
 _VALUES = 4096
 """Elements to compare. Of sums that are added up in two orders, about half differ in their last bit."""
@@ -44,6 +48,24 @@ def rounds_needed(operator: str, elements: int, dtype: torch.dtype) -> int | Non
     if needed <= _MOST_ROUNDS:
         return needed
     return _MOST_ROUNDS if values_needed(dtype) == _VALUES else None
+
+
+def run_on_random_values(
+    step: Step, tensors: Mapping[View, Tensor], full: RecordedPass, generator: torch.Generator
+) -> tuple[dict[View, Tensor], dict[int, Tensor]]:
+    """Run an operation that writes to none of its inputs on random values for all images.
+
+    Returns:
+        Its arguments by view, and its results by buffer, together with the random inputs.
+    """
+    random = {
+        view.buffer: random_like(full.tape.bases[view.buffer].on(tensor), generator)
+        for view, tensor in tensors.items()
+        if full.layouts.get(view.buffer) is not None
+    }
+    arguments = {v: v.on(random[v.buffer]) if v.buffer in random else tensor for v, tensor in tensors.items()}
+    run_step(step, random, tensors.__getitem__)
+    return arguments, random
 
 
 def random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resilient_heads.incremental.equivalence.random_values import random_like, rounds_needed, values_needed
+from resilient_heads.incremental.equivalence.random_values import rounds_needed, run_on_random_values, values_needed
 from resilient_heads.incremental.recording.observer import observe_pass
 from resilient_heads.incremental.recording.operators import ELEMENTWISE
 from resilient_heads.incremental.recording.recorded_pass import RecordedPass
 from resilient_heads.incremental.recording.recorder import RunModel
-from resilient_heads.incremental.recording.tape import Step, View, as_list, copy_memory, replace_views
+from resilient_heads.incremental.recording.tape import Step, View, as_list, copy_memory
 from resilient_heads.incremental.recording.words import words
 from resilient_heads.incremental.windows.crops import IntArray, crop
 from resilient_heads.incremental.windows.plan import WindowStep
@@ -94,24 +94,13 @@ class _WindowCheck:
                 self.exact[window_step] = frozenset(self._counts)
                 rounds[window_step], positions[window_step] = needed, everywhere
         for seed in range(max(rounds.values(), default=0)):
-            random, whole = self._run_on_random_values(step, inputs, seed)
+            generator = torch.Generator().manual_seed(seed)
+            random, results = run_on_random_values(step, inputs, self._full, generator)
+            whole = results[self._by_number[number][0].result]
             for window_step in (own for own, needed in rounds.items() if seed < needed):
                 exact = self._exact_counts(window_step, random, whole, positions[window_step])
                 self.exact[window_step] = exact
         return result
-
-    def _run_on_random_values(
-        self, step: Step, inputs: dict[View, Tensor], seed: int
-    ) -> tuple[dict[View, Tensor], Tensor]:
-        """Run an operation on random maps; return its inputs and its first result."""
-        generator = torch.Generator().manual_seed(seed)
-        random = {
-            view: tensor if self._full.layouts.get(view.buffer) is None else random_like(tensor, generator)
-            for view, tensor in inputs.items()
-        }
-        args = [replace_views(value, random.__getitem__) for value in step.args]
-        kwargs = {name: replace_views(value, random.__getitem__) for name, value in step.kwargs}
-        return random, as_list(step.func(*args, **kwargs))[0]
 
     def _exact_counts(
         self, window_step: WindowStep, inputs: dict[View, Tensor], whole: Tensor, positions: IntArray
@@ -149,15 +138,10 @@ class _WindowCheck:
 
 
 def window_positions(step: WindowStep, batch_size: int, wanted: int) -> IntArray:
-    """Return positions of result windows that cover every row, every column and all corners of their map.
+    """Return image, row and column, ``(n, 3)``, of windows that cover all rows, columns and corners of their map.
 
-    Args:
-        step: The operation on windows.
-        batch_size: Number of images, which the windows take in turn.
-        wanted: Number of windows to aim at; random positions are added up to a few times those that cover the map.
-
-    Returns:
-        ``(n, 3)``, image, row and column of each window.
+    The windows take the images in turn. Random positions are added until there are as many as ``wanted``, up to a few
+    times those that cover the map.
     """
     rows, columns = (
         np.append(np.arange(0, whole - window + 1, window), whole - window)

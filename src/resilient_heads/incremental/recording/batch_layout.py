@@ -50,10 +50,9 @@ class BatchLayout:
 def layout_from_shapes(
     large: tuple[int, ...], small: tuple[int, ...], large_batch: int, small_batch: int
 ) -> BatchLayout | None:
-    """Return where images lie in a tensor, given its shape for two batch sizes; ``interleaved`` remains False.
+    """Return where images lie in a tensor, given its shape for two batch sizes; None if these are equal.
 
-    Returns:
-        The layout; None if the shape does not depend on the batch size.
+    Shapes do not show the order: ``interleaved`` is False.
 
     Raises:
         ValueError: The shapes differ in more than one dimension that grows in proportion to the batch.
@@ -81,9 +80,8 @@ def resolve_order(layout: BatchLayout, contents: Sequence[Tensor], images: Seque
     Returns:
         The layout; None if the contents fit both orders, or neither.
     """
-    candidates = [layout]
-    if layout.fold > 1:
-        candidates.append(BatchLayout(layout.dim, layout.fold, interleaved=True))
+    orders = (False, True) if layout.fold > 1 else (False,)
+    candidates = [BatchLayout(layout.dim, layout.fold, order) for order in orders]
     others = [dim for dim in range(contents[0].ndim) if dim != layout.dim]
     for content, image in zip(contents[1:], images, strict=True):
         differs = words(contents[0]) != words(content)

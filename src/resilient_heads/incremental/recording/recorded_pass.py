@@ -1,8 +1,6 @@
 """A recorded pass with the place of each image in its buffers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +11,8 @@ from resilient_heads.incremental.recording.batch_layout import (
     resolve_order,
     with_changed_image,
 )
-from resilient_heads.incremental.recording.observer import observe_pass
 from resilient_heads.incremental.recording.recorder import RunModel, record
-from resilient_heads.incremental.recording.tape import Step, Tape, View, as_list
+from resilient_heads.incremental.recording.tape import BufferVersion, Tape
 
 _CHANGED_IMAGES = (0, 1)
 """Of three images, those that are changed one after the other to see where they lie."""
@@ -66,12 +63,12 @@ def locate_images(run: RunModel, tape: Tape, images: Tensor) -> RecordedPass:
         images: All images, at least four.
     """
     few = images[torch.tensor([0, 1, 2], device=images.device)]
-    recorder, _ = record(run, few)
-    small = recorder.tape
-    if not small.same_operators(tape):
+    batches = [few, *(with_changed_image(few, image) for image in _CHANGED_IMAGES)]
+    as_made = [BufferVersion(buffer, 0) for buffer in range(len(tape.bases))]
+    passes = [record(run, batch, as_made)[0] for batch in batches]
+    if not all(recorder.tape.same_operators(tape) for recorder in passes):
         return RecordedPass(len(images), tape, {})
-    passes = [_contents(run, small, few)]
-    passes += [_contents(run, small, with_changed_image(few, image)) for image in _CHANGED_IMAGES]
+    small = passes[0].tape
     layouts: dict[int, BatchLayout | None] = {}
     for buffer, (large_base, small_base) in enumerate(zip(tape.bases, small.bases, strict=True)):
         try:
@@ -80,23 +77,9 @@ def locate_images(run: RunModel, tape: Tape, images: Tensor) -> RecordedPass:
             continue
         if layout is None:
             layouts[buffer] = None
-        elif buffer in tape.dense & small.dense and all(buffer in contents for contents in passes):
-            resolved = resolve_order(layout, [contents[buffer] for contents in passes], _CHANGED_IMAGES)
+        elif buffer in tape.dense & small.dense:
+            contents = [recorder.kept[as_made[buffer]] for recorder in passes]
+            resolved = resolve_order(layout, contents, _CHANGED_IMAGES)
             if resolved is not None:
                 layouts[buffer] = resolved
     return RecordedPass(len(images), tape, layouts)
-
-
-def _contents(run: RunModel, tape: Tape, images: Tensor) -> dict[int, Tensor]:
-    """Run the model, and return a copy of each buffer as the pass makes it."""
-    contents = {tape.images: images}
-
-    def copy_results(_number: int, step: Step, _tensors: dict[View, Tensor], run_operation: Callable[[], Any]) -> Any:
-        result = run_operation()
-        for view, value in zip(step.outputs, as_list(result), strict=True):
-            if view is not None and view.buffer in step.creates:
-                contents[view.buffer] = value.clone()
-        return result
-
-    observe_pass(run, tape, images, copy_results)
-    return contents

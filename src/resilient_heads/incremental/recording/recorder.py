@@ -166,7 +166,7 @@ def record(run: RunModel, images: Tensor, keep: Iterable[BufferVersion] = ()) ->
         The recorder, with the tape and the kept content, and the logits.
     """
     recorder = Recorder(keep)
-    recorder.tape.images = recorder.view(images).buffer
+    recorder.view(images)
     with recorder:
         logits = run(recorder, images)
     recorder.finish(logits)

@@ -1,6 +1,6 @@
 """A forward pass as data: its operations in order, and the memory that they read and write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,10 @@ class BufferVersion(NamedTuple):
 
     buffer: int
     version: int
+
+
+GoldenContent = Mapping[BufferVersion, Tensor]
+"""The content of a golden pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,6 @@ class Tape:
         bases: For each buffer, the tensor through which the pass first saw it.
         external: Buffers that exist before the pass: inputs, weights, constants.
         dense: Buffers whose base shows every element of the memory exactly once.
-        images: The buffer of the input images.
         logits: The result.
         obstacle: Why no part of the pass can be run again; None if it can.
     """
@@ -138,7 +141,6 @@ class Tape:
     bases: list[View] = field(default_factory=list)
     external: set[int] = field(default_factory=set)
     dense: set[int] = field(default_factory=set)
-    images: int = 0
     logits: View | None = None
     obstacle: str | None = None
 

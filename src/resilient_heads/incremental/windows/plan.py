@@ -112,14 +112,7 @@ def plan_windows(
 def _window_step(
     number: int, forward_slice: ForwardSlice, full: RecordedPass, sizes: Mapping[int, Size]
 ) -> WindowStep | None:
-    """Return an operation on windows; None if it cannot run on windows, or if this would not be cheaper.
-
-    Args:
-        number: Of the step.
-        forward_slice: What to run again.
-        full: The pass over the full batch.
-        sizes: Buffer to the size of its windows.
-    """
+    """Return a step on windows, given the size of the windows of each buffer; None if windows do not serve it."""
     step = full.tape.steps[number]
     result = next((view for view in step.outputs if view is not None), None)
     if result is None or not _is_map(result, full) or pixel_stride(result, full) != (1, 1):
@@ -134,7 +127,8 @@ def _window_step(
     if field is None:
         if not _is_pixelwise(step, result, full, sizes):
             return None
-        size = _largest([_strided_size(sizes[view.buffer], pixel_stride(view, full) or (1, 1)) for view in followed])
+        shown = [_shown_size(sizes[view.buffer], pixel_stride(view, full) or (1, 1)) for view in followed]
+        size = max(height for height, _ in shown), max(width for _, width in shown)
     else:
         if not _slides_over_input_only(step, followed, full):
             return None
@@ -200,11 +194,6 @@ def pixel_stride(view: View, full: RecordedPass) -> Size | None:
     return steps
 
 
-def _strided_size(size: Size, stride: Size) -> Size:
+def _shown_size(size: Size, stride: Size) -> Size:
     """Return how many pixels of a window a strided view can show."""
     return -(-size[0] // stride[0]), -(-size[1] // stride[1])
-
-
-def _largest(sizes: list[Size]) -> Size:
-    """Return the size that holds all of some windows."""
-    return max(size[0] for size in sizes), max(size[1] for size in sizes)

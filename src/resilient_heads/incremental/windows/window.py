@@ -70,11 +70,7 @@ def copy_overlap_(parts: Tensor, window: Window, start: IntArray, stride: Size =
 def _overlap(offset: int, length: int, window_length: int, step: int) -> tuple[slice, slice]:
     """Return the lines of a part that a window holds, and the same lines of the window.
 
-    Args:
-        offset: Line of the window at which the part begins; negative if it begins before.
-        length: Number of lines of the part.
-        window_length: Number of lines of the window.
-        step: Lines of the window from one line of the part to the next.
+    The part begins ``offset`` lines behind the first line of the window, and takes every ``step``-th line.
     """
     first = max(0, -(offset // step))
     last = max(first, min(length, -((offset - window_length) // step)))

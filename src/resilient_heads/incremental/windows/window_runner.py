@@ -9,7 +9,7 @@ from torch import Tensor
 
 from resilient_heads.incremental.recording.forward_slice import ForwardSlice
 from resilient_heads.incremental.recording.recorded_pass import RecordedPass
-from resilient_heads.incremental.recording.tape import BufferVersion, MarkedTensor, Step, View
+from resilient_heads.incremental.recording.tape import BufferVersion, GoldenContent, MarkedTensor, View
 from resilient_heads.incremental.windows.crops import IntArray, as_tensor, crop
 from resilient_heads.incremental.windows.plan import WindowPlan, WindowStep, pixel_stride
 from resilient_heads.incremental.windows.window import (
@@ -21,9 +21,6 @@ from resilient_heads.incremental.windows.window import (
     faulty_pixels,
     run_on_windows,
 )
-
-Golden = Mapping[BufferVersion, Tensor]
-"""Golden content by buffer and version."""
 
 
 @dataclass(slots=True)
@@ -65,7 +62,11 @@ class WindowRunner:
         self._counts = counts
 
     def run(
-        self, forward_slice: ForwardSlice, golden: Golden, faulty: Tensor, index: tuple[Tensor, ...] | None = None
+        self,
+        forward_slice: ForwardSlice,
+        golden: GoldenContent,
+        faulty: Tensor,
+        index: tuple[Tensor, ...] | None = None,
     ) -> WindowState | None:
         """Run the operations after a faulty tensor, as far as they are planned to run on windows.
 
@@ -103,7 +104,7 @@ class WindowRunner:
             state.steps_done += 1
         return state
 
-    def _drop_golden_images(self, live: tuple[BufferVersion, ...], state: WindowState, golden: Golden) -> None:
+    def _drop_golden_images(self, live: tuple[BufferVersion, ...], state: WindowState, golden: GoldenContent) -> None:
         """Drop the images whose windows have become golden, if this allows fewer windows."""
         count = len(state.images)
         differs = {}
@@ -122,7 +123,7 @@ class WindowRunner:
         elif len(rows) < count:
             state.differing.clear()  # images that have become golden stay among the others
 
-    def _run_step(self, window_step: WindowStep, state: WindowState, golden: Golden) -> bool:
+    def _run_step(self, window_step: WindowStep, state: WindowState, golden: GoldenContent) -> bool:
         """Run one operation on windows; return False if whole rows have to run it."""
         step = self._full.tape.steps[window_step.number]
         origin = self._result_origin(window_step, state)
@@ -142,7 +143,7 @@ class WindowRunner:
         return True
 
     def _input(
-        self, view: View, window_step: WindowStep, state: WindowState, golden: Golden, origin: IntArray
+        self, view: View, window_step: WindowStep, state: WindowState, golden: GoldenContent, origin: IntArray
     ) -> tuple[Tensor, np.typing.NDArray[np.bool_] | None]:
         """Return what result windows at ``origin`` read of an argument, and which of its pixels are padding."""
         if self._full.layouts.get(view.buffer) is None:
@@ -163,7 +164,7 @@ class WindowRunner:
 
     def _result_origin(self, window_step: WindowStep, state: WindowState) -> IntArray | None:
         """Return the origin of the result windows; None if they cannot hold all that may have changed."""
-        step: Step = self._full.tape.steps[window_step.number]
+        step = self._full.tape.steps[window_step.number]
         followed = [(view, state.windows[view.buffer]) for view in step.views if view.buffer in state.windows]
         first_view, first_window = followed[0]
         last = window_step.map_size[0] - window_step.size[0], window_step.map_size[1] - window_step.size[1]
