@@ -33,7 +33,7 @@ class _Statistics:
 
 
 @dataclass(slots=True)
-class _Rerun:
+class _RowState:
     """A rerun at one of its operations.
 
     Attributes:
@@ -112,22 +112,22 @@ class SliceRunner:
             faulty: The faulty tensor on memory like that of the slice's source.
             index: Index of the one faulty element of each image, in their order; None if it is not known.
         """
-        rerun = self._start(forward_slice, golden, faulty, index)
+        state = self._start(forward_slice, golden, faulty, index)
         points = {point.step: point for point in self._comparison_points(forward_slice)}
-        for position in range(rerun.steps_done, len(forward_slice.steps)):
+        for position in range(state.steps_done, len(forward_slice.steps)):
             number = forward_slice.steps[position]
-            if number in points and len(rerun.images):
-                rerun = self._drop_golden_rows(rerun, points[number])
-            if not len(rerun.images):
+            if number in points and len(state.images):
+                state = self._drop_golden_rows(state, points[number])
+            if not len(state.images):
                 break
-            self._run_step(rerun, number)
+            self._run_step(state, number)
             for buffer in forward_slice.dead_after[position]:
-                rerun.buffers.pop(buffer, None)
+                state.buffers.pop(buffer, None)
         logits = golden_logits.clone()
-        if len(rerun.images):
-            view = rerun.recorded.tape.logits
+        if len(state.images):
+            view = state.recorded.tape.logits
             assert view is not None
-            logits[rerun.images] = view.on(rerun.buffers[view.buffer])[: len(rerun.images)]
+            logits[state.images] = view.on(state.buffers[view.buffer])[: len(state.images)]
         return logits
 
     def _comparison_points(self, forward_slice: ForwardSlice) -> list[ComparisonPoint]:
@@ -137,16 +137,16 @@ class SliceRunner:
 
     def _start(
         self, forward_slice: ForwardSlice, golden: GoldenContent, faulty: Tensor, index: tuple[Tensor, ...] | None
-    ) -> _Rerun:
+    ) -> _RowState:
         """Run the first operations on windows, and return the rows that continue."""
         windows = self._windows.run(forward_slice, golden, faulty, index)
         if windows is not None and len(windows.images):
             return self._paste_windows(forward_slice, golden, windows)
         count = self._full.batch_size if windows is None and forward_slice.reaches_logits else 0
         buffers = {forward_slice.source.view.buffer: faulty}
-        return _Rerun(forward_slice, golden, self._full, torch.arange(count, device=faulty.device), buffers)
+        return _RowState(forward_slice, golden, self._full, torch.arange(count, device=faulty.device), buffers)
 
-    def _paste_windows(self, forward_slice: ForwardSlice, golden: GoldenContent, windows: WindowState) -> _Rerun:
+    def _paste_windows(self, forward_slice: ForwardSlice, golden: GoldenContent, windows: WindowState) -> _RowState:
         """Return golden rows with windows pasted into them."""
         live = self._windows.plans[forward_slice.source].live[windows.steps_done]
         count = len(windows.images)
@@ -154,56 +154,56 @@ class SliceRunner:
         smaller = self._smaller_pass(count, self._full, forward_slice.steps[windows.steps_done :])
         if smaller is None:
             every = torch.arange(self._full.batch_size, device=images.device)
-            rerun, rows = _Rerun(forward_slice, golden, self._full, every), windows.images
+            state, rows = _RowState(forward_slice, golden, self._full, every), windows.images
         else:
-            rerun, rows = _Rerun(forward_slice, golden, smaller, images), np.arange(count)
-        rerun.steps_done = windows.steps_done
+            state, rows = _RowState(forward_slice, golden, smaller, images), np.arange(count)
+        state.steps_done = windows.steps_done
         for content in live:
             base, window = self._full.tape.bases[content.buffer], windows.windows[content.buffer]
             if smaller is None:
                 maps = base.on(copy_memory(golden[content]))
             else:
-                maps = smaller.select_images(content.buffer, base.on(golden[content]), rerun.padded_images)
+                maps = smaller.select_images(content.buffer, base.on(golden[content]), state.padded_images)
             paste_(maps, rows, window.values[:count], window.origin[:count])
-            rerun.buffers[content.buffer] = maps
-        return rerun
+            state.buffers[content.buffer] = maps
+        return state
 
-    def _drop_golden_rows(self, rerun: _Rerun, point: ComparisonPoint) -> _Rerun:
+    def _drop_golden_rows(self, state: _RowState, point: ComparisonPoint) -> _RowState:
         """Compare rows with golden ones if that has paid so far; continue with fewer rows if that saves work."""
-        source = rerun.forward_slice.source
+        source = state.forward_slice.source
         key = source.steps_before, source.view.buffer, point.step
         statistics = self._statistics.setdefault(key, _Statistics())
-        expensive_left = sum(later.step >= point.step for later in rerun.forward_slice.comparison_points)
+        expensive_left = sum(later.step >= point.step for later in state.forward_slice.comparison_points)
         saved, cost = statistics.golden_rows * expensive_left, _COMPARISON_COST * statistics.rows
         if statistics.comparisons >= _FIRST_COMPARISONS and saved < cost:
-            return rerun
-        rows = self._faulty_rows(rerun, point)
+            return state
+        rows = self._faulty_rows(state, point)
         statistics.comparisons += 1
-        statistics.rows += len(rerun.images)
-        statistics.golden_rows += len(rerun.images) - len(rows)
+        statistics.rows += len(state.images)
+        statistics.golden_rows += len(state.images) - len(rows)
         if not rows:
-            rerun.images = rerun.images[:0]
-            return rerun
-        later = tuple(step for step in rerun.forward_slice.steps if step >= point.step)
-        smaller = self._smaller_pass(len(rows), rerun.recorded, later)
+            state.images = state.images[:0]
+            return state
+        later = tuple(step for step in state.forward_slice.steps if step >= point.step)
+        smaller = self._smaller_pass(len(rows), state.recorded, later)
         if smaller is None:
-            return rerun
-        kept = torch.tensor(rows, device=rerun.images.device)
+            return state
+        kept = torch.tensor(rows, device=state.images.device)
         padded = torch.cat([kept, kept[:1].expand(smaller.batch_size - len(kept))])
-        buffers = {buffer: smaller.select_images(buffer, rerun.base(buffer), padded) for buffer, _ in point.live}
-        return _Rerun(rerun.forward_slice, rerun.golden, smaller, rerun.images[kept], buffers)
+        buffers = {buffer: smaller.select_images(buffer, state.base(buffer), padded) for buffer, _ in point.live}
+        return _RowState(state.forward_slice, state.golden, smaller, state.images[kept], buffers)
 
-    def _faulty_rows(self, rerun: _Rerun, point: ComparisonPoint) -> list[int]:
+    def _faulty_rows(self, state: _RowState, point: ComparisonPoint) -> list[int]:
         """Return the rows that differ from golden ones in some bit."""
         pairs = []
         for content in point.live:
             layout = self._full.layout(content.buffer)
-            faulty, dim = layout.split_images(words(rerun.base(content.buffer)))
-            expected, _ = layout.split_images(words(self._full.tape.bases[content.buffer].on(rerun.golden[content])))
+            faulty, dim = layout.split_images(words(state.base(content.buffer)))
+            expected, _ = layout.split_images(words(self._full.tape.bases[content.buffer].on(state.golden[content])))
             pairs.append((faulty.movedim(dim, 0), expected.movedim(dim, 0)))
         return [
             row
-            for row, image in enumerate(rerun.images.tolist())
+            for row, image in enumerate(state.images.tolist())
             if any(not torch.equal(faulty[row], expected[image]) for faulty, expected in pairs)
         ]
 
@@ -216,40 +216,40 @@ class SliceRunner:
             return None
         return smaller
 
-    def _run_step(self, rerun: _Rerun, number: int) -> None:
+    def _run_step(self, state: _RowState, number: int) -> None:
         """Run one operation on the rows that still run."""
-        if rerun.recorded is self._full:
-            run_step(self._full.tape.steps[number], rerun.buffers, lambda view: view.on(rerun.golden[view.content]))
-        elif number in rerun.recorded.inexact:
-            self._run_step_on_full_batch(rerun, number)
+        if state.recorded is self._full:
+            run_step(self._full.tape.steps[number], state.buffers, lambda view: view.on(state.golden[view.content]))
+        elif number in state.recorded.inexact:
+            self._run_step_on_full_batch(state, number)
         else:
-            step = rerun.recorded.tape.steps[number]
-            run_step(step, rerun.buffers, lambda view: self._golden_rows(rerun, view))
+            step = state.recorded.tape.steps[number]
+            run_step(step, state.buffers, lambda view: self._golden_rows(state, view))
 
-    def _golden_rows(self, rerun: _Rerun, view: View) -> Tensor:
+    def _golden_rows(self, state: _RowState, view: View) -> Tensor:
         """Return golden content for the rows that still run."""
-        if rerun.recorded.layouts[view.buffer] is None:
-            return view.on(rerun.golden[view.content])
-        if view.content not in rerun.golden_rows:
-            base = self._full.tape.bases[view.buffer].on(rerun.golden[view.content])
-            rows = rerun.recorded.select_images(view.buffer, base, rerun.padded_images)
-            rerun.golden_rows[view.content] = rows
-        return view.on(rerun.golden_rows[view.content])
+        if state.recorded.layouts[view.buffer] is None:
+            return view.on(state.golden[view.content])
+        if view.content not in state.golden_rows:
+            base = self._full.tape.bases[view.buffer].on(state.golden[view.content])
+            rows = state.recorded.select_images(view.buffer, base, state.padded_images)
+            state.golden_rows[view.content] = rows
+        return view.on(state.golden_rows[view.content])
 
-    def _run_step_on_full_batch(self, rerun: _Rerun, number: int) -> None:
+    def _run_step_on_full_batch(self, state: _RowState, number: int) -> None:
         """Run one operation at the size of the full batch, each row at the position of its image."""
         step = self._full.tape.steps[number]
         # The rows of other images repeat the first row, so that they hold no unusual values.
-        rows = torch.zeros(self._full.batch_size, dtype=torch.int64, device=rerun.images.device)
-        rows[rerun.images] = torch.arange(len(rerun.images), device=rerun.images.device)
+        rows = torch.zeros(self._full.batch_size, dtype=torch.int64, device=state.images.device)
+        rows[state.images] = torch.arange(len(state.images), device=state.images.device)
         buffers = {}
-        for buffer in step.reads & rerun.buffers.keys():
-            base = rerun.base(buffer)
-            by_image = rerun.recorded.layouts[buffer] is not None
+        for buffer in step.reads & state.buffers.keys():
+            base = state.base(buffer)
+            by_image = state.recorded.layouts[buffer] is not None
             buffers[buffer] = self._full.select_images(buffer, base, rows) if by_image else base
-        run_step(step, buffers, lambda view: view.on(rerun.golden[view.content]))
+        run_step(step, buffers, lambda view: view.on(state.golden[view.content]))
         for buffer in step.creates | step.writes:
             result = self._full.tape.bases[buffer].on(buffers[buffer])
-            if rerun.recorded.layouts[buffer] is not None:
-                result = rerun.recorded.select_images(buffer, result, rerun.padded_images)
-            rerun.buffers[buffer] = result
+            if state.recorded.layouts[buffer] is not None:
+                result = state.recorded.select_images(buffer, result, state.padded_images)
+            state.buffers[buffer] = result

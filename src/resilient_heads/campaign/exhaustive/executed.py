@@ -133,7 +133,7 @@ class Exhaustion:
         again: Tensor | None = None
         if found is not None:
             _flip(found[0], where, bits)
-            again = self._reruns.rerun(site.name, golden, found[1], where)
+            again = self._reruns.run_from_site(site.name, golden, found[1], where)
         if again is not None and not check:
             return again
         full = self._full(site, inputs, where, bits)

@@ -171,7 +171,7 @@ class Execution:
         if self._reruns is None or found is None:
             return None
         struck = hit(found[0])
-        faulty = self._reruns.rerun(site.name, golden, found[1], struck.where)
+        faulty = self._reruns.run_from_site(site.name, golden, found[1], struck.where)
         return None if faulty is None else (struck, faulty)
 
     def _full(self, site: Site, inputs: Tensor, hit: Callable[[Tensor], Hit]) -> tuple[Hit, Tensor]:

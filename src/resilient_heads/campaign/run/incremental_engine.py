@@ -130,7 +130,7 @@ class IncrementalEngine:
         same_size = forward_slice.source.view.size == logits.size
         return same_size and all(step.func is torch.ops.aten.clone.default for step in steps)
 
-    def rerun(
+    def run_from_site(
         self, name: str, golden: GoldenPass, memory: Tensor, index: tuple[Tensor, ...] | None = None
     ) -> Tensor | None:
         """Run what depends on a faulty site.
@@ -163,7 +163,7 @@ class IncrementalEngine:
         tape = record(self._run, images)[0].tape
         slices = self._slices_of(tape) if tape.same_operators(self._tape) else {}
         runner = SliceRunner(RecordedPass(len(images), tape, {}), lambda size: None, ())
-        keep = frozenset().union(*(runner.golden_inputs(own) for own in slices.values()))
+        keep = frozenset().union(*(runner.golden_inputs(forward_slice) for forward_slice in slices.values()))
         recorder, logits = record(self._run, images, keep)
         golden = GoldenPass(logits, recorder.kept)
         if recorder.tape.steps != tape.steps:
@@ -176,7 +176,7 @@ class IncrementalEngine:
                     continue
                 if site.name not in slices:
                     self._exclude(site.name, "the model runs other operations for another batch")
-                elif not _rerun_agrees(runner, slices[site.name], golden, disturbed, full):
+                elif not _agrees_with_full_pass(runner, slices[site.name], golden, disturbed, full):
                     self._exclude(site.name, "a rerun differs from a full pass")
         for name, reason in list(self.blocked.items()):
             self.block([name], reason)
@@ -221,7 +221,7 @@ class IncrementalEngine:
         return sum(torch.Size(base.size).numel() * base.dtype.itemsize for base in bases)
 
 
-def _rerun_agrees(
+def _agrees_with_full_pass(
     runner: SliceRunner, forward_slice: ForwardSlice, golden: GoldenPass, disturbed: Tensor, full: Tensor
 ) -> bool:
     """Return whether a rerun after a disturbed tensor gives the logits of a full pass."""

@@ -97,7 +97,7 @@ class _BatchSizeCheck:
         return result
 
     def _mark_inexact(self, number: int) -> None:
-        """Run an operation on the full batch, whatever the number of images."""
+        """Run an operation on the full batch at every batch size."""
         for inexact in self.inexact:
             inexact.add(number)
 

@@ -53,10 +53,10 @@ def choose_counts(
         exact: See :func:`check_windows`.
         counts: Numbers of windows; the last is the size of the batch, which is always chosen.
     """
-    allowed = [own for own in exact.values() if counts[-1] in own]
+    allowed = [passed for passed in exact.values() if counts[-1] in passed]
     needed = _NEARLY_ALL * len(allowed)
-    chosen = tuple(c for c in counts if c == counts[-1] or sum(c in own for own in allowed) >= needed)
-    return chosen, frozenset(step for step, own in exact.items() if own >= set(chosen))
+    chosen = tuple(c for c in counts if c == counts[-1] or sum(c in passed for passed in allowed) >= needed)
+    return chosen, frozenset(step for step, passed in exact.items() if passed >= set(chosen))
 
 
 class _WindowCheck:
@@ -97,7 +97,7 @@ class _WindowCheck:
             generator = torch.Generator().manual_seed(seed)
             random, results = run_on_random_values(step, inputs, self._full, generator)
             whole = results[self._by_number[number][0].result]
-            for window_step in (own for own, needed in rounds.items() if seed < needed):
+            for window_step in (checked for checked, needed in rounds.items() if seed < needed):
                 exact = self._exact_counts(window_step, random, whole, positions[window_step])
                 self.exact[window_step] = exact
         return result

@@ -51,7 +51,7 @@ class View:
         return BufferVersion(self.buffer, self.version)
 
     def on(self, memory: Tensor) -> Tensor:
-        """Return this view of all memory behind a tensor, whatever part of it the tensor shows."""
+        """Return this view of the memory behind a tensor, also of the part that the tensor does not show."""
         if not is_plain(memory):
             return memory
         if memory.dtype == self.dtype:
