@@ -25,7 +25,7 @@ PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 PACKAGE = "src/resilient_heads"
 PUBLIC_MODULES = {"resilient_heads", "resilient_heads.demo", *(f"resilient_heads.{name}" for name in NAMESPACES)}
-COMPLETE_SCRIPTS = ("README.md", "index.md")  # a reader pastes them into an empty file
+COMPLETE_SCRIPTS = ("README.md", "index.md", "campaigns.md")  # a reader pastes them into an empty file
 RUN_ELSEWHERE = {
     "embeddings.md": "tests/text/test_embeddings_page.py",
     "training.md": "tests/deployment/test_pages.py",
