@@ -52,31 +52,22 @@ def real_number(
     below: float | None = None,
     error: Kind = ArgumentError,
 ) -> float:
-    """Return a number within its bounds as a ``float``; refuse booleans and NaN.
-
-    Args:
-        name: The argument's name.
-        value: What the caller passed.
-        least: The number is this or more.
-        above: The number is more than this.
-        most: The number is this or less.
-        below: The number is less than this.
-        error: Class of the error to raise.
+    """Return a number between bounds as a ``float``; refuse booleans and NaN. ``above`` and ``below`` are exclusive.
 
     >>> real_number("level", 99, above=0, below=1)
     Traceback (most recent call last):
     resilient_heads.errors.ArgumentError: level must be a number above 0 and below 1, found 99.
     """
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else float("nan")
-    conditions = {
-        "of at least": (least, operator.ge),
-        "above": (above, operator.gt),
-        "of at most": (most, operator.le),
-        "below": (below, operator.lt),
-    }
-    given = {words: bound for words, (bound, _) in conditions.items() if bound is not None}
-    if number != number or not all(conditions[words][1](number, bound) for words, bound in given.items()):
-        bounds = " and ".join(f"{words} {bound:g}" for words, bound in given.items())
+    conditions = [
+        ("of at least", least, operator.ge),
+        ("above", above, operator.gt),
+        ("of at most", most, operator.le),
+        ("below", below, operator.lt),
+    ]
+    given = [(words, bound, holds) for words, bound, holds in conditions if bound is not None]
+    if number != number or not all(holds(number, bound) for _, bound, holds in given):
+        bounds = " and ".join(f"{words} {bound:g}" for words, bound, _ in given)
         raise error(f"{name} must be a number{bounds and ' '}{bounds}, found {_shown(value)}.")
     return number
 

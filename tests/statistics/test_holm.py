@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.survey import repeated, survey
-from resilient_heads.campaign.analysis.compare import _p_value
+from resilient_heads.campaign.analysis.compare import difference_p_value
 from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import difference_of_rates
 from resilient_heads.statistics.planning import holm
@@ -39,14 +39,14 @@ def test_the_p_value_is_where_the_interval_touches_0() -> None:
     sample = survey(np.ones(1), 400)
     intervals = [rate_intervals(events, sample) for events in (first, second)]
     assert intervals[0](0.95) == weighted_rate(first, sample, level=0.95)
-    p_value = _p_value(*intervals)
+    p_value = difference_p_value(*intervals)
     assert 1e-6 < p_value < 0.1
     for factor, holds in ((0.99, True), (1.01, False)):
         found = difference_of_rates(*(interval(1 - factor * p_value) for interval in intervals))
         assert (0.0 in found) is holds
-    assert _p_value(intervals[0], intervals[0]) == 1.0
+    assert difference_p_value(intervals[0], intervals[0]) == 1.0
     nothing = rate_intervals(np.zeros(0, dtype=bool), survey(np.ones(1), 0))
-    assert _p_value(intervals[0], nothing) == 1.0
+    assert difference_p_value(intervals[0], nothing) == 1.0
 
 
 def test_a_stratum_of_hits_alone_widens_the_interval_downwards() -> None:
@@ -74,7 +74,7 @@ def test_layers_are_seldom_named_wrongly_by_simulation() -> None:
         values = []
         for layer in range(12):
             events = [rng.random(600) < rates[model, layer] for model in range(2)]
-            values.append(_p_value(*(rate_intervals(own, sample) for own in events)))
+            values.append(difference_p_value(*(rate_intervals(own, sample) for own in events)))
         named = np.array(holm(values)) <= 0.1
         wrong += bool(named[:10].any())
         right += int(named[10:].sum())

@@ -45,8 +45,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     campaign.add_argument(
         "--pilot",
         type=Path,
-        metavar="RESULT",
-        help="folder or file of a smaller campaign, which decides how to distribute --total-trials over the sites",
+        metavar="FOLDER",
+        help="folder of a smaller campaign, which decides how to distribute --total-trials over the sites",
     )
     campaign.add_argument("--total-trials", type=int, help="number of trials at all sites together; for --pilot")
     campaign.add_argument(

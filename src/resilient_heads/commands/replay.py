@@ -9,7 +9,7 @@ from resilient_heads.commands.model_and_data import add_options, load_images, lo
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
     parser = subparsers.add_parser("replay", help="repeat one trial of a campaign and print its effect")
-    parser.add_argument("source", type=Path, help="the campaign's folder, or its result file")
+    parser.add_argument("source", type=Path, help="the campaign's folder")
     parser.add_argument("--site", required=True, help="name of the site, as in the result's column layer")
     parser.add_argument("--trial", type=int, required=True, help="number of the trial at this site")
     add_options(parser)

@@ -7,7 +7,7 @@ from pathlib import Path
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
     parser = subparsers.add_parser("report", help="print the rates of each site of a campaign")
-    parser.add_argument("source", type=Path, help="the campaign's folder, or its result file")
+    parser.add_argument("source", type=Path, help="the campaign's folder")
     parser.set_defaults(run=run)
 
 

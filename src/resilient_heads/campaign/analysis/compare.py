@@ -183,7 +183,7 @@ def _layers(baseline: CampaignResult, candidate: CampaignResult, metric: str, le
             weighted = weigh_trials([struck], trials, result.config.design, np.ones(1))
             own.append(rate_intervals(trials.events(metric), weighted))
         rates.append(own)
-    p_values = [_p_value(*own) for own in rates]
+    p_values = [difference_p_value(*own) for own in rates]
     return [
         LayerDifference(
             layer=name,
@@ -199,7 +199,7 @@ def _layers(baseline: CampaignResult, candidate: CampaignResult, metric: str, le
     ]
 
 
-def _p_value(first: Callable[[float], Estimate], second: Callable[[float], Estimate]) -> float:
+def difference_p_value(first: Callable[[float], Estimate], second: Callable[[float], Estimate]) -> float:
     """Return the smallest tail probability at which the interval of a difference leaves out 0; 1e-12 at least."""
     if math.isnan(first(DEFAULT_LEVEL).value - second(DEFAULT_LEVEL).value):
         return 1.0
