@@ -38,10 +38,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def furthest(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:
     """Return the largest difference as a fraction of the largest value, over all tensors."""
     assert len(expected) == len(found)
-    shares = [
+    differences = [
         (own - whole(other).detach()).abs().max() / own.abs().max() for own, other in zip(expected, found, strict=True)
     ]
-    return float(torch.stack(shares).max())
+    return float(torch.stack(differences).max())
 
 
 def refusal(call: Callable[[], object]) -> str:

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -350,7 +351,8 @@ def test_a_protected_layer_can_be_protected_again_by_its_name() -> None:
         rh.protect_(model, checksum=True, classifier=name)
         rh.protect_(model, median=True, classifier=name)
         assert model[1][1].protection == rh.Protection(median=True)
-    refused("leave classifier= out", lambda: rh.protect_(model, bounds=True, classifier="0"))
+    with pytest.raises(rh.errors.ModelError, match="leave classifier= out"):
+        rh.protect_(model, bounds=True, classifier="0")
     assert model[1][1].protection == rh.Protection(median=True)
 
 
@@ -523,7 +525,7 @@ def test_a_campaign_injects_faults_into_the_guards_tensors() -> None:
     rh.protect_(model.eval(), median=True)
     x = torch.randn(16, 12)
     result = rh.run_campaign(model, (x, model(x).argmax(1)), protocol="raw", trials_per_site=40, progress=False)
-    names = {struck.site.name for struck in result.sites}
+    names = {site.site.name for site in result.sites}
     assert {"3.latent", "3.guard.third.unit", "3"} <= names
     for layer in result.by_layer():
         if layer.name.startswith("3."):
@@ -543,40 +545,63 @@ def test_the_example_reports_no_sdc_before_the_logits(
     assert "before the logits      0 SDC,    0 DUE" in median
 
 
-def refused(match: str, call: Callable[[], object]) -> None:
-    with pytest.raises(rh.errors.ResilientHeadsError, match=match):
+def named(layer: nn.Module) -> nn.Module:
+    """Return a model whose last layer is the given one."""
+    return nn.Sequential(nn.ReLU(), layer)
+
+
+REFUSALS: dict[str, tuple[str, Callable[[], object]]] = {
+    "no protection": ("at least one protection", lambda: rh.protect_(build("cosine"))),
+    "checksum and median": ("not both", lambda: rh.protect_(build("cosine"), checksum=True, median=True)),
+    "a number for a flag": ("must be True or False", lambda: rh.protect_(build("cosine"), bounds=1)),  # type: ignore[arg-type]
+    "nothing to remove": ("no protected head", lambda: rh.unprotect_(build("cosine"))),
+    "nothing to monitor": ("no protected head", lambda: rh.ProtectionMonitor(build("cosine"))),
+    "a text-guided head named": (
+        "leave classifier= out",
+        lambda: rh.protect_(build("cosine"), bounds=True, classifier="0"),
+    ),
+    "a layer alone": ("pass the model that contains it", lambda: rh.protect_(nn.Linear(3, 2), bounds=True)),
+    "no module to protect": ("model must be a Module", lambda: rh.protect_("model", bounds=True)),  # type: ignore[type-var]
+    "no module to monitor": ("model must be a Module", lambda: rh.ProtectionMonitor("model")),  # type: ignore[arg-type]
+    "a lazy layer protected": ("then protect it", lambda: rh.protect_(named(nn.LazyLinear(3)), bounds=True)),
+    "a lazy layer wrapped": ("then wrap it", lambda: rh.wrap_model(named(nn.LazyLinear(3)), embeddings="cifar10")),
+    "a pruned layer": (
+        "protect it first, then quantise",
+        lambda: rh.protect_(named(prune.identity(nn.Linear(3, 2), "weight")), bounds=True, classifier="1"),
+    ),
+    "an unknown layer": (
+        "no layer named 'head'.*candidates: 1",
+        lambda: rh.protect_(named(nn.Linear(3, 2)), bounds=True, classifier="head"),
+    ),
+    "no classifier": ("no classifier", lambda: rh.protect_(named(nn.LSTM(2, 2)), bounds=True)),
+    "a compiled model": ("compiled", lambda: rh.protect_(torch.compile(build("cosine")), bounds=True)),
+    "a traced model": (
+        "TorchScript",
+        lambda: rh.protect_(torch.jit.trace(build("cosine"), torch.randn(1, 24)), bounds=True),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.jit and lazy modules
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_protected_is_refused(case: str) -> None:
+    message, call = REFUSALS[case]
+    with pytest.raises(rh.errors.ResilientHeadsError, match=message):
         call()
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_refusals() -> None:
-    model = build("cosine")
-    refused("at least one protection", lambda: rh.protect_(model))
-    refused("not both", lambda: rh.protect_(model, checksum=True, median=True))
-    refused("must be True or False", lambda: rh.protect_(model, bounds=1))  # type: ignore[arg-type]
-    refused("no protected head", lambda: rh.unprotect_(model))
-    refused("no protected head", lambda: rh.ProtectionMonitor(model))
-    refused("leave classifier= out", lambda: rh.protect_(model, bounds=True, classifier="0"))
-    refused("pass the model that contains it", lambda: rh.protect_(nn.Linear(3, 2), bounds=True))
-    refused("model must be a Module", lambda: rh.protect_("model", bounds=True))  # type: ignore[type-var]
-    refused("model must be a Module", lambda: rh.ProtectionMonitor("model"))  # type: ignore[arg-type]
-    for wrong in ("checksum", True, object()):
-        refused("protection must be a Protection", lambda wrong=wrong: rh.TextGuidedHead(8, (5, 6), protection=wrong))
-        refused("protection must be a Protection", lambda wrong=wrong: model[0].protect(wrong))
-    plain = nn.Sequential(nn.Linear(3, 2))
-    for wrong in (3, [3], None.__class__):
-        refused("path of a layer", lambda wrong=wrong: rh.protect_(plain, bounds=True, classifier=wrong))
-        refused("path of a layer", lambda wrong=wrong: rh.protect_(model, bounds=True, classifier=wrong))
-        refused("path of a layer", lambda wrong=wrong: rh.wrap_model(plain, head=model[0], classifier=wrong))
-    lazy = nn.Sequential(nn.LazyLinear(3))
-    refused("then protect it", lambda: rh.protect_(lazy, bounds=True))
-    refused("then wrap it", lambda: rh.wrap_model(lazy, embeddings="cifar10"))
-    pruned = nn.Sequential(prune.identity(nn.Linear(3, 2), "weight"))
-    refused("protect it first, then quantise", lambda: rh.protect_(pruned, bounds=True, classifier="0"))
-    refused(
-        "no layer named 'head'.*candidates: 1",
-        lambda: rh.protect_(nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), bounds=True, classifier="head"),
-    )
-    refused("no classifier", lambda: rh.protect_(nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 2)), bounds=True))
-    refused("compiled", lambda: rh.protect_(torch.compile(model), bounds=True))
-    refused("TorchScript", lambda: rh.protect_(torch.jit.trace(model, torch.randn(1, 24)), bounds=True))
+@pytest.mark.parametrize("wrong", ["checksum", True, object()], ids=["a string", "a boolean", "an object"])
+def test_a_protection_must_be_a_protection(wrong: Any) -> None:
+    with pytest.raises(rh.errors.ArgumentError, match="protection must be a Protection"):
+        rh.TextGuidedHead(8, (5, 6), protection=wrong)
+    with pytest.raises(rh.errors.ArgumentError, match="protection must be a Protection"):
+        build("cosine")[0].protect(wrong)
+
+
+@pytest.mark.parametrize("wrong", [3, [3], type(None)], ids=str)
+def test_a_classifier_must_be_the_path_of_a_layer(wrong: Any) -> None:
+    for kind in ("plain", "cosine"):
+        with pytest.raises(rh.errors.ArgumentError, match="path of a layer"):
+            rh.protect_(build(kind), bounds=True, classifier=wrong)
+    with pytest.raises(rh.errors.ArgumentError, match="path of a layer"):
+        rh.wrap_model(build("plain"), head=rh.TextGuidedHead(24, (5, 6)), classifier=wrong)

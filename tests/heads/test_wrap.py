@@ -161,8 +161,8 @@ def test_a_copy_of_a_wrapped_model_can_be_unwrapped(copied: Callable[[nn.Module]
 
 def test_the_state_dict_of_a_wrapped_model_does_not_hold_the_replaced_layer() -> None:
     model = wrap_model(Small(), embeddings=embeddings())
-    own = {name for name in model.state_dict() if name.startswith("fc.")}
-    assert own == {"fc.latent.weight", "fc.latent.bias", "fc.projection.weight", "fc.logit_scale"}
+    names = {name for name in model.state_dict() if name.startswith("fc.")}
+    assert names == {"fc.latent.weight", "fc.latent.bias", "fc.projection.weight", "fc.logit_scale"}
     twin = wrap_model(Small(), embeddings=embeddings())
     twin.load_state_dict(model.state_dict(), strict=True)
     assert_same_bits(model.state_dict(), twin.state_dict())
@@ -607,18 +607,18 @@ def test_anything_but_a_module_is_refused(function: Callable[[Any], Any]) -> Non
 def test_unwrap_refuses_a_head_that_wrap_did_not_put_there() -> None:
     with pytest.raises(ModelError, match="Small is not wrapped"):
         unwrap_model(Small())
-    own = Small()
-    own.fc = TextGuidedHead(F, embeddings())
+    unwrapped = Small()
+    unwrapped.fc = TextGuidedHead(F, embeddings())
     with pytest.raises(ModelError, match="wrap_model did not put the head at 'fc' there"):
-        unwrap_model(own)
-    assert isinstance(own.fc, TextGuidedHead)
+        unwrap_model(unwrapped)
+    assert isinstance(unwrapped.fc, TextGuidedHead)
     with pytest.raises(ModelError, match="the head itself"):
         unwrap_model(TextGuidedHead(F, embeddings()))
-    taken_out = wrap_model(Small(), head=own.fc)
+    taken_out = wrap_model(Small(), head=unwrapped.fc)
     unwrap_model(taken_out)
     with pytest.raises(ModelError, match="wrap_model did not put the head at 'fc' there"):
-        unwrap_model(own)
-    mixed = nn.ModuleList([wrap_model(Small(), embeddings=embeddings()), own])
+        unwrap_model(unwrapped)
+    mixed = nn.ModuleList([wrap_model(Small(), embeddings=embeddings()), unwrapped])
     with pytest.raises(ModelError, match=r"did not put the head at '1\.fc' there"):
         unwrap_model(mixed)
     assert is_wrapped(mixed[0])
