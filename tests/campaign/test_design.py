@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from helpers.injected import run_with_trials
 from resilient_heads.campaign.analysis.pilot import _deviations
 from resilient_heads.campaign.design.allocation import allocate
 from resilient_heads.campaign.design.designs import design_from_dict, stratum_weights
@@ -18,7 +19,7 @@ from resilient_heads.campaign.design.strata import strata_of, visits
 from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.campaign.trials.outcomes import Outcome, judge
 from resilient_heads.errors import ArgumentError, ResultError
-from resilient_heads.injection.apply.inject import inject_batch
+from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.random.elements import draw_single_flips
 from resilient_heads.injection.sites.site import Site
 
@@ -205,12 +206,14 @@ def run_exhaustive(model: nn.Module, data: Data, sites: tuple[CampaignSite, ...]
         for struck in sites:
             site = struck.site
             count = site.neurons * site.word_bits
-            neurons, bits = torch.arange(count) // site.word_bits, torch.arange(count) % site.word_bits
+            neurons, bits = np.arange(count) // site.word_bits, np.arange(count) % site.word_bits
             sdcs, lost = np.zeros(count), np.zeros(count)
             for image, label, clean in zip(images, labels, golden, strict=True):
                 batch = image[None].repeat(count, 1, 1, 1)
-                with inject_batch(model, site.name, neurons, bits, range_limit=struck.range_limit):
-                    judged = judge(clean.repeat(count, 1), model(batch), label.repeat(count))
+                _, faulty = run_with_trials(
+                    model, batch, site.name, Draws.single_flips(neurons, bits), range_limit=struck.range_limit
+                )
+                judged = judge(clean.repeat(count, 1), faulty, label.repeat(count))
                 sdcs += judged.outcome.numpy() == Outcome.SDC
                 lost += judged.delta_loss.numpy()
             sdc.append((sdcs / len(images)).reshape(-1, site.word_bits))

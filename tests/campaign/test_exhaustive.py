@@ -166,10 +166,10 @@ def test_refusals(small_net: nn.Module, images: Tensor) -> None:
     data = (images, small_net(images).argmax(1))
     for options, match in (
         ({"layers": ["nowhere"]}, "No fault site is named 'nowhere'"),
-        ({"layers": "fc"}, "non-empty sequence"),
-        ({"layers": []}, "non-empty sequence"),
-        ({"layers": [3]}, "non-empty sequence"),
-        ({"layers": 3}, "non-empty sequence"),
+        ({"layers": "fc"}, "must be a sequence of strings"),
+        ({"layers": []}, "must be a sequence of strings"),
+        ({"layers": [3]}, "must be a sequence of strings"),
+        ({"layers": 3}, "must be a sequence of strings"),
         ({"closed_form": "no"}, "closed_form must be"),
         ({"batch_size": 0}, "batch_size must be"),
     ):

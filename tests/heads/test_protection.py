@@ -19,7 +19,7 @@ from torch.nn.utils import prune
 import resilient_heads as rh
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.heads.protection import algebra
-from resilient_heads.injection.formats.bits import words
+from resilient_heads.incremental.recording.words import words
 
 CHOICES = [
     rh.Protection(bounds=True),

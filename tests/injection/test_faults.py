@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from resilient_heads.errors import FaultError
+from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.faults.fault import BitFlip, WeightBitFlip
 
 
@@ -48,15 +48,15 @@ def test_numbers_of_other_libraries_become_plain_ints() -> None:
         ({"neuron": (1.0,)}, r"neuron must be a whole number, found 1\.0"),
         ({"neuron": (None,)}, "neuron must be a whole number"),
         ({"bit": 3.0}, r"bit must be a whole number, found 3\.0"),
-        ({"bit": "3"}, "bit must be a whole number, found '3'"),
+        ({"bit": "3"}, 'bit must be a whole number, found "3"'),
         ({"batch_index": 0.5}, r"batch_index must be a whole number, found 0\.5"),
     ],
 )
 def test_a_number_that_is_not_whole(wrong: dict[str, object], message: str) -> None:
     fields = {"layer": "fc", "neuron": (3,), "bit": 30, **wrong}
-    with pytest.raises(FaultError, match=message):
+    with pytest.raises(ArgumentError, match=message):
         BitFlip(**fields)  # type: ignore[arg-type]
     if "batch_index" not in wrong:
         weight = {"layer": "fc", "bit": fields["bit"], "index": fields["neuron"]}
-        with pytest.raises(FaultError, match=message.replace("neuron", "index")):
+        with pytest.raises(ArgumentError, match=message.replace("neuron", "index")):
             WeightBitFlip(**weight)  # type: ignore[arg-type]

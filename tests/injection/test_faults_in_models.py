@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from helpers.injected import run_with_trials
 from resilient_heads.errors import ArgumentError, FaultError, InjectionError
-from resilient_heads.injection.apply.inject import inject_trials, inject_weights
+from resilient_heads.incremental.recording.words import words
 from resilient_heads.injection.faults.effects import Effect
 from resilient_heads.injection.faults.elements import Elements
 from resilient_heads.injection.faults.fault_model import FaultModel
-from resilient_heads.injection.faults.targets import Place
-from resilient_heads.injection.formats.bits import stored_words, words
+from resilient_heads.injection.faults.targets import Target
 
 
 class Net(nn.Module):
@@ -52,7 +52,7 @@ def net() -> Net:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: stored_words(tensor).clone() for name, tensor in model.state_dict().items()}
+    return {name: words(tensor).clone() for name, tensor in model.state_dict().items()}
 
 
 def hooks(model: nn.Module) -> int:
@@ -64,7 +64,7 @@ def untouched(model: nn.Module, before: dict[str, Tensor]) -> bool:
     return hooks(model) == 0 and all(torch.equal(now[name], before[name]) for name in before)
 
 
-PLACES: dict[str, tuple[str, Place]] = {
+PLACES: dict[str, tuple[str, Target]] = {
     "conv output": ("conv", rh.faults.Output()),
     "norm output": ("bn", rh.faults.Output()),
     "activation output": ("act", rh.faults.Output()),
@@ -113,12 +113,12 @@ def test_every_fault_strikes_and_leaves_nothing_behind(net: Net, place: str, kin
     fault = rh.Fault(layer=layer, tensor=tensor, seed=3, **options)  # type: ignore[arg-type]
     with rh.inject(net, fault) as report:
         first = net(x)
-    assert report.struck > 0
+    assert report.injected > 0
     assert untouched(net, before)
     with rh.inject(net, fault) as again:
         assert torch.equal(words(net(x)), words(first)), "the same seed gave another fault"
-    assert (again.struck, again.without_effect) == (report.struck, report.without_effect)
-    if report.without_effect < report.struck and place not in ("attention weights", "integer buffer"):
+    assert (again.injected, again.without_effect) == (report.injected, report.without_effect)
+    if report.without_effect < report.injected and place not in ("attention weights", "integer buffer"):
         assert not torch.equal(words(first), words(golden)) or kind in ("flip", "burst", "stuck at 1", "named bits")
     assert torch.equal(words(net(x)), words(golden))
 
@@ -231,7 +231,7 @@ def test_a_tensor_that_is_not_there(net: Net) -> None:
             net(x)
         assert hooks(net) == 0
     with (
-        pytest.raises(FaultError, match=r"The input of 'embed' is torch\.int64"),
+        pytest.raises(FaultError, match=r"Expected the input of 'embed' to hold a floating tensor, found torch\.int64"),
         rh.inject(net, rh.Fault(layer="embed", tensor=rh.faults.Input())),
     ):
         net(x)
@@ -285,7 +285,7 @@ def test_samples_need_not_come_first() -> None:
     with rh.inject(model, whole) as report:
         found = run(x)
     assert (words(found) != words(golden)).nonzero().tolist() == [[4, 2, 1]]
-    assert report.struck == 1
+    assert report.injected == 1
 
 
 class Repeats(nn.Module):
@@ -315,9 +315,9 @@ def test_one_call_of_a_module_that_runs_several_times(call: int) -> None:
     with rh.inject(model, fault) as report:
         assert torch.equal(model(x), expected)
         assert torch.equal(model(x), expected)  # counted anew in every run
-    assert report.struck == 4
+    assert report.injected == 4
     with (
-        pytest.raises(InjectionError, match="No fault struck 'layer' in its call 3 of a run"),
+        pytest.raises(InjectionError, match="No fault was injected into 'layer' in call 3 of a forward pass"),
         rh.inject(model, rh.Fault(layer="layer", tensor=rh.faults.Output(call=3))),
     ):
         model(x)
@@ -378,10 +378,10 @@ def test_error_rate_over_a_whole_model(net: Net) -> None:
                 (word & 0xFFFFFFFF).bit_count() for word in (words(tensor.data) ^ before[name]).flatten().tolist()
             )
         buffers = {name for name, _ in net.named_buffers()}
-        assert all(torch.equal(stored_words(net.state_dict()[name]), before[name]) for name in buffers)
+        assert all(torch.equal(words(net.state_dict()[name]), before[name]) for name in buffers)
     bits = 32 * sum(p.numel() for p in net.parameters())
     assert abs(flipped - bits * 0.01) < 4.5 * math.sqrt(bits * 0.0099)
-    assert 0 < report.struck <= flipped
+    assert 0 < report.injected <= flipped
     assert untouched(net, before)
 
 
@@ -391,16 +391,16 @@ def test_patterns(net: Net) -> None:
     with rh.inject(net, rh.Fault(layer="*n*", effect=rh.faults.SetValue(value=7.0))) as report:
         net(x)
         net.attention.out_proj(torch.ones(2, 8))
-    assert report.struck == 2 * 3 + 2
+    assert report.injected == 2 * 3 + 2
     with (
-        pytest.raises(InjectionError, match=r"No fault struck 'attention\.out_proj'"),
+        pytest.raises(InjectionError, match=r"No fault was injected into 'attention\.out_proj'"),
         rh.inject(net, rh.Fault(layer="*out_proj")),
     ):
         net(x)
     with rh.inject(
         net, rh.Fault(layer="*", tensor=rh.faults.StoredTensor(name="running_var"), effect=rh.faults.SetValue())
     ) as report:
-        assert report.struck == 1
+        assert report.injected == 1
     for fault, message in (
         (rh.Fault(layer="layer*"), "No layer of Net matches 'layer\\*'; its layers are: conv, bn"),
         (
@@ -423,12 +423,12 @@ def test_what_is_stuck_where_it_was_is_counted() -> None:
     at = rh.faults.IndexedElements(indices=(0,))
     with rh.inject(model, rh.Fault(layer="0", elements=at, effect=rh.faults.StuckAt(value=1, bits=(31,)))) as report:
         assert model(x).tolist() == [[-1.0], [-1.0], [-2.0], [-0.0]]
-        assert (report.struck, report.without_effect) == (4, 2)
+        assert (report.injected, report.without_effect) == (4, 2)
         model(x[1:2])
-    assert (report.struck, report.without_effect) == (5, 3)
+    assert (report.injected, report.without_effect) == (5, 3)
     with rh.inject(model, rh.Fault(layer="0", elements=at, effect=rh.faults.SetValue())) as report:
         model(torch.zeros(3, 1))
-    assert (report.struck, report.without_effect) == (3, 3)
+    assert (report.injected, report.without_effect) == (3, 3)
     weight = nn.Sequential(nn.Linear(1, 2))
     nn.init.ones_(weight[0].weight)
     stuck = rh.Fault(
@@ -438,7 +438,7 @@ def test_what_is_stuck_where_it_was_is_counted() -> None:
         effect=rh.faults.StuckAt(value=0, bits=(31,)),
     )
     with rh.inject(weight, stuck) as report:
-        assert (report.struck, report.without_effect) == (2, 2)
+        assert (report.injected, report.without_effect) == (2, 2)
 
 
 def test_a_flip_that_changes_nothing_raises() -> None:
@@ -449,12 +449,6 @@ def test_a_flip_that_changes_nothing_raises() -> None:
         layer="0", elements=rh.faults.IndexedElements(indices=(0,)), effect=rh.faults.Flip(bits=(0,)), format=form
     )
     with pytest.raises(InjectionError, match="the number format is finer than the tensor's"), rh.inject(model, fault):
-        model(x)
-    draws = FaultModel(effect=fault.effect, format=form).draw(0, "0", np.arange(1), neurons=1, word_bits=16)
-    with (
-        pytest.raises(InjectionError, match="changed 0 elements where 1 faults were due"),
-        inject_trials(model, "0", draws, fault_model=FaultModel(effect=fault.effect, format=form)),
-    ):
         model(x)
     twice = rh.Fault(layer="0", effect=rh.faults.Flip(bits=(3,)), elements=rh.faults.AllElements())
     with pytest.raises(InjectionError, match="another fault undoes it"), rh.inject(model, [twice, twice]):
@@ -486,24 +480,13 @@ def test_faults_in_one_tensor_follow_each_other() -> None:
         assert model(x).tolist() == [[-7.0, 2.0]]
 
 
-def test_inject_weights_takes_stored_faults_only() -> None:
-    model = nn.Sequential(nn.Linear(2, 2))
-    with inject_weights(model, [rh.Fault(layer="0", tensor=rh.faults.StoredTensor())]) as report:
-        assert report.struck == 1
-    with (
-        pytest.raises(FaultError, match="no fault in a parameter or buffer"),
-        inject_weights(model, [rh.Fault(layer="0")]),
-    ):
-        pytest.fail("the body must not run")
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: rh.Fault(layer="0", tensor="weight"), "Expected Output"),  # type: ignore[arg-type]
         (lambda: rh.Fault(layer="0", seed=-1), "seed must be a whole number"),
         (lambda: rh.Fault(layer="0", seed=0.5), "seed must be a whole number"),  # type: ignore[arg-type]
-        (lambda: rh.faults.Output(call=-1), "call counts from 0"),
+        (lambda: rh.faults.Output(call=-1), "call must be a whole number of at least 0"),
         (lambda: rh.faults.Output(batch_index=1.5), "batch_index must be a whole number"),  # type: ignore[arg-type]
         (lambda: rh.faults.IndexedElements(indices=((1,), (1.5,))), "index must be a whole number"),  # type: ignore[arg-type]
     ],
@@ -584,19 +567,18 @@ def test_trials_of_a_batch_are_single_faults(net: Net, kind: str) -> None:
     neurons = 8 * 4 * 4
     draws = model.draw(2, "conv", np.arange(6), neurons=neurons, word_bits=32)
     golden = net.conv(x)
-    with inject_trials(net, "conv", draws, fault_model=model) as strike:
-        found = net(x)
+    injection, found = run_with_trials(net, x, "conv", draws, fault_model=model)
     fault = rh.Fault(
         layer="conv", elements=model.elements, effect=model.effect, format=model.format, shared=model.shared, seed=2
     )
     with rh.inject(net, fault) as report:
         assert torch.equal(words(net(x)), words(found))
-    struck = torch.from_numpy(draws.neurons) >= 0
-    assert strike.before.shape == strike.after.shape == strike.changed.shape == struck.shape
-    assert report.struck == int(struck.sum())
-    assert report.without_effect == int((struck & ~strike.changed).sum())
-    before = golden.flatten(1).gather(1, torch.from_numpy(draws.neurons).clamp(min=0))
-    assert torch.equal(strike.before[struck], before[struck])
+    first = torch.from_numpy(draws.neurons[:, 0])
+    injected = first >= 0
+    assert report.injected == int((draws.neurons >= 0).sum())
+    before = golden.flatten(1).gather(1, first.clamp(min=0)[:, None])[:, 0]
+    assert torch.equal(injection.before[injected], before[injected])
+    assert injection.before.isnan().tolist() == (~injected).tolist()
     assert hooks(net) == 0
 
 
@@ -606,11 +588,19 @@ def test_trials_with_a_detector() -> None:
     chosen = FaultModel(effect=rh.faults.Flip(bits=(30,)))
     draws = chosen.draw(0, "0", np.arange(2), neurons=1, word_bits=32)
     for detector, expected in (("clamp", 2.0), ("zero", 0.0)):
-        with inject_trials(model, "0", draws, fault_model=chosen, range_limit=2.0, detector=detector) as strike:  # type: ignore[arg-type]
-            assert model(x)[0].item() == expected
-        assert strike.after[0].item() == 0.75 * 2.0**128
-    with pytest.raises(FaultError, match="at least 0"), inject_trials(model, "0", draws, range_limit=-1.0):
-        pytest.fail("the body must not run")
+        injection, found = run_with_trials(
+            model,
+            x,
+            "0",
+            draws,
+            fault_model=chosen,
+            range_limit=2.0,
+            detector=detector,  # type: ignore[arg-type]
+        )
+        assert found[0].item() == expected
+        assert injection.after[0].item() == 0.75 * 2.0**128
+    with pytest.raises(ArgumentError, match="range_limit must be a number of at least 0"):
+        run_with_trials(model, x, "0", draws, range_limit=-1.0)
 
 
 # --- emulation ------------------------------------------------------------------------------------------------------
@@ -655,7 +645,7 @@ def test_emulation_of_named_layers_and_of_shared_words() -> None:
         with pytest.raises(FaultError, match=message), rh.emulate(model, rh.formats.BlockFloat(), layers=layers):
             pytest.fail("the body must not run")
     with (
-        pytest.raises(InjectionError, match="Nothing was emulated"),
+        pytest.raises(InjectionError, match="No output was rounded"),
         rh.emulate(model, rh.formats.BlockFloat(), layers="*"),
     ):
         pass

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.incremental.recording.words import words
 from resilient_heads.injection.apply.inject import inject
 from resilient_heads.injection.faults import fault_model as models
 from resilient_heads.injection.faults.fault import BitFlip, WeightBitFlip
-from resilient_heads.injection.formats.bits import apply_masks, flip_bits, words
+from resilient_heads.injection.formats.bits import apply_masks, flip_bits
 
 
 def state_words(model: nn.Module) -> dict[str, Tensor]:
@@ -324,7 +325,7 @@ def test_a_planted_injector_bug_is_caught(
     before = state_words(model)
     with monkeypatch.context() as patch:
         PLANTED[planted](patch)
-        with pytest.raises(InjectionError, match="nothing would have been measured"), inject(model, fault):
+        with pytest.raises(InjectionError, match=r"went wrong|other bits than those drawn"), inject(model, fault):
             model(x)
     assert_untouched(model, before)
 
@@ -339,7 +340,7 @@ def test_a_flip_beside_the_asked_one_is_caught(monkeypatch: pytest.MonkeyPatch) 
 
     model, x = mlp(), torch.randn(3, 5)
     monkeypatch.setattr(Tensor, "__setitem__", one_more)
-    with pytest.raises(InjectionError, match="changed values that no fault strikes"), inject(model, FLIP):
+    with pytest.raises(InjectionError, match="went wrong: 4 elements changed; expected 3"), inject(model, FLIP):
         model(x)
     assert len(model[2]._forward_hooks) == 0
 
@@ -380,7 +381,10 @@ def test_a_layer_that_never_runs() -> None:
     model, x = mlp(), torch.randn(3, 5)
     before = state_words(model)
     last = BitFlip(layer="4", neuron=(0,), bit=3)
-    with pytest.raises(InjectionError, match="No fault struck '4': the layer did not run"), inject(model, [FLIP, last]):
+    with (
+        pytest.raises(InjectionError, match="No fault was injected into '4': the layer did not run"),
+        inject(model, [FLIP, last]),
+    ):
         model[:3](x)
     with pytest.raises(InjectionError, match="No fault struck '2'"), inject(model, [WEIGHT, FLIP]):
         pass
@@ -405,7 +409,7 @@ def test_a_compiled_model_that_ignores_hooks_is_noticed() -> None:
     if failure is None:
         assert changed(found, golden), "the fault did not strike, and nobody noticed"
         pytest.skip("this torch runs hooks that were set after the compilation")
-    assert "compiled before the hook was set" in failure
+    assert "was compiled before the block" in failure
     assert same_words(found, golden)
 
 
@@ -511,7 +515,7 @@ def test_no_fault_or_something_else() -> None:
     model = mlp()
     with pytest.raises(FaultError, match="No fault was given"), inject(model, []):
         pytest.fail("the body must not run")
-    with pytest.raises(FaultError, match="Expected a BitFlip or Weight"), inject(model, ["fc"]):  # type: ignore[list-item]
+    with pytest.raises(FaultError, match="Expected a Fault, BitFlip or Weight"), inject(model, ["fc"]):  # type: ignore[list-item]
         pytest.fail("the body must not run")
 
 
@@ -527,8 +531,8 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (("a", 1), "is a tuple without tensors"),
-        (None, "is a NoneType without tensors"),
+        (("a", 1), "found a tuple without tensors"),
+        (None, "found a NoneType without tensors"),
         (torch.ones(2, 3).long(), "torch.int64"),
     ],
 )

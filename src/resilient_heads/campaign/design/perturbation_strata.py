@@ -19,8 +19,7 @@ from torch import Tensor
 from resilient_heads.campaign.design.strata import Codes
 from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.injection.faults.ranges import RangeDetector, apply_range
-from resilient_heads.injection.formats.bits import bit_masks
-from resilient_heads.injection.formats.bits import words as words_of
+from resilient_heads.injection.formats.bits import flip_each_bit
 from resilient_heads.injection.formats.dtypes import format_of
 from resilient_heads.injection.random.streams import Indices
 from resilient_heads.statistics.intervals import Floats
@@ -108,9 +107,7 @@ class PerturbationStrata:
 
     def _every(self, before: Tensor) -> NDArray[np.int8]:
         """Return the class of each flip of each value but the quiet ones, ``(..., bits - quiet)``."""
-        site = self.struck.site
-        masks = bit_masks(torch.arange(self.quiet, site.word_bits), site.dtype)
-        flipped = (words_of(before)[..., None] ^ masks).view(site.dtype)
+        flipped = flip_each_bit(before, lowest=self.quiet)
         after = apply_range(flipped, self.struck.range_limit, self.detector)
         return change_classes(before.double().numpy()[..., None], after.double().numpy(), self.scale)
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.injection.formats.bits import flip_bits
-from resilient_heads.injection.formats.dtypes import format_of
+from resilient_heads.injection.formats.bits import flip_each_bit
 
 UNDECIDED = 255
 _LARGEST = 1e15
@@ -26,7 +25,7 @@ def logits_outcomes(logits: Tensor) -> Tensor:
     Returns:
         ``(N, C, bits)`` uint8, :class:`Outcome`.
     """
-    flipped = _flipped(logits)
+    flipped = flip_each_bit(logits)
     top = logits.argmax(dim=1, keepdim=True)
     best = logits.gather(1, top)
     others = logits.scatter(1, top, -torch.inf).amax(dim=1, keepdim=True)
@@ -56,7 +55,7 @@ def score_outcomes(values: Tensor, rows: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(weight, dim=1).amax()
     share = 8 * (rows.shape[1] * torch.finfo(values.dtype).eps + _input_rounding()) * norms
     fixed = share * torch.linalg.vector_norm(values.double(), dim=1, keepdim=True)
-    change = _flipped(values).double() - values.double()[..., None]
+    change = flip_each_bit(values).double() - values.double()[..., None]
     outcome = torch.full_like(change, UNDECIDED, dtype=torch.uint8)
     for neuron in range(values.shape[1]):
         column = weight[:, neuron]
@@ -71,7 +70,7 @@ def score_outcomes(values: Tensor, rows: Tensor) -> Tensor:
             size, own = sign * change[:, neuron], outcome[:, neuron]
             own[(size >= 0) & (size < safe)] = Outcome.TOLERABLE
             own[(size > 0) & (size > lost)] = Outcome.SDC
-    flipped = _flipped(values)
+    flipped = flip_each_bit(values)
     outcome[~(flipped.abs() < _LARGEST)] = UNDECIDED
     return outcome
 
@@ -82,9 +81,3 @@ def _input_rounding() -> float:
     "high" means TensorFloat-32 or two bfloat16, "medium" one bfloat16: 2**-9 each, and there are two inputs.
     """
     return 0.0 if torch.get_float32_matmul_precision() == "highest" else 2.0**-8
-
-
-def _flipped(values: Tensor) -> Tensor:
-    """Return the values with each of their bits flipped, in a new last dimension."""
-    bits = torch.arange(format_of(values.dtype).word_bits, device=values.device)
-    return flip_bits(values[..., None].expand(*values.shape, len(bits)).contiguous(), bits)

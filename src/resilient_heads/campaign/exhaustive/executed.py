@@ -1,176 +1,159 @@
-"""The execution of every single flip in some tensors, for some images."""
+"""Execute every single bit flip in some tensors, for some images."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from resilient_heads.campaign.exhaustive.closed_form import UNDECIDED, logits_outcomes, score_outcomes
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
+from resilient_heads.campaign.run.injected_pass import injected_pass
+from resilient_heads.campaign.run.progress import Progress, show_progress
 from resilient_heads.campaign.trials.outcomes import Outcome, classify
-from resilient_heads.errors import InjectionError
 from resilient_heads.incremental.recording.words import same_bits
-from resilient_heads.injection.formats.bits import flip_bits, words
+from resilient_heads.injection.apply.core import SiteInjection, inject_at_site
+from resilient_heads.injection.faults.draws import Draws
+from resilient_heads.injection.faults.fault_model import FaultModel
+from resilient_heads.injection.random.streams import Indices
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
 
-_AT_ONCE = 64
-"""Images whose faults are worked out together; bounds the memory."""
+_CLOSED_FORM_IMAGES = 64
+"""Images whose outcomes are derived together; it bounds the memory."""
+_SINGLE_FLIP = FaultModel()
 
 
-class Exhaustion:
-    """Strikes some images' tensors with everything.
+class ExhaustiveExecution:
+    """Flips every bit of every neuron of some tensors, one at a time, and counts the outcomes.
 
-    A batch holds each of some images as often as a group has bits, and every bit of the group strikes one copy.
+    A batch holds several images, and G copies of each: copy i of an image flips bit i of a group of G bits.
+
+    Args:
+        model: The model, within :func:`~resilient_heads.evaluation.evaluating`.
+        sites: The tensors.
+        images: ``(I, ...)``, the images, on the model's device.
+        score_rows: For the closed form: by name of a tensor, the rows whose products with it order the classes.
+        batch_size: Faults that run at once.
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sequence[Site], images: Tensor, rows: Mapping[str, Tensor], batch_size: int
+        self, model: nn.Module, sites: Sequence[Site], images: Tensor, score_rows: Mapping[str, Tensor], batch_size: int
     ) -> None:
         self._model = model
         self._sites = sites
         self._images = images
         self._group = min(site.word_bits for site in sites)
-        self._copies = min(len(images), max(1, batch_size // self._group))
+        self._images_per_batch = min(len(images), max(1, batch_size // self._group))
         probe = IncrementalEngine(model, sites, images[:2])
         self._logits = [site for site in sites if probe.gives_logits(site.name)]
         self._linear = {
-            site: rows[site.name]
+            site: score_rows[site.name]
             for site in sites
-            if site.name in rows and len(site.shape) == 1 and site.dtype == torch.float32 and site not in self._logits
+            if site.name in score_rows
+            and len(site.shape) == 1
+            and site.dtype == torch.float32
+            and site not in self._logits
         }
         self._executed = [site for site in sites if site not in self._logits and site not in self._linear]
 
     @cached_property
-    def _reruns(self) -> IncrementalEngine:
-        """What executes faults; made when the first one is executed."""
+    def _engine(self) -> IncrementalEngine:
+        """The engine, built when the first fault has to be executed."""
         sites = [site for site in self._sites if site not in self._logits]
         batches = sum(site.neurons * site.word_bits // self._group for site in sites)
-        reruns = IncrementalEngine(self._model, sites, self._batch(0)[0], batches=batches)
-        reruns.check_sites()
-        return reruns
+        engine = IncrementalEngine(self._model, sites, self._batch(0)[0], batches=batches)
+        engine.check_sites()
+        return engine
 
-    def run(self, *, progress: bool) -> dict[str, Tensor]:
-        """Return the counts of every site, by its name: ``(bits * 4,)`` int64, by bit and outcome."""
+    def run(self, *, progress: Progress) -> dict[str, Tensor]:
+        """Return the counts of each site, by its name: ``(word_bits * 4,)`` int64, by bit and outcome."""
         counts = {site.name: torch.zeros(site.word_bits * len(Outcome), dtype=torch.int64) for site in self._sites}
         total = len(self._images) * sum(site.neurons * site.word_bits for site in self._sites)
-        with tqdm(total=total, unit="fault", disable=not progress, desc="injecting", leave=False) as bar:
-            for images in torch.split(self._images, _AT_ONCE):
+        with show_progress(progress, total=total, unit="fault") as advance:
+            for images in torch.split(self._images, _CLOSED_FORM_IMAGES):
                 for site in self._logits:
                     outcomes = logits_outcomes(logits_of(self._model, images))
                     _count(counts[site.name], outcomes, None)
-                    bar.update(outcomes.numel())
+                    advance(outcomes.numel())
                 for site, rows in self._linear.items():
-                    outcomes = self._work_out(site, rows, images, bar.update)
+                    outcomes = self._derive_outcomes(site, rows, images, advance)
                     _count(counts[site.name], outcomes, None)
-            for start in range(0, len(self._images) if self._executed else 0, self._copies):
-                inputs, count = self._batch(start)
-                for names in self._reruns.group_sites([site.name for site in self._executed]):
-                    golden = self._reruns.golden_pass(inputs, names)
+            for start in range(0, len(self._images) if self._executed else 0, self._images_per_batch):
+                inputs, images_in_batch = self._batch(start)
+                for names in self._engine.group_sites([site.name for site in self._executed]):
+                    golden = self._engine.golden_pass(inputs, names)
                     for site in self._executed:
                         if site.name in names:
-                            self._strike(site, inputs, golden, count, counts[site.name], bar.update)
+                            self._flip_everything(site, inputs, golden, images_in_batch, counts[site.name], advance)
         return counts
 
     def _batch(self, start: int) -> tuple[Tensor, int]:
-        """Return a batch, one image after the other for each bit of the group, and how many images count."""
-        own = self._images[start : start + self._copies]
-        whole = torch.cat([own, own[-1:].expand(self._copies - len(own), *own.shape[1:])])
-        return whole.repeat_interleave(self._group, dim=0), len(own)
+        """Return a whole batch with G copies of each image, and how many different images it holds.
 
-    def _work_out(self, site: Site, rows: Tensor, images: Tensor, advance: Callable[[int], Any]) -> Tensor:
-        """Work out what becomes of every fault of a site, and execute those of which that cannot be said."""
-        seen: list[Tensor] = []
-        with watch_sites(self._model, [site], lambda _name, tensor: seen.append(tensor.clone())):
+        The last batch repeats its last image to be whole.
+        """
+        images = self._images[start : start + self._images_per_batch]
+        padding = images[-1:].expand(self._images_per_batch - len(images), *images.shape[1:])
+        return torch.cat([images, padding]).repeat_interleave(self._group, dim=0), len(images)
+
+    def _derive_outcomes(self, site: Site, rows: Tensor, images: Tensor, advance: Callable[[int], Any]) -> Tensor:
+        """Derive the outcomes of all faults at a site, and execute the faults that the closed form leaves open."""
+        tensors: list[Tensor] = []
+        with watch_sites(self._model, [site], lambda _name, tensor: tensors.append(tensor.clone())):
             logits_of(self._model, images)
-        outcomes = score_outcomes(seen[0], rows)
-        left = (outcomes == UNDECIDED).nonzero()
-        advance(outcomes.numel() - len(left))
-        size = self._copies * self._group
-        for first in range(0, len(left), size):
-            part = left[first : first + size]
+        outcomes = score_outcomes(tensors[0], rows)
+        undecided = (outcomes == UNDECIDED).nonzero()
+        advance(outcomes.numel() - len(undecided))
+        size = self._images_per_batch * self._group
+        for first in range(0, len(undecided), size):
+            part = undecided[first : first + size]
             image, neuron, bit = torch.cat([part, part[-1:].expand(size - len(part), 3)]).unbind(1)
-            batch = images[image]
-            golden = self._reruns.golden_pass(batch, [site.name])
-            where = site.index(torch.arange(size, device=batch.device), neuron, size)
-            faulty = self._execute(site, batch, golden, where, bit, check=first == 0)
+            inputs = images[image]
+            golden = self._engine.golden_pass(inputs, [site.name])
+            faulty = self._flip(site, inputs, golden, neuron.cpu().numpy(), bit.cpu().numpy(), check=first == 0)
             outcome = classify(golden.logits, faulty)[: len(part)].clamp_min(Outcome.TOLERABLE)
             outcomes[part[:, 0], part[:, 1], part[:, 2]] = outcome
             advance(len(part))
         return outcomes
 
-    def _strike(
-        self, site: Site, inputs: Tensor, golden: GoldenPass, count: int, counts: Tensor, advance: Callable[[int], Any]
+    def _flip_everything(
+        self, site: Site, inputs: Tensor, golden: GoldenPass, images: int, counts: Tensor, advance: Callable[[int], Any]
     ) -> None:
-        """Strike every neuron of a site, and add to its counts."""
-        rows = torch.arange(len(inputs), device=inputs.device)
-        valid = count * self._group
+        """Flip every bit of every neuron of a site in each image of a batch, and add the outcomes to its counts."""
+        copies = np.arange(len(inputs)) % self._group
+        faults = images * self._group
         for first in range(0, site.word_bits, self._group):
-            bits = first + rows % self._group
+            bits = first + copies
             for neuron in range(site.neurons):
-                where = site.index(rows, torch.full_like(rows, neuron), len(inputs))
                 check = neuron == 0 and first == 0
-                faulty = self._execute(site, inputs, golden, where, bits, check=check)
-                _count(counts, classify(golden.logits, faulty)[:valid], bits[:valid])
-                advance(valid)
+                faulty = self._flip(site, inputs, golden, np.full_like(bits, neuron), bits, check=check)
+                _count(counts, classify(golden.logits, faulty)[:faults], torch.from_numpy(bits[:faults]))
+                advance(faults)
 
-    def _execute(
-        self,
-        site: Site,
-        inputs: Tensor,
-        golden: GoldenPass,
-        where: tuple[Tensor, ...],
-        bits: Tensor,
-        *,
-        check: bool,
+    def _flip(
+        self, site: Site, inputs: Tensor, golden: GoldenPass, neurons: Indices, bits: Indices, *, check: bool
     ) -> Tensor:
-        """Flip one bit in each row and return the logits; with ``check``, a rerun is held against a full pass."""
-        found = self._reruns.copy_site_tensor(site.name, golden)
-        again: Tensor | None = None
-        if found is not None:
-            _flip(found[0], where, bits)
-            again = self._reruns.run_from_site(site.name, golden, found[1], where)
-        if again is not None and not check:
-            return again
-        full = self._full(site, inputs, where, bits)
-        if again is not None and not same_bits(again, full):
-            self._reruns.block([site.name], "a rerun of a whole batch differs from a full pass")
+        """Flip one bit in each row of a batch, and return the logits; ``check`` compares a rerun with a full pass."""
+
+        def write(faulty: Tensor, clean: Tensor) -> SiteInjection:
+            return inject_at_site(faulty, clean, site, Draws.single_flips(neurons, bits), model=_SINGLE_FLIP)
+
+        result = self._engine.incremental_pass(site.name, golden, write)
+        if result is not None and not check:
+            return result[1]
+        full = injected_pass(self._model, site, inputs, write)[1]
+        if result is not None and not same_bits(result[1], full):
+            self._engine.block([site.name], "a rerun of a whole batch differs from a full pass")
         return full
-
-    def _full(self, site: Site, inputs: Tensor, where: tuple[Tensor, ...], bits: Tensor) -> Tensor:
-        """Flip one bit in each row while the whole model runs."""
-        seen = 0
-
-        def strike(_name: str, tensor: Tensor) -> Tensor:
-            nonlocal seen
-            seen += 1
-            changed = tensor.clone(memory_format=torch.preserve_format)
-            _flip(changed, where, bits)
-            return changed
-
-        with watch_sites(self._model, [site], strike):
-            logits = logits_of(self._model, inputs)
-        if seen != 1:
-            raise InjectionError(f"No fault struck {site.name!r}: it came by {seen} times in a pass.")
-        return logits
 
 
 def _count(counts: Tensor, outcomes: Tensor, bits: Tensor | None) -> None:
-    """Add outcomes to counts by bit; without ``bits`` the last dimension goes through all of them."""
+    """Add outcomes to counts by bit, in place; ``bits=None`` takes the last dimension of the outcomes for the bits."""
     if bits is None:
         bits = torch.arange(outcomes.shape[-1], device=outcomes.device)
-    keys = (bits * len(Outcome) + outcomes.long()).flatten().cpu()
+    keys = (bits.to(outcomes.device) * len(Outcome) + outcomes.long()).flatten().cpu()
     counts += torch.bincount(keys, minlength=len(counts))
-
-
-def _flip(tensor: Tensor, where: tuple[Tensor, ...], bits: Tensor) -> None:
-    """Flip one bit in each row, in place, and prove that it was one."""
-    before = tensor[where]
-    flipped = flip_bits(before, bits)
-    tensor[where] = flipped
-    if not torch.equal(words(tensor[where]), words(flipped)) or torch.equal(words(flipped), words(before)):
-        raise InjectionError("A flip did not take effect.")

@@ -1,17 +1,19 @@
-"""Every single flip in every tensor of a head: no sampling, so no sampling error."""
+"""Every single bit flip in every tensor of a head: the rates are exact, without sampling error."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.campaign.exhaustive.executed import Exhaustion
+from resilient_heads.campaign.exhaustive.executed import ExhaustiveExecution
 from resilient_heads.campaign.golden.data import Data, collect
 from resilient_heads.campaign.golden.golden_run import run_golden
+from resilient_heads.campaign.run.progress import Progress, check_progress
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.errors import ArgumentError, FaultError
+from resilient_heads.checks import instance_of, strings, true_or_false, whole_number
+from resilient_heads.errors import FaultError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.hooks import open_attention
@@ -20,11 +22,11 @@ from resilient_heads.injection.sites.site import Site
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorCounts:
-    """What became of every fault in one tensor.
+    """The outcomes of all faults in one tensor.
 
     Attributes:
         site: The tensor.
-        outcomes: ``(bits, 4)`` int64, faults by bit (0 is the lowest of the mantissa) and :class:`Outcome`.
+        outcomes: ``(word_bits, 4)`` int64, faults by bit (0 is the lowest mantissa bit) and :class:`Outcome`.
     """
 
     site: Site
@@ -32,26 +34,26 @@ class TensorCounts:
 
     @property
     def faults(self) -> int:
-        """How many faults there are: images times neurons times bits."""
+        """Number of faults: images times neurons times bits."""
         return int(self.outcomes.sum())
 
     def count(self, outcome: Outcome) -> int:
-        """How many faults ended so."""
+        """Return the number of faults with an outcome."""
         return int(self.outcomes[:, outcome].sum())
 
     def rate(self, outcome: Outcome) -> float:
-        """Share of the faults that ended so; exact, not estimated."""
+        """Return the fraction of faults with an outcome; it is exact, not estimated."""
         return self.count(outcome) / self.faults
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExhaustiveResult:
-    """Every fault there is, executed.
+    """The outcomes of all single bit flips in some tensors.
 
     Attributes:
-        tensors: Counts of each tensor, in the order of execution.
-        images: How many images were struck: those that the fault-free model classifies correctly.
-        skipped: Tensors that no fault can be put into, and why.
+        tensors: The counts of each tensor, in the order of execution.
+        images: Number of images: those that the fault-free model classifies correctly.
+        uninjectable: Names of tensors that no fault can be injected into, each with the reason.
     """
 
     tensors: tuple[TensorCounts, ...]
@@ -60,11 +62,11 @@ class ExhaustiveResult:
 
     @property
     def faults(self) -> int:
-        """Faults in all tensors."""
+        """Number of faults in all tensors."""
         return sum(tensor.faults for tensor in self.tensors)
 
     def count(self, outcome: Outcome) -> int:
-        """How many faults ended so, in all tensors."""
+        """Return the number of faults with an outcome, in all tensors."""
         return sum(tensor.count(outcome) for tensor in self.tensors)
 
     def __getitem__(self, name: str) -> TensorCounts:
@@ -72,7 +74,7 @@ class ExhaustiveResult:
             if tensor.site.name == name:
                 return tensor
         names = ", ".join(repr(tensor.site.name) for tensor in self.tensors)
-        raise FaultError(f"No tensor {name!r} was struck; those that were: {names}.")
+        raise FaultError(f"The result has no tensor {name!r}; its tensors are: {names}.")
 
     def __str__(self) -> str:
         width = max(len(tensor.site.name) for tensor in self.tensors)
@@ -87,74 +89,65 @@ def run_exhaustive(
     model: nn.Module,
     data: Data,
     *,
-    layers: Sequence[str] | None = None,
+    layers: Iterable[str] | None = None,
     closed_form: bool = False,
     batch_size: int = 2048,
-    progress: bool = True,
+    progress: Progress = True,
 ) -> ExhaustiveResult:
-    """Flip every bit of every neuron of some tensors, one at a time, for every image, and count the outcomes.
+    """Flip every bit of every neuron of some tensors, one at a time and for every image, and count the outcomes.
 
-    The protocol is ``raw``: a flipped value goes on as it is. Each fault is executed, by the engine of
-    :func:`run_campaign`, but those in the logits themselves, whose outcome needs no run.
+    The protocol is ``raw``: no range detector changes a faulty value. The engine of :func:`run_campaign` executes each
+    fault, except faults in the logits, whose outcome follows from the logits alone.
 
     Args:
-        model: A classifier, or a head by itself.
-        data: Batches of images and labels, or one pair of tensors; for a head, features ``(N, F)`` and labels. Images
+        model: A classifier, or a head on its own.
+        data: Batches of images and labels, or one pair of tensors. A head takes features ``(N, F)`` and labels. Images
             that the fault-free model misclassifies are left out.
-        layers: Names of tensors, or patterns of names; None takes every tensor of the classifier. A head's own are
-            named ``"head.latent"`` and so on, and its output ``"head"``.
-        closed_form: Also work out faults in those tensors of an unprotected head of which its scores are a linear
-            function, and execute only what rounding or overflow could decide: for 1,000 classes many times faster.
-            SDC and DUE are the same; MASKED faults of these tensors are counted as TOLERABLE.
-        batch_size: Faults executed at once.
-        progress: Show a bar.
+        layers: Names of tensors, or patterns of names; None takes every tensor of the classifier. The tensors of a
+            head on its own are named ``"head.latent"`` and so on, its output ``"head"``.
+        closed_form: Derive the outcomes of faults in those tensors of an unprotected head on which its scores depend
+            linearly, and execute only the faults that rounding or overflow could decide. This is many times faster for
+            1,000 classes. SDC and DUE counts are the same; MASKED faults in these tensors count as TOLERABLE.
+        batch_size: Faults that run at once.
+        progress: True shows a bar, False nothing; a function is called with ``(done, total)`` faults.
 
     Raises:
         ArgumentError: A wrong argument.
         DataError: Images or labels that cannot be used.
-        FaultError: A name that matches nothing.
-        InjectionError: No image is classified correctly; a fault reaches other images of its batch.
+        FaultError: A name that matches no tensor.
+        InjectionError: No image is classified correctly, or a fault reaches other images of its batch.
+
+    >>> images = torch.eye(2)
+    >>> result = run_exhaustive(nn.Linear(2, 2), (images, torch.tensor([0, 1])), progress=False)  # doctest: +SKIP
+    >>> result["head"].rate(Outcome.SDC)  # doctest: +SKIP
+    0.265625
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"Expected a torch.nn.Module, found {type(model).__name__}.")
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ArgumentError(f"batch_size must be a whole number of at least 1, found {batch_size!r}.")
-    if not isinstance(closed_form, bool):
-        raise ArgumentError(f"closed_form must be True or False, found {closed_form!r}.")
-    layers = None if layers is None else _names(layers)
+    instance_of("model", model, nn.Module)
+    whole_number("batch_size", batch_size, least=1)
+    true_or_false("closed_form", closed_form)
+    check_progress(progress)
+    if layers is not None:
+        names = layers if isinstance(layers, str) or not isinstance(layers, Iterable) else tuple(layers)
+        layers = strings("layers", names, example='["head.latent"]')
     if getattr(model, "fault_sites", ()) or isinstance(model, nn.Linear | nn.Conv2d):
-        model = nn.Sequential(OrderedDict(head=model))  # so that its own output has a name
+        model = nn.Sequential(OrderedDict(head=model))  # Its own output thus has a name.
     images = collect(data)
     with evaluating(model), open_attention():
         golden = run_golden(model, images, batch_size=batch_size, min_top2diff=0.0)
-        sample = images.images[:3].to(device_of(model))
-        site_map = find_sites(model, sample, modules=() if layers is None else _present(model, layers))
+        modules = [name for name, _ in model.named_modules() if name in (layers or ())]
+        site_map = find_sites(model, images.images[:3].to(device_of(model)), modules=modules)
         sites = site_map.last if layers is None else site_map.matching(layers)
-        struck = images.images[torch.from_numpy(golden.eligible)].to(device_of(model))
-        rows = _score_rows(model) if closed_form else {}
-        counts = Exhaustion(model, sites, struck, rows, batch_size).run(progress=progress)
+        eligible = images.images[torch.from_numpy(golden.eligible)].to(device_of(model))
+        score_rows = _score_rows(model) if closed_form else {}
+        counts = ExhaustiveExecution(model, sites, eligible, score_rows, batch_size).run(progress=progress)
     tensors = tuple(TensorCounts(site, counts[site.name].reshape(site.word_bits, -1)) for site in sites)
-    return ExhaustiveResult(tensors, len(struck), site_map.uninjectable)
+    return ExhaustiveResult(tensors, len(eligible), site_map.uninjectable)
 
 
 def _score_rows(model: nn.Module) -> dict[str, Tensor]:
-    """Return what heads declare: by the name of a tensor, the rows whose products with it order the classes."""
-    found = {}
+    """Return, by name of a tensor, the rows whose products with it order the classes, as the heads declare them."""
+    score_rows = {}
     for name, module in model.named_modules():
         for child, rows in getattr(module, "score_rows", {}).items():
-            found[f"{name}.{child}" if name else child] = rows
-    return found
-
-
-def _names(layers: object) -> tuple[str, ...]:
-    """Return ``layers=`` as names, or raise ArgumentError."""
-    names = tuple(layers) if isinstance(layers, Iterable) and not isinstance(layers, str) else ()
-    if not names or not all(isinstance(name, str) for name in names):
-        raise ArgumentError(f'layers must be a non-empty sequence of names, such as ["head.latent"]; found {layers!r}.')
-    return names
-
-
-def _present(model: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Return the names among the patterns that are modules, which may have to be made sites."""
-    every = dict(model.named_modules())
-    return [name for name in layers if name in every]
+            score_rows[f"{name}.{child}" if name else child] = rows
+    return score_rows

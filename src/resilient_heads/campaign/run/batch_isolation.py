@@ -1,49 +1,46 @@
-"""Whether a fault in one image of a batch stays there."""
+"""Check that a fault in one image of a batch leaves the other images alone."""
 
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.campaign.golden.golden_run import logits_of
+from resilient_heads.campaign.run.injected_pass import injected_pass
 from resilient_heads.errors import InjectionError
-from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
 
 
 def disturbed_pass(model: nn.Module, site: Site, images: Tensor, image: int, *, extreme: bool) -> tuple[Tensor, Tensor]:
-    """Disturb all of an image's neurons at a site, and run what follows.
+    """Change all neurons of one image at a site, and run the rest of the model.
 
     Args:
         model: The model.
         site: The site.
         images: A batch.
-        image: Which one is disturbed.
-        extreme: Whether its values become as large as the format allows, as a flip of the top exponent bit makes them,
-            or stay of their size.
+        image: Position of the changed image in the batch.
+        extreme: Change the values to a quarter of the dtype's largest value, as a flip of the top exponent bit might.
+            Otherwise they keep their order of magnitude.
 
     Returns:
-        The site's tensor as it was disturbed, and the logits.
+        The site's tensor after the change, and the logits.
     """
-    seen: list[Tensor] = []
 
-    def disturb(_name: str, tensor: Tensor) -> Tensor:
-        changed = tensor.clone(memory_format=torch.preserve_format)
-        own = site.layout.of_image(changed, image)
-        own.copy_(torch.where(own < 0, -1.0, 1.0) * torch.finfo(own.dtype).max / 4 if extreme else 1 - 2 * own)
-        seen.append(changed.clone(memory_format=torch.preserve_format))
-        return changed
+    def disturb(tensor: Tensor, _golden: Tensor) -> Tensor:
+        part = site.layout.of_image(tensor, image)
+        largest = torch.finfo(part.dtype).max / 4
+        part.copy_(torch.where(part < 0, -1.0, 1.0) * largest if extreme else 1 - 2 * part)
+        return tensor.clone(memory_format=torch.preserve_format)
 
-    with watch_sites(model, [site], disturb):
-        logits = logits_of(model, images)
-    if len(seen) != 1:
-        raise InjectionError(f"No fault struck {site.name!r}: it came by {len(seen)} times in a pass.")
-    return seen[0], logits
+    return injected_pass(model, site, images, disturb)
 
 
 def require_separate(site: Site, golden: Tensor, disturbed: Tensor, image: int) -> None:
-    """Raise InjectionError unless disturbing one image left the logits of the others alone."""
+    """Check that a change of one image left the logits of the other images alone.
+
+    Raises:
+        InjectionError: The logits of another image differ.
+    """
     others = [row for row in range(len(golden)) if row != image]
     if not torch.equal(golden[others], disturbed[others]):
         raise InjectionError(
-            f"A fault of one image at {site.name!r} reaches other images of its batch, as through statistics "
-            "taken over the batch, so a trial would not be one flip. Pass batch_size=1."
+            f"A fault in one image at {site.name!r} changes the logits of other images in its batch, as through "
+            "statistics over the batch, so a trial would not be one fault in one image. Pass batch_size=1."
         )

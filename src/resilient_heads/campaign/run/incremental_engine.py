@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from resilient_heads.incremental.recording.recorder import Recorder, record
 from resilient_heads.incremental.recording.tape import BufferVersion, ControlFlowError, GoldenContent, Tape, copy_memory
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.incremental.slice_runner import SliceRunner
+from resilient_heads.injection.apply.core import SiteInjection
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
 
@@ -113,13 +114,17 @@ class IncrementalEngine:
             self._warned = True
         return GoldenPass(logits, recorder.kept if same else {})
 
-    def copy_site_tensor(self, name: str, golden: GoldenPass) -> tuple[Tensor, Tensor] | None:
-        """Return a copy of a site's golden tensor, and all of its memory; None if the site needs a full pass."""
+    def copy_site_tensor(self, name: str, golden: GoldenPass) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return a copy of a site's golden tensor, all of the copy's memory, and the golden tensor itself.
+
+        The golden tensor must not be changed. The result is None if the site needs a full pass.
+        """
         view = self._slices[name].source.view if name in self._slices else None
         if view is None or view.content not in golden.content:
             return None
-        memory = copy_memory(golden.content[view.content])
-        return view.on(memory), memory
+        content = golden.content[view.content]
+        memory = copy_memory(content)
+        return view.on(memory), memory, view.on(content)
 
     def gives_logits(self, name: str) -> bool:
         """Return whether a site's tensor is the logits, or is only copied into them."""
@@ -149,6 +154,27 @@ class IncrementalEngine:
         except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
             self.block([name], f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
             return None
+
+    def incremental_pass(
+        self, name: str, golden: GoldenPass, write: Callable[[Tensor, Tensor], SiteInjection]
+    ) -> tuple[SiteInjection, Tensor] | None:
+        """Run what depends on a site, with faults in it.
+
+        Args:
+            name: Of the site.
+            golden: The pass over the batch.
+            write: Called with a copy of the site's tensor, into which it writes the faults, and with the golden tensor.
+
+        Returns:
+            What ``write`` returned, and the logits of the batch, ``(N, C)``; None if the site needs a full pass.
+        """
+        copied = self.copy_site_tensor(name, golden)
+        if copied is None:
+            return None
+        faulty, memory, clean = copied
+        injection = write(faulty, clean)
+        logits = self.run_from_site(name, golden, memory, injection.where)
+        return None if logits is None else (injection, logits)
 
     def check_sites(self) -> None:
         """Compare a rerun with a full pass at every site, block the sites that differ, and log all blocked ones.

@@ -1,4 +1,4 @@
-"""One trial of a campaign once more, with all that it computed."""
+"""Repeat one trial of a campaign, and return everything that it computed."""
 
 import os
 from dataclasses import dataclass
@@ -7,20 +7,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.campaign.golden.data import Data, collect
+from resilient_heads.campaign.golden.data import Data, LabelledImages, collect
 from resilient_heads.campaign.golden.digests import fingerprint
 from resilient_heads.campaign.golden.environment import environment_of
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.result.store import RESULT, CampaignFolder
+from resilient_heads.campaign.run.injected_pass import TrialWriter, injected_pass
 from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.campaign.trials.outcomes import Outcome, judge
 from resilient_heads.errors import ArgumentError, DataError, InjectionError, ModelError, ResultError
 from resilient_heads.evaluation import device_of, evaluating
-from resilient_heads.injection.apply.hits import Hit, first, hit_
-from resilient_heads.injection.faults.draws import Draws
-from resilient_heads.injection.sites.hooks import open_attention, watch_sites
+from resilient_heads.injection.sites.hooks import open_attention
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -29,15 +28,15 @@ class ReplayedTrial:
 
     Attributes:
         layer: Name of the site.
-        trial: Its number.
-        image: Index of the struck image.
+        trial: Number of the trial at this site.
+        image: Index of the image.
         label: The image's class.
-        neuron: Flat index into one sample's output of the site.
+        neuron: Flat index into one image's part of the site's tensor.
         bit: Position in the word.
         before: Fault-free value of the neuron.
-        after: Its value with the bit flipped, before any range detector.
-        range_limit: Range of the detector, or None.
-        outcome: How the trial ended.
+        after: Faulty value of the neuron, before any range detector.
+        range_limit: Range of the site for the range detector, or None.
+        outcome: Masked, tolerable, SDC or DUE.
         delta_loss: In nats.
         golden: Fault-free logits, ``(C,)``, on the CPU.
         faulty: Logits under the fault, ``(C,)``, on the CPU.
@@ -63,11 +62,11 @@ def replay(
 ) -> ReplayedTrial:
     """Repeat one trial of a campaign, bit for bit.
 
-    The whole batch to which the trial belonged is run again, since the last bits of logits depend on the shape of the
-    batch. What comes out is compared with what the campaign wrote down.
+    The whole batch that held the trial runs again, since the last bits of logits depend on the batch size. The
+    function compares the repeated trial with the recorded one.
 
     Args:
-        source: The result, its file, or the campaign's folder, which need not be complete.
+        source: The result, its file, or the campaign's folder; the folder need not be complete.
         model: The campaign's model, on the same kind of device.
         data: The campaign's images and labels.
         site: Name of the site, or its position in the result: the columns ``layer`` and ``site`` of a row.
@@ -83,65 +82,45 @@ def replay(
     trial = int(trial)
     record, trials = _source(source, trial)
     row = _row(record, site)
-    found = np.flatnonzero((trials.site == row) & (trials.trial == trial)) if trials is not None else np.empty(0)
-    if trials is None or not len(found):
+    recorded = None if trials is None else trials.where((trials.site == row) & (trials.trial == trial))
+    if recorded is None or not len(recorded):
         raise ArgumentError(f"The campaign has no trial {trial} of {record.layers[row]!r}.")
-    recorded = trials.where(np.isin(np.arange(len(trials)), found))
     images = collect(data)
-    for what, kind, then, now in (
-        ("model", ModelError, record.model_sha256, fingerprint(model)),
-        ("data", DataError, record.data_sha256, images.sha256),
-    ):
-        if then != now:
-            raise kind(
-                f"The campaign's {what} has the sha256 {then[:12]}..., this one {now[:12]}...; pass the one that the "
-                "campaign ran on."
-            )
-    plan, struck = record.plan, record.sites[row]
+    _require_sha256("model", record.model_sha256, fingerprint(model), ModelError)
+    _require_sha256("data", record.data_sha256, images.sha256, DataError)
+    repeated = _run_again(record, model, images, row, trial)
+    _require_same(repeated, recorded, record, model)
+    return repeated
+
+
+def _run_again(record: CampaignRecord, model: nn.Module, images: LabelledImages, row: int, trial: int) -> ReplayedTrial:
+    """Run the batch that held a trial of the site ``row``, and return the trial."""
+    plan, place = record.plan, record.sites[row]
     size = min(record.config.batch_size, max(plan.counts))
-    numbers = np.arange(trial // size * size, (trial // size + 1) * size)  # the batch that the campaign ran
+    numbers = np.arange(trial // size * size, (trial // size + 1) * size)
+    position = trial % size
     drawn = torch.from_numpy(plan.images(row, numbers, plan.image_weights(record.golden)))
-    draws, weights, position = Draws.none(), np.empty(0), trial % size
-    device = device_of(model)
-    done: list[Hit] = []
-    detector = record.config.protocol.range_detector or "clamp"
-
-    def strike(_name: str, tensor: Tensor) -> Tensor:
-        nonlocal draws, weights
-        draws, weights = plan.draw_with_weights(
-            row, np.minimum(numbers, plan.counts[row] - 1), tensor, detector=detector
-        )
-        changed = tensor.clone(memory_format=torch.preserve_format)
-        done.append(
-            hit_(changed, struck.site, draws, model=plan.fault, range_limit=struck.range_limit, detector=detector)
-        )
-        return changed
-
+    write = TrialWriter(plan, row, numbers, record.config.protocol.range_detector or "clamp")
     with evaluating(model), open_attention():
-        inputs = images.images[drawn].to(device)
+        inputs = images.images[drawn].to(device_of(model))
         golden = logits_of(model, inputs)
-        with watch_sites(model, [struck.site], strike):
-            faulty = logits_of(model, inputs)
-    if len(done) != 1:
-        raise InjectionError(f"No fault struck {struck.site.name!r}: it came by {len(done)} times in a pass.")
-    judged = judge(golden, faulty, images.labels[drawn].to(device))
-    repeated = ReplayedTrial(
-        layer=struck.site.name,
+        injection, faulty = injected_pass(model, place.site, inputs, write)
+    judged = judge(golden, faulty, images.labels[drawn].to(device_of(model)))
+    return ReplayedTrial(
+        layer=place.site.name,
         trial=trial,
         image=int(drawn[position]),
         label=int(images.labels[drawn[position]]),
-        neuron=int(first(draws.neurons)[position]),
-        bit=int(first(draws.bits)[position]) & 0xFF,
-        before=float(done[0].before[position]),
-        after=float(done[0].after[position]),
-        range_limit=struck.range_limit,
+        neuron=int(injection.neurons[position]),
+        bit=int(injection.bits[position]) & 0xFF,
+        before=float(injection.before[position]),
+        after=float(injection.after[position]),
+        range_limit=place.range_limit,
         outcome=Outcome(int(judged.outcome[position])),
         delta_loss=float(judged.delta_loss[position]),
         golden=golden[position].cpu(),
         faulty=faulty[position].cpu(),
     )
-    _require_same(repeated, recorded, record, model)
-    return repeated
 
 
 def _source(source: CampaignResult | str | os.PathLike[str], trial: int) -> tuple[CampaignRecord, Trials | None]:
@@ -172,6 +151,15 @@ def _row(record: CampaignRecord, site: str | int) -> int:
     if not 0 <= site < len(record.layers):
         raise ArgumentError(f"The sites are numbered from 0 to {len(record.layers) - 1}, found {site}.")
     return int(site)
+
+
+def _require_sha256(what: str, then: str, now: str, error: type[Exception]) -> None:
+    """Raise an error unless the model, or the data, are those of the campaign."""
+    if then != now:
+        raise error(
+            f"The campaign's {what} has the sha256 {then[:12]}..., this one {now[:12]}...; pass the {what} that the "
+            "campaign ran on."
+        )
 
 
 def _require_same(repeated: ReplayedTrial, recorded: Trials, record: CampaignRecord, model: nn.Module) -> None:

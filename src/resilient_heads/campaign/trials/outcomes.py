@@ -6,7 +6,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from resilient_heads.injection.formats.bits import words
+from resilient_heads.incremental.recording.words import words
 from resilient_heads.statistics.functional import confidence, delta_loss, rank
 
 

@@ -1,9 +1,10 @@
-"""Faults in what passes through a model: outputs and inputs of its modules."""
+"""Inject faults into what passes through a model: outputs and inputs of its modules."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,52 +12,64 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection.apply.strike import strike
-from resilient_heads.injection.apply.verification import InjectionReport, Ledger
+from resilient_heads.injection.apply.core import FaultyTensor
+from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.faults.targets import Activation, Input, Key
-from resilient_heads.injection.formats.bits import stored_words
 from resilient_heads.injection.formats.dtypes import format_of
 from resilient_heads.injection.random.streams import stream_name
 from resilient_heads.injection.sites.modules import leaves_matching, module_named, refuse_scripts
-from resilient_heads.injection.sites.nested import locate, replaced
+from resilient_heads.injection.sites.nested import find_tensor, with_tensor
 
 
 @dataclass(slots=True, eq=False)
-class _Watch:
-    """The faults in one module's outputs, or inputs, and what was seen of it so far."""
+class _ActiveFault:
+    """A fault in one layer while the block runs.
 
-    faults: list[tuple[str, Fault, AnyFault]] = field(default_factory=list)
+    Attributes:
+        layer: Name of the layer.
+        fault: The fault.
+        target: The fault's ``tensor``.
+        given: The fault as the caller gave it, for errors.
+        images: Images that have passed the layer so far.
+        injected: Whether the fault has been injected at least once.
+    """
+
+    layer: str
+    fault: Fault
+    target: Activation
+    given: AnyFault
+    images: int = 0
+    injected: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Injections:
+    """All faults in the outputs of one module, or all faults in its inputs.
+
+    Attributes:
+        kind: ``"output"`` or ``"input"``.
+        report: Counts the injected values.
+        faults: The faults, in the caller's order.
+        calls: Runs of the module since the model's forward pass began.
+    """
+
+    kind: str
+    report: InjectionReport
+    faults: list[_ActiveFault] = field(default_factory=list)
     calls: int = 0
-    samples: list[int] = field(default_factory=list)
-    fired: list[bool] = field(default_factory=list)
-
-    def add(self, layer: str, fault: Fault, given: AnyFault) -> None:
-        self.faults.append((layer, fault, given))
-        self.samples.append(0)
-        self.fired.append(False)
-
-    @property
-    def silent(self) -> list[tuple[str, int | None]]:
-        """The layers, and calls, where a fault never struck."""
-        found = []
-        for (layer, fault, _), fired in zip(self.faults, self.fired, strict=True):
-            assert isinstance(fault.tensor, Activation)
-            if not fired:
-                found.append((layer, fault.tensor.call))
-        return found
 
 
 @contextmanager
 def inject_activations(
     model: nn.Module, faults: Sequence[tuple[Fault, AnyFault]], report: InjectionReport
 ) -> Iterator[None]:
-    """Apply faults in outputs and inputs at every forward pass inside the block.
+    """Inject faults into outputs and inputs at every forward pass inside the block.
 
     Args:
         model: The model.
-        faults: Each fault, and as the caller gave it.
-        report: Counts the strikes.
+        faults: Each fault, and the same fault as the caller gave it.
+        report: Counts the injected values.
 
     Raises:
         FaultError: An unknown layer; during a pass, an element or bit that does not exist.
@@ -64,136 +77,140 @@ def inject_activations(
     """
     if faults:
         refuse_scripts(model)
-    watches: dict[tuple[nn.Module, bool], _Watch] = {}  # one module may be known by several names
+    places: dict[tuple[nn.Module, str], _Injections] = {}  # One module may have several names.
     for fault, given in faults:
+        assert isinstance(fault.tensor, Activation)
+        kind = "input" if isinstance(fault.tensor, Input) else "output"
         for layer in leaves_matching(model, fault):
-            at_input = isinstance(fault.tensor, Input)
-            watches.setdefault((module_named(model, layer), at_input), _Watch()).add(layer, fault, given)
+            place = places.setdefault((module_named(model, layer), kind), _Injections(kind, report))
+            place.faults.append(_ActiveFault(layer, fault, fault.tensor, given))
 
-    def begin(_module: nn.Module, _inputs: object) -> None:
-        for watch in watches.values():
-            watch.calls = 0
+    def start_pass(_module: nn.Module, _inputs: object) -> None:
+        for place in places.values():
+            place.calls = 0
 
     handles = []
     try:
-        if watches:
-            handles.append(model.register_forward_pre_hook(begin))
-        for (module, at_input), watch in watches.items():
-            if at_input:
-                handles.append(module.register_forward_pre_hook(_on_inputs(watch, report), with_kwargs=True))
+        if places:
+            handles.append(model.register_forward_pre_hook(start_pass))
+        for (module, kind), place in places.items():
+            if kind == "input":
+                handles.append(module.register_forward_pre_hook(partial(_inject_inputs, place), with_kwargs=True))
             else:
-                handles.append(module.register_forward_hook(_on_output(watch, report)))
+                handles.append(module.register_forward_hook(partial(_inject_output, place)))
         yield
     finally:
         for handle in handles:
             handle.remove()
-    silent = [pair for watch in watches.values() for pair in watch.silent]
-    if silent:
-        raise InjectionError(never(*min(silent, key=str)))
+    unused = [one for place in places.values() for one in place.faults if not one.injected]
+    if unused:
+        raise InjectionError(_never_ran(min(unused, key=lambda one: (one.layer, str(one.target.call)))))
 
 
-def plain_tensor(tensor: Tensor, what: str) -> Tensor:
-    """Return a tensor that faults can strike: floating, and in memory, not a view of something else.
+def require_plain(tensor: Tensor, what: str) -> Tensor:
+    """Return a floating tensor that holds its values itself.
 
     Raises:
-        FaultError: It is none.
+        FaultError: The tensor's dtype has no known format, or its values lie in other tensors.
     """
     if hasattr(tensor, "__tensor_flatten__"):
         raise FaultError(
-            f"{what[0].upper()}{what[1:]} is a {type(tensor).__name__}, whose values lie in other tensors; a write "
-            "into it might reach nothing. Inject where the tensor is plain."
+            f"{what[0].upper()}{what[1:]} is a {type(tensor).__name__}, which keeps its values in other tensors; a "
+            "write into it might change nothing. Inject into a layer whose tensor is a plain torch.Tensor."
         )
     format_of(tensor.dtype)
     return tensor
 
 
-def never(layer: str, call: int | None = None) -> str:
-    """Say that a layer's hook did not run."""
-    which = "" if call is None else f" in its call {call} of a run"
+def _never_ran(unused: _ActiveFault) -> str:
+    """Return the error for a fault that was never injected."""
+    call = "" if unused.target.call is None else f" in call {unused.target.call} of a forward pass"
     return (
-        f"No fault struck {layer!r}{which}: the layer did not run inside the block (not called, used functionally, or "
-        "compiled before the hook was set)."
+        f"No fault was injected into {unused.layer!r}{call}: the layer did not run inside the block. Perhaps the model "
+        "never calls it, uses it functionally, or was compiled before the block."
     )
 
 
-def _on_output(watch: _Watch, report: InjectionReport) -> Any:
-    def hook(_module: nn.Module, _inputs: object, output: object) -> object:
-        return _struck(output, watch, report, "output")
-
-    return hook
+def _inject_output(place: _Injections, _module: nn.Module, _inputs: object, output: object) -> object:
+    """Return a module's output with faults (a forward hook)."""
+    return _with_faults(output, place)
 
 
-def _on_inputs(watch: _Watch, report: InjectionReport) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        by_name = any(isinstance(key, str) for _, fault, _ in watch.faults for key in _keys(fault)[:1])
-        names = list(inspect.signature(module.forward).parameters) if by_name else []
-        given: dict[Key, object] = dict(enumerate(args))
-        given.update(kwargs.items())
-        struck = _struck(given, watch, report, "input", names=names)
-        assert isinstance(struck, dict)
-        return tuple(struck[i] for i in range(len(args))), {name: struck[name] for name in kwargs}
-
-    return hook
-
-
-def _keys(fault: Fault) -> tuple[Key, ...]:
-    """Return the path to a fault's tensor."""
-    assert isinstance(fault.tensor, Activation)
-    return fault.tensor.keys or ()
+def _inject_inputs(
+    place: _Injections, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Return a module's arguments with faults (a forward pre-hook)."""
+    by_name = any(isinstance(key, str) for one in place.faults for key in (one.target.keys or ())[:1])
+    names = list(inspect.signature(module.forward).parameters) if by_name else []
+    arguments: dict[Key, object] = dict(enumerate(args))
+    arguments.update(kwargs.items())
+    faulty = _with_faults(arguments, place, names)
+    return tuple(faulty[i] for i in range(len(args))), {name: faulty[name] for name in kwargs}
 
 
-def _struck(value: Any, watch: _Watch, report: InjectionReport, kind: str, names: Sequence[str] = ()) -> Any:
-    """Return what a module's neighbours see instead of ``value``."""
-    call, watch.calls = watch.calls, watch.calls + 1
-    by_path: dict[tuple[Key, ...], list[int]] = {}
-    for number, (layer, fault, _) in enumerate(watch.faults):
-        assert isinstance(fault.tensor, Activation)
-        if fault.tensor.call in (None, call):
-            keys = fault.tensor.keys
-            if keys and keys[0] in names and keys[0] not in value:  # an argument that was given by position
-                keys = (names.index(str(keys[0])), *keys[1:])
-            path, _ = locate(value, keys, f"the {kind} of {layer!r}")
-            by_path.setdefault(path, []).append(number)
-    for path, numbers in by_path.items():
-        what = f"the {kind} of {watch.faults[numbers[0]][0]!r}"
-        golden = plain_tensor(locate(value, path, what)[1], what)
-        value = replaced(value, path, _faulty(golden, watch, numbers, report, kind))
+def _with_faults(value: Any, place: _Injections, names: Sequence[str] = ()) -> Any:
+    """Return what a module takes or returns, with faults in it.
+
+    Args:
+        value: A tensor, or a container of tensors.
+        place: The faults.
+        names: Names of the module's parameters, if a fault names one.
+    """
+    call, place.calls = place.calls, place.calls + 1
+    by_path: dict[tuple[Key, ...], list[_ActiveFault]] = {}
+    for one in place.faults:
+        if one.target.call in (None, call):
+            keys = _keys_of_argument(one.target.keys, value, names) if names else one.target.keys
+            path, _ = find_tensor(value, keys, f"the {place.kind} of {one.layer!r}")
+            by_path.setdefault(path, []).append(one)
+    for path, faults in by_path.items():
+        what = f"the {place.kind} of {faults[0].layer!r}"
+        golden = require_plain(find_tensor(value, path, what)[1], what)
+        value = with_tensor(value, path, _faulty_copy(golden, faults, place))
     return value
 
 
-def _faulty(golden: Tensor, watch: _Watch, numbers: list[int], report: InjectionReport, kind: str) -> Tensor:
-    """Return a copy of a tensor with some faults in it, read back."""
-    faulty = golden.clone(memory_format=torch.preserve_format)
-    ledger = Ledger()
-    for number in numbers:
-        layer, fault, given = watch.faults[number]
-        assert isinstance(fault.tensor, Activation)
-        what = f"the {kind} of {layer!r}"
-        target, clean = (_by_sample(t, fault.tensor.batch_dim, what) for t in (faulty, golden.detach()))
-        rows = np.arange(len(target))
-        if fault.tensor.batch_index is not None:
-            if not 0 <= fault.tensor.batch_index < len(rows):
-                raise FaultError(f"batch_index {fault.tensor.batch_index} does not exist in a batch of {len(rows)}.")
-            rows = rows[[fault.tensor.batch_index]]
+def _keys_of_argument(
+    keys: tuple[Key, ...] | None, arguments: Mapping[Key, object], names: Sequence[str]
+) -> tuple[Key, ...] | None:
+    """Return the keys of an argument, for one that is named by the fault and passed by position."""
+    if keys and keys[0] in names and keys[0] not in arguments:
+        return (names.index(str(keys[0])), *keys[1:])
+    return keys
+
+
+def _faulty_copy(golden: Tensor, faults: Sequence[_ActiveFault], place: _Injections) -> Tensor:
+    """Return a copy of a tensor with faults in it, verified."""
+    target = FaultyTensor(
+        golden.clone(memory_format=torch.preserve_format), golden, f"the {place.kind} of {faults[0].layer!r}"
+    )
+    written = []
+    for one in faults:
+        what = f"the {place.kind} of {one.layer!r}"
+        images_first = partial(_images_first, batch_dim=one.target.batch_dim, what=what)
+        count = len(images_first(golden))
+        rows = np.arange(count)
+        if one.target.batch_index is not None:
+            if not 0 <= one.target.batch_index < count:
+                raise FaultError(f"batch_index {one.target.batch_index} does not exist in a batch of {count}.")
+            rows = rows[[one.target.batch_index]]
         if not len(rows):
             continue
-        purpose = (["input"] if kind == "input" else []) + ([] if fault.tensor.path is None else [fault.tensor.path])
-        stream = stream_name(layer, *purpose)
-        own = rows + watch.samples[number]
-        strike(target, clean, rows, own, fault=fault, given=given, stream=stream, what=what, ledger=ledger)
-        watch.samples[number] += len(target)
-        watch.fired[number] = True
-    before = InjectionReport(report.struck, report.without_effect)
-    due = ledger.check(report)
-    changed = int(torch.count_nonzero(stored_words(faulty.detach()) != stored_words(golden.detach())))
-    if changed != due:
-        report.struck, report.without_effect = before.struck, before.without_effect
-        raise InjectionError(f"An injection into {watch.faults[numbers[0]][0]!r} changed values that no fault strikes.")
-    return faulty
+        purpose = ["input"] if place.kind == "input" else []
+        purpose += [] if one.target.path is None else [str(one.target.path)]
+        stream, shape = stream_name(one.layer, *purpose), images_first(golden).shape[1:]
+        draws = one.fault.draw(stream, rows + one.images, shape, golden.dtype, what)
+        write = target.inject(draws, one.fault.model, images_first, rows=torch.from_numpy(rows))
+        written.append(WrittenFault(one.fault, one.given, draws, write))
+        one.images += count
+        one.injected = True
+    target.verify()
+    require_effect(written, place.report)
+    return target.faulty
 
 
-def _by_sample(tensor: Tensor, batch_dim: int | None, what: str) -> Tensor:
-    """Return a view whose first dimension counts samples."""
+def _images_first(tensor: Tensor, batch_dim: int | None, what: str) -> Tensor:
+    """Return a view whose first dimension counts images; without a batch dimension, the tensor is one image."""
     if batch_dim is None:
         return tensor.unsqueeze(0)
     if not tensor.ndim:

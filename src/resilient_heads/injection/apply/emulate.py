@@ -1,4 +1,4 @@
-"""Run a model as if its layers' outputs were held in another number format."""
+"""Run a model as if its layers' outputs were stored in another number format."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,90 +8,102 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection.apply.activations import plain_tensor
+from resilient_heads.injection.apply.activations import require_plain
 from resilient_heads.injection.formats.base import NumberFormat
-from resilient_heads.injection.sites.nested import locate, replaced
+from resilient_heads.injection.sites.nested import find_tensor, with_tensor
 
 
 @contextmanager
-def emulate(model: nn.Module, form: NumberFormat, *, layers: str | Iterable[str] | None = None) -> Iterator[None]:
+def emulate(
+    model: nn.Module, number_format: NumberFormat, *, layers: str | Iterable[str] | None = None
+) -> Iterator[None]:
     """Round the outputs of layers to a number format inside the block.
 
-    A fault passes only the values that it strikes through its format. Under this, all values of a layer do, struck or
-    not, in golden runs too: enter it first, then inject, and a fault through the same format is exactly a fault in the
-    word that the layer holds. This is how GoldenEye runs a network.
+    A fault with a ``format`` rounds only the values that it changes. ``emulate`` rounds all values, in golden runs too,
+    as GoldenEye does. Enter ``emulate`` first and ``inject`` second: a fault in the same format then changes exactly
+    the word that the layer holds.
 
     Args:
-        model: The model; run it inside the block.
-        form: The number format. What values share (a block's exponent, a bias, a scale), each sample has for itself.
-        layers: Name, pattern with ``*`` and ``?``, or several; None takes every Conv and Linear.
+        model: The model. Run it inside the block.
+        number_format: The number format. Values of different images share no word (block exponent, bias or scale).
+        layers: A name, a pattern with ``*`` and ``?``, or several of them; None takes every Conv and Linear.
 
     Raises:
-        FaultError: No layer is meant, or an output that is no floating tensor.
-        InjectionError: No output was rounded, since none of the layers ran.
+        FaultError: No layer matches, or an output is no floating tensor.
+        InjectionError: The block ended and no output was rounded, since none of the layers ran.
 
     Source: Mahmoud et al., *GoldenEye*, DSN 2022.
+
+    >>> import torch
+    >>> from resilient_heads.injection.formats.integer import FixedPoint
+    >>> model = torch.nn.Sequential(torch.nn.Identity())
+    >>> with emulate(model, FixedPoint(integer_bits=2, fraction_bits=1), layers="0"):
+    ...     model(torch.tensor([[0.2, 0.3, 9.0]]))
+    tensor([[0.0000, 0.5000, 3.5000]])
     """
-    chosen = _chosen(model, layers)
-    fired = False
+    names = {module: name for name, module in _matching_layers(model, layers).items()}
+    rounded_any = False
 
-    def hook(module: nn.Module, _inputs: object, output: object) -> object:
-        nonlocal fired
-        fired = True
+    def round_output(module: nn.Module, _inputs: object, output: object) -> object:
+        nonlocal rounded_any
+        rounded_any = True
         what = f"the output of {names[module]!r}"
-        path, tensor = locate(output, None, what)
-        return replaced(output, path, rounded(plain_tensor(tensor, what), form))
+        path, tensor = find_tensor(output, None, what)
+        return with_tensor(output, path, rounded(require_plain(tensor, what), number_format))
 
-    names = {module: name for name, module in chosen.items()}
     handles = []
     try:
         for module in names:
-            handles.append(module.register_forward_hook(hook))
+            handles.append(module.register_forward_hook(round_output))
         yield
     finally:
         for handle in handles:
             handle.remove()
-    if not fired:
-        raise InjectionError("Nothing was emulated: none of the layers ran inside the block, or the model is compiled.")
+    if not rounded_any:
+        raise InjectionError(
+            "No output was rounded: none of the layers ran inside the block. Perhaps the block does not run the model, "
+            "or the model was compiled before the block."
+        )
 
 
-def rounded(values: Tensor, form: NumberFormat) -> Tensor:
-    """Return the values of a number format that are nearest to given ones.
+def rounded(values: Tensor, number_format: NumberFormat) -> Tensor:
+    """Return the values of a number format that are nearest to given values.
 
     Args:
-        values: ``(N, ...)``; each sample shares what the format shares.
-        form: The number format.
+        values: ``(N, ...)``; values of one image share the format's shared words.
+        number_format: The number format.
 
     Returns:
-        Same shape, dtype and memory format; gradients do not pass.
+        A tensor of the same shape, dtype and memory format, without gradients.
     """
     if not values.numel():
         return values
     rows = values.detach().reshape(len(values), -1).to(torch.float64)
     shared = None
-    if form.shared_bits:
+    if number_format.shared_bits:
         count = rows.shape[1]
-        group = form.group_of(torch.arange(count, device=rows.device), count)
-        shared = form.fit(rows)[:, group]
-    near = form.decode(form.encode(rows, shared), shared).to(values.dtype)
+        group = number_format.group_of(torch.arange(count, device=rows.device), count)
+        shared = number_format.fit(rows)[:, group]
+    nearest = number_format.decode(number_format.encode(rows, shared), shared).to(values.dtype)
     result = torch.empty_like(values, memory_format=torch.preserve_format)
-    return result.copy_(near.view(values.shape))
+    return result.copy_(nearest.view(values.shape))
 
 
-def _chosen(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str, nn.Module]:
-    """Return the layers that are meant."""
+def _matching_layers(model: nn.Module, layers: str | Iterable[str] | None) -> dict[str, nn.Module]:
+    """Return the layers that the patterns match, by name."""
     modules = {name: module for name, module in model.named_modules() if name}
-    found: dict[str, nn.Module] = {}
     if layers is None:
         kinds = nn.Linear | nn.modules.conv._ConvNd
-        found = {name: module for name, module in modules.items() if isinstance(module, kinds)}
-    else:
-        patterns = (layers,) if isinstance(layers, str) else tuple(layers)
-        for pattern in patterns:
-            matching = {name: module for name, module in modules.items() if fnmatchcase(name, pattern)}
-            if not matching:
-                raise FaultError(f"No layer of {type(model).__name__} matches {pattern!r}.")
-            found |= matching
-    if not found:
-        raise FaultError(f"{type(model).__name__} has no Conv and no Linear to emulate; pass layers=.")
-    return found
+        chosen: dict[str, nn.Module] = {name: one for name, one in modules.items() if isinstance(one, kinds)}
+        if not chosen:
+            raise FaultError(f"{type(model).__name__} has no Conv and no Linear; name its layers with layers=.")
+        return chosen
+    chosen = {}
+    for pattern in (layers,) if isinstance(layers, str) else tuple(layers):
+        matching = {name: module for name, module in modules.items() if fnmatchcase(name, pattern)}
+        if not matching:
+            raise FaultError(f"No layer of {type(model).__name__} matches {pattern!r}.")
+        chosen |= matching
+    if not chosen:
+        raise FaultError("layers is empty; pass at least one name or pattern, or None for every Conv and Linear.")
+    return chosen

@@ -1,9 +1,11 @@
-"""Faults in what a model holds: parameters and buffers."""
+"""Inject faults into what a model holds: parameters and buffers."""
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -11,150 +13,178 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import FaultError, InjectionError
-from resilient_heads.injection.apply.strike import strike
-from resilient_heads.injection.apply.verification import InjectionReport, Ledger
+from resilient_heads.injection.apply.core import FaultyTensor
+from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.faults.targets import StoredTensor
-from resilient_heads.injection.formats.bits import stored_words
-from resilient_heads.injection.formats.dtypes import word_of
+from resilient_heads.injection.formats.dtypes import word_bits_of
+from resilient_heads.injection.random.streams import stream_name
 from resilient_heads.injection.sites.modules import module_named
 
-_ONE_ROW = np.zeros(1, dtype=np.int64)
+_ONE_IMAGE = np.zeros(1, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stored:
+    """A tensor that a module holds.
+
+    Attributes:
+        layer: Name of the module.
+        name: Name of the tensor in the module, such as ``"weight"`` or ``"weight.qdata"``.
+        tensor: The tensor.
+    """
+
+    layer: str
+    name: str
+    tensor: Tensor
+
+    @property
+    def memory(self) -> tuple[object, ...]:
+        """Equal for two tensors that show the same memory in the same way."""
+        tensor = self.tensor
+        return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+    @property
+    def what(self) -> str:
+        """What errors call the tensor."""
+        return f"the {self.name} of {self.layer!r}"
 
 
 @contextmanager
 def inject_stored(
     model: nn.Module, faults: Sequence[tuple[Fault, AnyFault]], report: InjectionReport
 ) -> Iterator[None]:
-    """Corrupt parameters and buffers inside the block; restore every bit on exit.
+    """Inject faults into parameters and buffers inside the block; restore every bit at its end.
 
     Args:
         model: The model.
-        faults: Each fault, and as the caller gave it.
-        report: Counts the strikes.
+        faults: Each fault, and the same fault as the caller gave it.
+        report: Counts the injected values.
 
     Raises:
-        FaultError: An unknown layer or tensor, an element or bit that does not exist.
-        InjectionError: A fault is not in memory after it was written, or a compiled graph would not read it.
+        FaultError: An unknown layer or tensor, or an element or bit that does not exist.
+        InjectionError: A tensor does not hold exactly the fault after the write, or a compiled graph would not read it.
     """
-    found = [(name, tensor, fault, given) for fault, given in faults for name, tensor in _targets(model, fault)]
-    if found:
+    pairs = [(stored, fault, given) for fault, given in faults for stored in _stored_tensors(model, fault)]
+    if pairs:
         _refuse_frozen_graphs()
-    undo: list[Callable[[], None]] = []
-    ledger = Ledger()
+    targets: list[FaultyTensor] = []
+    written = []
     try:
         with torch.no_grad():
-            for name, tensor, fault, given in found:
-                held = tensor.data.unsqueeze(0)
-                what = f"the {name.rpartition(chr(0))[2]} of {name.partition(chr(0))[0]!r}"
-                undo.append(
-                    strike(
-                        stored_words(held),
-                        held,
-                        _ONE_ROW,
-                        _ONE_ROW,
-                        fault=fault,
-                        given=given,
-                        stream=name,
-                        what=what,
-                        ledger=ledger,
+            for _, group in groupby(pairs, key=lambda pair: pair[0].memory):
+                together = list(group)
+                held = together[0][0].tensor.data
+                targets.append(FaultyTensor(held, held.clone(), together[0][0].what))
+                for stored, fault, given in together:
+                    draws = fault.draw(
+                        stream_name(stored.layer, stored.name), _ONE_IMAGE, held.shape, held.dtype, stored.what
                     )
-                )
-            ledger.check(report)
+                    write = targets[-1].inject(draws, fault.model, _as_one_image)
+                    written.append(WrittenFault(fault, given, draws, write))
+                targets[-1].verify()
+                targets[-1].drop_golden()
+            require_effect(written, report)
         yield
     finally:
-        for back in reversed(undo):
-            back()
+        for target in reversed(targets):
+            target.undo()
 
 
-def _targets(model: nn.Module, fault: Fault) -> list[tuple[str, Tensor]]:
-    """Return the tensors that a fault strikes, each with the name of its draws; shared memory once."""
+def _as_one_image(tensor: Tensor) -> Tensor:
+    """Return a view of a stored tensor as the tensor of one image."""
+    return tensor.unsqueeze(0)
+
+
+def _stored_tensors(model: nn.Module, fault: Fault) -> list[_Stored]:
+    """Return the tensors that a fault is injected into; memory that several names share comes once."""
     assert isinstance(fault.tensor, StoredTensor)
     wanted = fault.tensor.name
     if not fault.is_pattern:
         module = module_named(model, fault.layer)
-        names = list(_own(module)[0]) if wanted is None else [wanted]
+        names = list(_parameters(module)) if wanted is None else [wanted]
         if not names:
             raise FaultError(f"{fault.layer!r} has no parameters.")
-        found = [(fault.layer, name, module) for name in names]
+        places = [(fault.layer, name, module) for name in names]
     else:
         modules = dict(model.named_modules())
-        found = []
+        places = []
         for layer in fault.matches(modules):
-            parameters, buffers = _own(modules[layer])
-            names = list(parameters) if wanted is None else [wanted]
-            found += [(layer, n, modules[layer]) for n in names if n.split(".")[0] in parameters | buffers]
-        if not found:
+            module = modules[layer]
+            names = list(_parameters(module)) if wanted is None else [wanted]
+            places += [(layer, name, module) for name in names if name.split(".")[0] in _own_tensors(module)]
+        if not places:
             raise FaultError(
                 f"No layer of {type(model).__name__} that matches {fault.layer!r} holds "
                 f"{'a parameter' if wanted is None else repr(wanted)}."
             )
-    once: dict[tuple[object, ...], tuple[str, Tensor]] = {}
-    for layer, name, module in found:
-        for inner, tensor in _tensors(layer, module, name, expand=wanted is None):
-            key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-            if tensor.numel() or not fault.is_pattern:
-                once.setdefault(key, (f"{layer}\0{inner}", tensor))
+    once: dict[tuple[object, ...], _Stored] = {}
+    for layer, name, module in places:
+        for stored in _plain_tensors(layer, module, name, expand=wanted is None):
+            if stored.tensor.numel() or not fault.is_pattern:
+                once.setdefault(stored.memory, stored)
     return list(once.values())
 
 
-def _own(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _parameters(module: nn.Module) -> dict[str, Tensor]:
+    """Return a module's own parameters."""
+    return dict(module.named_parameters(recurse=False))
+
+
+def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's own parameters and buffers."""
-    parameters: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
-    return parameters, dict(module.named_buffers(recurse=False))
+    return {**_parameters(module), **dict(module.named_buffers(recurse=False))}
 
 
-def _tensors(layer: str, module: nn.Module, name: str, *, expand: bool) -> list[tuple[str, Tensor]]:
-    """Return plain tensors: the one of a name, or all that a wrapped one holds where ``expand`` asks for it."""
-    parameters, buffers = _own(module)
+def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) -> list[_Stored]:
+    """Return the tensor of a name, or, with ``expand``, all tensors that a tensor subclass of that name is made of."""
     first, *rest = name.split(".")
-    if first not in parameters | buffers:
-        known = ", ".join([*parameters, *buffers]) or "none"
+    if first not in _own_tensors(module):
+        known = ", ".join(_own_tensors(module)) or "none"
         raise FaultError(f"{layer!r} has no parameter {first!r}; it has: {known}.")
-    tensor = (parameters | buffers)[first]
+    tensor = _own_tensors(module)[first]
     for part in rest:
-        if part not in _inner(tensor):
-            raise FaultError(
-                f"{first!r} of {layer!r} holds no {part!r}; it holds: {', '.join(_inner(tensor)) or 'none'}."
-            )
+        if part not in _inner_names(tensor):
+            inner = ", ".join(_inner_names(tensor)) or "none"
+            raise FaultError(f"{first!r} of {layer!r} holds no {part!r}; it holds: {inner}.")
         tensor = getattr(tensor, part)
-    inner = _inner(tensor)
-    if inner and expand:
-        return [pair for part in inner for pair in _tensors(layer, module, f"{name}.{part}", expand=True)]
-    if inner:
+    parts = [f"{name}.{part}" for part in _inner_names(tensor)]
+    if parts and expand:
+        return [stored for part in parts for stored in _plain_tensors(layer, module, part, expand=True)]
+    if parts:
         raise FaultError(
-            f"{name!r} of {layer!r} is a {type(tensor).__name__}, which computes its values from others; a fault needs "
-            f"a tensor in memory. Name one: {', '.join(f'{name}.{part}' for part in inner)}."
+            f"{name!r} of {layer!r} is a {type(tensor).__name__}, which keeps its values in other tensors. Name one "
+            f"of them: {', '.join(parts)}."
         )
     if is_lazy(tensor):
         raise FaultError(f"{name!r} of {layer!r} has no size yet; run the model once.")
     if tensor.is_meta:
-        raise FaultError(f"{name!r} of {layer!r} is on the meta device: it has no memory that a fault could strike.")
-    word_of(tensor.dtype)
-    return [(name, tensor)]
+        raise FaultError(f"{name!r} of {layer!r} is on the meta device and has no memory; load the weights first.")
+    word_bits_of(tensor.dtype)
+    return [_Stored(layer, name, tensor)]
 
 
-def _inner(tensor: Tensor) -> list[str]:
+def _inner_names(tensor: Tensor) -> list[str]:
     """Return the names of the tensors that a tensor subclass (quantised, distributed) is made of."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     return [] if flatten is None else list(flatten()[0])
 
 
 def _refuse_frozen_graphs() -> None:
-    """Refuse if Inductor holds a frozen graph: parameters are constants in it, so a fault would never be read."""
+    """Raise InjectionError if Inductor holds a frozen graph: its parameters are constants, so it ignores the fault."""
     if "torch._inductor.freezing" not in sys.modules:
         return
     if _frozen_graph_alive():
-        gc.collect()  # one that nobody can call any more does not count
+        gc.collect()  # A graph that nobody can call any more does not count.
     if _frozen_graph_alive():
         raise InjectionError(
-            "A graph compiled with freezing is alive; its parameters are constants, so faults in weights would not "
-            "reach it. Call torch.compiler.reset(), and inject into the model that is not compiled."
+            "A graph that was compiled with freezing is alive. Its parameters are constants, so it would ignore faults "
+            "in weights. Call torch.compiler.reset(), and inject into the model that is not compiled."
         )
 
 
 def _frozen_graph_alive() -> bool:
-    """Whether a graph with parameters as constants can still be called; which model it is of cannot be known."""
+    """Whether any graph with constant parameters can still be called; its model cannot be known."""
     from torch._inductor.output_code import CompiledFxGraph
 
     graphs = (kept for kept in gc.get_objects() if type(kept) is CompiledFxGraph)

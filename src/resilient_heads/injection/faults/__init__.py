@@ -1,1 +1,1 @@
-"""Faults as frozen values."""
+"""Faults as frozen values: which tensor, which elements, what happens to them."""

@@ -1,47 +1,60 @@
-"""Which elements of a tensor are struck."""
+"""Which elements of a tensor a fault is injected into."""
 
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from resilient_heads.errors import FaultError
+from resilient_heads.checks import real_number, whole_number
+from resilient_heads.errors import ArgumentError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexedElements:
-    """Elements that are named.
+    """Elements that you name.
 
     Attributes:
-        indices: An index, ``(3,)`` or ``(channel, row, column)``, or several of them. For inputs and outputs an index
-            lies within one sample, without the batch dimension.
-        fixed: Draw what an effect leaves to chance once for all samples instead of anew for each.
+        indices: One index, ``(3,)`` or ``(channel, row, column)``, or a tuple of several. In outputs and inputs, an
+            index lies within one image and leaves out the batch dimension.
+        fixed: Draw the random parts of an effect once for all images, not anew for each.
+
+    Raises:
+        ArgumentError: An index that is no tuple of whole numbers, or an index that is named twice.
+
+    >>> IndexedElements(indices=(3, 1)).each
+    ((3, 1),)
     """
 
     indices: tuple[int, ...] | tuple[tuple[int, ...], ...]
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        found = tuple(self.indices) if isinstance(self.indices, Iterable) else (self.indices,)
-        nested = found and all(isinstance(one, Iterable) for one in found)
-        several = tuple(whole_numbers("index", one) for one in (found if nested else (found,)))  # type: ignore[arg-type]
-        if len(set(several)) != len(several):
-            raise FaultError(f"An index is named twice in {several}; the second fault would undo the first.")
-        object.__setattr__(self, "indices", several)
+        given = tuple(self.indices) if isinstance(self.indices, Iterable) else (self.indices,)
+        nested = given and all(isinstance(one, Iterable) for one in given)
+        indices = tuple(whole_numbers("index", one) for one in (given if nested else (given,)))
+        if len(set(indices)) != len(indices):
+            raise ArgumentError(
+                f"An index is named twice in {indices}, so one fault would undo the other; name it once."
+            )
+        object.__setattr__(self, "indices", indices)
 
     @property
     def each(self) -> tuple[tuple[int, ...], ...]:
-        """Every index."""
+        """All indices, each as a tuple."""
         return self.indices  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomElements:
-    """Elements drawn at random, all different.
+    """Elements that are drawn at random, all different.
 
     Attributes:
-        count: How many for each sample (or in the parameter).
-        adjacent: Draw a run of neighbours, in row-major order: a burst.
-        fixed: Draw once for all samples, as a permanent fault of the hardware does, instead of anew for each.
+        count: Number of elements in each image, or in the parameter.
+        adjacent: Draw a run of neighbours in row-major order, a burst.
+        fixed: Draw once for all images, as for a permanent hardware fault, not anew for each.
+
+    >>> RandomElements(count=0)
+    Traceback (most recent call last):
+    resilient_heads.errors.ArgumentError: count must be a whole number of at least 1, found 0.
     """
 
     count: int = 1
@@ -49,36 +62,38 @@ class RandomElements:
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "count", positive("count", self.count))
+        object.__setattr__(self, "count", whole_number("count", self.count, least=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorRate:
-    """Every bit of every element fails by itself, with the same probability: a bit error rate (BER).
+    """Elements with a bit error rate (BER): every bit of every element fails independently, with one probability.
 
-    The number of errors is binomial; nothing is rounded, so small layers and low rates are struck as often as they
-    should be. Only with effects of single bits: :class:`Flip` or :class:`StuckAt`; one that names bits makes only
-    those fail.
+    The number of errors is binomial and nothing is rounded, so small layers and low rates get as many errors as they
+    should. ``ErrorRate`` needs an effect of single bits, :class:`Flip` or :class:`StuckAt`; if the effect names bits,
+    only those bits can fail.
 
     Attributes:
-        rate: Probability of each bit.
-        fixed: Draw once for all samples instead of anew for each.
+        rate: Probability of an error in each bit, from 0 to 1.
+        fixed: Draw once for all images, not anew for each.
+
+    >>> ErrorRate(rate=1e-6)
+    ErrorRate(rate=1e-06, fixed=False)
     """
 
     rate: float
     fixed: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise FaultError(f"A bit error rate lies in [0, 1], found {self.rate!r}.")
+        object.__setattr__(self, "rate", real_number("rate", self.rate, least=0, most=1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllElements:
-    """All elements of a sample, or of a parameter.
+    """All elements of an image's tensor, or of a parameter.
 
     Attributes:
-        fixed: Draw what an effect leaves to chance once for all samples instead of anew for each.
+        fixed: Draw the random parts of an effect once for all images, not anew for each.
     """
 
     fixed: bool = False
@@ -87,24 +102,12 @@ class AllElements:
 Elements = IndexedElements | RandomElements | ErrorRate | AllElements
 
 
-def whole(name: str, value: int) -> int:
-    """Return a plain int, or say what was expected."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise FaultError(f"{name} must be a whole number, found {value!r}.") from None
+def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
+    """Return whole numbers as a tuple of plain ints.
 
-
-def positive(name: str, value: int) -> int:
-    """Return a plain int of at least 1, or say what was expected."""
-    number = whole(name, value)
-    if number < 1 or isinstance(value, bool):
-        raise FaultError(f"{name} must be a whole number of at least 1, found {value!r}.")
-    return number
-
-
-def whole_numbers(name: str, values: tuple[int, ...]) -> tuple[int, ...]:
-    """Return plain ints, or say what was expected."""
+    Raises:
+        ArgumentError: Something else than a sequence of whole numbers.
+    """
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise FaultError(f"{name} must be a tuple of whole numbers, such as (3,), found {values!r}.")
-    return tuple(whole(name, value) for value in values)
+        raise ArgumentError(f"{name} must be a tuple of whole numbers, such as (3,), found {values!r}.")
+    return tuple(whole_number(name, value) for value in values)

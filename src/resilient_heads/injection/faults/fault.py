@@ -1,4 +1,4 @@
-"""Faults: what goes wrong where, as frozen values."""
+"""Faults as frozen values: what goes wrong, and where."""
 
 import fnmatch
 from collections.abc import Iterable
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from resilient_heads.checks import seed_number
-from resilient_heads.errors import FaultError
+from resilient_heads.checks import seed_number, whole_number
+from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.faults.effects import BitEffect, Effect, Flip
 from resilient_heads.injection.faults.elements import (
@@ -16,42 +16,42 @@ from resilient_heads.injection.faults.elements import (
     Elements,
     IndexedElements,
     RandomElements,
-    whole,
     whole_numbers,
 )
 from resilient_heads.injection.faults.fault_model import FaultModel, check_combination
-from resilient_heads.injection.faults.targets import Activation, Input, Output, Place, StoredTensor
+from resilient_heads.injection.faults.targets import Activation, Output, StoredTensor, Target
 from resilient_heads.injection.formats.base import NumberFormat
-from resilient_heads.injection.formats.dtypes import format_of, word_of
+from resilient_heads.injection.formats.dtypes import format_of, word_bits_of
 from resilient_heads.injection.random.streams import Indices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Something that goes wrong in a tensor of a layer.
+    """A fault in a tensor of a layer. By default one random bit of one random element of the layer's output flips.
 
-    By default one random bit of one random element of the layer's output flips, in each sample another.
-
-    Random choices are a function of ``seed``, the layer, and the sample's number: samples are counted from the
-    beginning of the block, so the batch size changes nothing. A sample that passes a layer again is another one.
+    Each image gets draws of its own. They are a function of ``seed``, the layer and the image's number, counted from
+    the beginning of the block, so the batch size changes nothing. An image that passes a layer twice counts twice.
 
     Attributes:
-        layer: Dotted name of a module, or a pattern with ``*`` and ``?``: for outputs and inputs, every matching
-            module without children; for stored tensors, every matching module that has such a tensor. Each tensor
-            has its own draws.
-        tensor: Which tensor of the layer.
-        elements: Which elements of it.
-        effect: What happens to each.
-        format: The number format that a struck value passes through; None is the tensor's own.
-        shared: Strike a word that values share in ``format``; ``elements`` then means groups.
-        seed: Of the random choices, ``0 <= seed < 2**64``.
+        layer: Dotted name of a module, or a pattern with ``*`` and ``?``. For outputs and inputs, a pattern matches
+            modules without children; for stored tensors, modules that hold such a tensor. Each tensor gets draws of
+            its own.
+        tensor: Which tensor of the layer: :class:`Output`, :class:`Input` or :class:`StoredTensor`.
+        elements: Which elements of the tensor.
+        effect: What happens to each element.
+        format: The number format that a faulty value passes through; None is the tensor's own.
+        shared: Inject into a word that values share in ``format``; ``elements`` then means groups of values.
+        seed: Seed of the random draws, ``0 <= seed < 2**64``.
 
     Raises:
-        FaultError: Choices that do not go together.
+        ArgumentError: Choices that do not go together.
+
+    >>> Fault(layer="conv*", effect=Flip(bits=(30,)), seed=3).is_pattern
+    True
     """
 
     layer: str
-    tensor: Place = Output()
+    tensor: Target = Output()
     elements: Elements = RandomElements()
     effect: Effect = Flip()
     format: NumberFormat | None = None
@@ -59,14 +59,14 @@ class Fault:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.tensor, Output | Input | StoredTensor):
-            raise FaultError(f"Expected Output(), Input() or StoredTensor(), found {self.tensor!r}.")
+        if not isinstance(self.tensor, Target):
+            raise ArgumentError(f"Expected Output(), Input() or StoredTensor(), found {self.tensor!r}.")
         check_combination(self.elements, self.effect, self.format, self.shared)
         object.__setattr__(self, "seed", seed_number(self.seed))
 
     @property
     def model(self) -> FaultModel:
-        """The fault without its place; named elements stand for drawn ones."""
+        """The fault without its place; all elements stand for named ones."""
         elements = (
             AllElements(fixed=self.elements.fixed) if isinstance(self.elements, IndexedElements) else self.elements
         )
@@ -78,23 +78,23 @@ class Fault:
         return "*" in self.layer or "?" in self.layer
 
     def matches(self, names: Iterable[str]) -> list[str]:
-        """Return the names that the layer, as a pattern, matches."""
+        """Return the names that match the layer as a pattern."""
         return [name for name in names if fnmatch.fnmatchcase(name, self.layer)]
 
     def draw(self, stream: str, numbers: Indices, shape: torch.Size, dtype: torch.dtype, what: str) -> Draws:
-        """Draw what happens to some samples.
+        """Draw what happens to some images.
 
         Args:
-            stream: Name of the tensor.
-            numbers: ``(R,)``, of the samples.
-            shape: Of one sample.
-            dtype: Of the tensor.
-            what: Named in errors.
+            stream: Name of the stream of random words.
+            numbers: ``(R,)``, numbers of the images.
+            shape: Shape of one image's part of the tensor.
+            dtype: Dtype of the tensor.
+            what: What errors call the tensor.
 
         Raises:
             FaultError: An element or a bit that does not exist.
         """
-        word_bits, count, model = word_of(dtype)[1], shape.numel(), self.model
+        word_bits, count, model = word_bits_of(dtype), shape.numel(), self.model
         if self.format is None and isinstance(self.effect, BitEffect) and dtype.is_floating_point:
             for bit in self.effect.bits or ():
                 format_of(dtype).check(bit)
@@ -106,22 +106,28 @@ class Fault:
         if self.shared and self.format is not None:
             within = torch.Size((self.format.groups(count),))
         for index in self.elements.each:
-            check_index(index, within, what)
+            _check_index(index, within, what)
         flat = np.ravel_multi_index(np.array(self.elements.each).T, within) if within else np.zeros(1)
         return model.draw_at(self.seed, stream, numbers, flat.astype(np.int64), neurons=count, word_bits=word_bits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitFlip:
-    """One bit of one output neuron of a layer flips, every time that the layer runs.
+    """One bit of one output neuron of a layer flips, each time that the layer runs.
 
     Attributes:
-        layer: Dotted name of the module whose output is hit.
-        neuron: Index within the output of one sample, without the batch dimension: ``(3,)`` for a Linear,
+        layer: Dotted name of the module.
+        neuron: Index within the output of one image, without the batch dimension: ``(3,)`` for a Linear,
             ``(channel, row, column)`` for a convolution.
         bit: Position in the word of the output's dtype; 0 is the lowest mantissa bit, the highest is the sign.
-        batch_index: Row of the output that is hit; None hits every row, whether rows are images or, where a model folds
-            them into the batch, tokens or windows.
+        batch_index: Row of the batch; None flips the bit in every row. Rows are images, or tokens or windows where a
+            model folds those into the batch.
+
+    Raises:
+        ArgumentError: An index or bit that is no whole number.
+
+    >>> BitFlip(layer="fc", neuron=(3,), bit=30)
+    BitFlip(layer='fc', neuron=(3,), bit=30, batch_index=None)
     """
 
     layer: str
@@ -131,16 +137,15 @@ class BitFlip:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "neuron", whole_numbers("neuron", self.neuron))
-        object.__setattr__(self, "bit", whole("bit", self.bit))
+        object.__setattr__(self, "bit", whole_number("bit", self.bit))
         if self.batch_index is not None:
-            object.__setattr__(self, "batch_index", whole("batch_index", self.batch_index))
+            object.__setattr__(self, "batch_index", whole_number("batch_index", self.batch_index))
 
     def as_fault(self) -> Fault:
-        """Return the same as a :class:`Fault`."""
-        tensor = Output(batch_index=self.batch_index)
+        """Return the same fault as a :class:`Fault`."""
         return Fault(
             layer=self.layer,
-            tensor=tensor,
+            tensor=Output(batch_index=self.batch_index),
             elements=IndexedElements(indices=(self.neuron,)),
             effect=Flip(bits=(self.bit,)),
         )
@@ -148,13 +153,19 @@ class BitFlip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightBitFlip:
-    """One bit of one stored parameter flips, until it is written again.
+    """One bit of one stored parameter flips, and stays flipped until the block ends.
 
     Attributes:
         layer: Dotted name of the module that holds the parameter.
         index: Index within the parameter.
-        bit: Position in the word of the parameter's dtype.
+        bit: Position in the word of the parameter's dtype; 0 is the lowest.
         parameter: Name of the parameter in the module.
+
+    Raises:
+        ArgumentError: An index or bit that is no whole number.
+
+    >>> WeightBitFlip(layer="fc", index=(0, 2), bit=30).parameter
+    'weight'
     """
 
     layer: str
@@ -164,14 +175,13 @@ class WeightBitFlip:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", whole_numbers("index", self.index))
-        object.__setattr__(self, "bit", whole("bit", self.bit))
+        object.__setattr__(self, "bit", whole_number("bit", self.bit))
 
     def as_fault(self) -> Fault:
-        """Return the same as a :class:`Fault`."""
-        tensor = StoredTensor(name=self.parameter)
+        """Return the same fault as a :class:`Fault`."""
         return Fault(
             layer=self.layer,
-            tensor=tensor,
+            tensor=StoredTensor(name=self.parameter),
             elements=IndexedElements(indices=(self.index,)),
             effect=Flip(bits=(self.bit,)),
         )
@@ -181,12 +191,12 @@ AnyFault = Fault | BitFlip | WeightBitFlip
 
 
 def is_activation(fault: Fault) -> bool:
-    """Whether a fault strikes what passes through a layer, not what it holds."""
+    """Whether a fault lies in what passes through a layer, not in what it holds."""
     return isinstance(fault.tensor, Activation)
 
 
-def check_index(index: tuple[int, ...], shape: torch.Size, what: str) -> None:
-    """Raise FaultError unless ``index`` names one element of ``shape``."""
+def _check_index(index: tuple[int, ...], shape: torch.Size, what: str) -> None:
+    """Raise FaultError unless an index names one element of a shape."""
     fits = len(index) == len(shape) and all(0 <= i < size for i, size in zip(index, shape, strict=True))
     if not fits:
         raise FaultError(f"{what} has no element {tuple(index)}; its shape is {tuple(shape)}.")

@@ -1,4 +1,4 @@
-"""Fault models: which elements of a tensor fail, what happens to them, through which number format."""
+"""Fault models: which elements of a tensor fail, what happens to them, in which number format."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resilient_heads.errors import FaultError
+from resilient_heads.errors import ArgumentError, FaultError
+from resilient_heads.incremental.recording.words import words
 from resilient_heads.injection.faults.draws import Draws, TensorContext
 from resilient_heads.injection.faults.effects import (
     BitEffect,
@@ -18,10 +19,9 @@ from resilient_heads.injection.faults.effects import (
     StuckAt,
 )
 from resilient_heads.injection.faults.elements import AllElements, ErrorRate, RandomElements
-from resilient_heads.injection.faults.ranges import RangeDetector, apply_range
 from resilient_heads.injection.formats.base import NumberFormat
-from resilient_heads.injection.formats.bits import apply_masks, stored_words
-from resilient_heads.injection.formats.dtypes import word_of
+from resilient_heads.injection.formats.bits import apply_masks
+from resilient_heads.injection.formats.dtypes import word_bits_of
 from resilient_heads.injection.random.elements import draw_elements, draw_errors
 from resilient_heads.injection.random.streams import Indices, Masks
 from resilient_heads.injection.random.words import draw_bits, draw_uniforms, draw_words
@@ -32,16 +32,18 @@ class FaultModel:
     """What one trial does to one tensor. By default one bit of one element flips, both drawn uniformly.
 
     Attributes:
-        elements: Which elements of a sample are struck.
-        effect: What happens to each.
-        format: The number format that a struck value passes through: encoded, struck as a word, decoded. Values that
-            are not struck stay as they are. None takes the tensor's own format.
-        shared: Strike the word that a group of values shares in ``format`` (the exponent of a block, the bias of an
-            AdaptivFloat, a scale) instead of a value: ``elements`` then draws groups, and all values of a group
-            decode anew.
+        elements: Which elements of an image's tensor.
+        effect: What happens to each element.
+        format: The number format that a faulty value passes through: it is encoded, changed as a word, and decoded.
+            Other values stay as they are. None takes the tensor's own format.
+        shared: Inject into the word that a group of values shares in ``format`` (the exponent of a block, the bias of
+            an AdaptivFloat, a scale). ``elements`` then draws groups, and all values of a group are decoded anew.
 
     Raises:
-        FaultError: Choices that do not go together.
+        ArgumentError: Choices that do not go together.
+
+    >>> FaultModel(elements=RandomElements(count=2), effect=StuckAt(value=0)).effect.value
+    0
     """
 
     elements: RandomElements | ErrorRate | AllElements = RandomElements()
@@ -54,80 +56,58 @@ class FaultModel:
 
     @property
     def needs_context(self) -> bool:
-        """Whether :meth:`corrupt` needs what :meth:`context` gives."""
+        """Whether :meth:`corrupt` needs the result of :meth:`context`."""
         return isinstance(self.effect, LayerMaximum) or (self.format is not None and self.format.shared_bits > 0)
 
     def draw(self, seed: int, stream: str, trials: Indices, *, neurons: int, word_bits: int) -> Draws:
-        """Draw what each trial does: a pure function of (seed, stream, trial), whatever the batch.
+        """Draw what each trial does: a function of (seed, stream, trial), whatever the batch.
 
         Args:
             seed: ``0 <= seed < 2**64``.
-            stream: Name of what is struck, as the layer's.
+            stream: Name of the stream of random words, as of a site.
             trials: ``(N,)``, int64, numbers of the trials.
-            neurons: Elements of one sample.
-            word_bits: Width of the tensor's own words; a ``format`` has its own.
+            neurons: Elements of one image's tensor.
+            word_bits: Bits of the tensor's own words; a ``format`` has its own.
 
         Raises:
-            FaultError: More elements or bits are asked for than there are, or a bit that the word lacks.
+            FaultError: More elements or bits than there are, or a bit that the word does not have.
         """
-        own = np.zeros_like(trials) if self.elements.fixed else trials
-        population, width = neurons, word_bits
-        if self.format is not None:
-            width = self.format.shared_bits if self.shared else self.format.word_bits
-            population = self.format.groups(neurons) if self.shared else neurons
+        if self.elements.fixed:
+            trials = np.zeros_like(trials)
+        population = self.format.groups(neurons) if self.format is not None and self.shared else neurons
+        width = self._width(word_bits)
         if isinstance(self.elements, ErrorRate):
-            drawn = self._errors(seed, stream, own, population, width)
+            draws = self._draw_errors(seed, stream, trials, population, width)
         else:
-            drawn = self.draw_effect(seed, stream, own, self._elements(seed, stream, own, population), word_bits=width)
-        return self._spread(drawn, neurons) if self.shared else drawn
+            draws = self._draw_effect(
+                seed, stream, trials, self._draw_elements(seed, stream, trials, population), width
+            )
+        return self._to_members(draws, neurons) if self.shared else draws
 
     def draw_at(
         self, seed: int, stream: str, trials: Indices, chosen: Indices, *, neurons: int, word_bits: int
     ) -> Draws:
-        """Draw what happens to named elements: ``chosen (K,)``, flat indices, or groups for shared words."""
-        trials = np.zeros_like(trials) if self.elements.fixed else trials
-        each = np.tile(chosen, (len(trials), 1))
-        if self.format is None:
-            return self.draw_effect(seed, stream, trials, each, word_bits=word_bits)
-        if not self.shared:
-            return self.draw_effect(seed, stream, trials, each, word_bits=self.format.word_bits)
-        return self._spread(self.draw_effect(seed, stream, trials, each, word_bits=self.format.shared_bits), neurons)
-
-    def draw_effect(self, seed: int, stream: str, trials: Indices, neurons: Indices, *, word_bits: int) -> Draws:
-        """Draw what happens to elements that are known: ``neurons (N, K)`` and words of ``word_bits``."""
-        elements, effect = neurons.shape[1], self.effect
-        ones = np.full(neurons.shape, ~np.uint64(0))
-        nothing = np.zeros_like(ones)
-        if isinstance(effect, BitEffect):
-            if effect.bits is not None:
-                masks = np.full(neurons.shape, named_mask(effect.bits, word_bits))
-            else:
-                masks = draw_bits(
-                    seed,
-                    stream,
-                    trials,
-                    elements=elements,
-                    word_bits=word_bits,
-                    count=effect.count,
-                    adjacent=effect.adjacent,
-                )
-            return Draws.of_masks(neurons, *_masks(effect, masks))
-        if isinstance(effect, RandomWord):
-            words = draw_words(seed, stream, trials, elements=elements)
-            low = np.uint64((1 << word_bits) - 1)
-            return Draws.of_masks(neurons, ~np.full_like(words, low), words & low)
-        draws = Draws.of_masks(neurons, ones, nothing)
-        if isinstance(effect, RandomValue):
-            uniforms = draw_uniforms(seed, stream, trials, elements=elements)
-            return Draws(neurons, draws.keep, draws.flip, uniforms)
-        return draws
-
-    def context(self, rows: Tensor, draws: Draws) -> TensorContext:
-        """Look at the fault-free tensor.
+        """Draw what happens to named elements.
 
         Args:
-            rows: ``(N, neurons)``, the samples of N trials, fault-free.
-            draws: Of the same trials.
+            seed: ``0 <= seed < 2**64``.
+            stream: Name of the stream of random words.
+            trials: ``(N,)``, numbers of the trials.
+            chosen: ``(K,)``, flat indices of elements, or of groups where words are shared.
+            neurons: Elements of one image's tensor.
+            word_bits: Bits of the tensor's own words.
+        """
+        if self.elements.fixed:
+            trials = np.zeros_like(trials)
+        draws = self._draw_effect(seed, stream, trials, np.tile(chosen, (len(trials), 1)), self._width(word_bits))
+        return self._to_members(draws, neurons) if self.shared else draws
+
+    def context(self, rows: Tensor, draws: Draws) -> TensorContext:
+        """Return what the effect needs to know about the fault-free tensor.
+
+        Args:
+            rows: ``(N, neurons)``, the fault-free images of N trials.
+            draws: The draws of the same trials.
         """
         shared = maximum = None
         if self.format is not None and self.format.shared_bits:
@@ -139,29 +119,19 @@ class FaultModel:
             maximum = wide.masked_fill(wide.isnan(), -torch.inf).amax(dim=1, keepdim=True).to(rows.dtype)
         return TensorContext(shared, maximum)
 
-    def corrupt(
-        self,
-        values: Tensor,
-        draws: Draws,
-        *,
-        context: TensorContext | None = None,
-        range_limit: float | None = None,
-        detector: RangeDetector = "clamp",
-    ) -> Tensor:
-        """Return the values after the fault; pure.
+    def corrupt(self, values: Tensor, draws: Draws, *, context: TensorContext | None = None) -> Tensor:
+        """Return the faulty values; the given ones are left as they are.
 
         Args:
-            values: ``(N, K)``, the fault-free values at ``draws.neurons`` (anything where that is -1).
-            draws: Of the same N trials.
-            context: From :meth:`context`, if :attr:`needs_context`.
-            range_limit: Range of the layer for the detector; None for none.
-            detector: What becomes of values beyond the range.
+            values: ``(N, K)``, the fault-free values at ``draws.neurons``; any value where that is -1.
+            draws: The draws of N trials.
+            context: The result of :meth:`context`, if :attr:`needs_context`.
 
         Returns:
-            ``(N, K)``, the dtype of ``values``; where no element is struck, the value as it was.
+            ``(N, K)``, in the dtype of ``values``. Where ``draws.neurons`` is -1, the given value.
 
         Raises:
-            FaultError: The context is needed and missing.
+            FaultError: The context is missing, or a bit that the word does not have.
         """
         if self.needs_context and context is None:
             raise FaultError("This fault model needs context=; get it from FaultModel.context().")
@@ -171,103 +141,130 @@ class FaultModel:
         keep, flip, uniforms = (
             torch.from_numpy(drawn).to(values.device) for drawn in (draws.keep, draws.flip, draws.uniforms)
         )
-        masked = isinstance(self.effect, BitEffect | RandomWord)
-        if self.format is None and masked:
-            after = apply_masks(stored_words(values), keep, flip).view(values.dtype)
+        on_bits = isinstance(self.effect, BitEffect | RandomWord)
+        if self.format is None and on_bits:
+            after = apply_masks(words(values), keep, flip).view(values.dtype)
         elif self.format is None:
-            after = self._replaced(values, uniforms, context)
+            after = self._replace(values, uniforms, context)
         else:
-            before = values if masked else self._replaced(values, uniforms, context)
-            words = self.format.encode(before.to(torch.float64), context.shared)
+            replaced = values if on_bits else self._replace(values, uniforms, context)
+            encoded = self.format.encode(replaced.to(torch.float64), context.shared)
             shared = context.shared
             if self.shared and shared is not None:
                 shared = apply_masks(shared, keep, flip)
-            elif masked:
-                words = apply_masks(words, keep, flip)
-            after = self.format.decode(words, shared).to(values.dtype)
-        after = apply_range(after, range_limit, detector)
-        # As words, so that the bits of a NaN that is not struck stay.
-        struck = torch.from_numpy(draws.neurons).to(values.device) >= 0
-        return torch.where(struck, stored_words(after.contiguous()), stored_words(values)).view(values.dtype)
+            elif on_bits:
+                encoded = apply_masks(encoded, keep, flip)
+            after = self.format.decode(encoded, shared).to(values.dtype)
+        # As words, so that a NaN outside of the fault keeps its bits.
+        injected = torch.from_numpy(draws.neurons).to(values.device) >= 0
+        return torch.where(injected, words(after.contiguous()), words(values)).view(values.dtype)
+
+    def _width(self, word_bits: int) -> int:
+        """Return the bits of the words that the effect acts on, given the bits of the tensor's own words."""
+        if self.format is None:
+            return word_bits
+        return self.format.shared_bits if self.shared else self.format.word_bits
 
     def _check_width(self, draws: Draws, values: Tensor) -> None:
-        """Raise FaultError if a bit was drawn that the word does not have, as when the dtype is another one."""
-        width = word_of(values.dtype)[1]
-        if self.format is not None:
-            width = self.format.shared_bits if self.shared else self.format.word_bits
-        touched = draws.flip.view(np.uint64) | ~draws.keep.view(np.uint64)
-        struck = touched[draws.neurons >= 0]
-        if isinstance(self.effect, RandomWord):  # which clears what lies above the word, too
-            struck = draws.flip.view(np.uint64)[draws.neurons >= 0]
-        named_mask((max(int(struck.max(initial=0)).bit_length() - 1, 0),), width)
+        """Raise FaultError for a drawn bit that the word does not have, as for draws made for another dtype."""
+        injected = draws.neurons >= 0
+        touched = draws.flip.view(np.uint64)[injected]
+        if not isinstance(self.effect, RandomWord):  # A random word also clears the bits above the word.
+            touched = touched | ~draws.keep.view(np.uint64)[injected]
+        highest = max(int(touched.max(initial=0)).bit_length() - 1, 0)
+        _named_mask((highest,), self._width(word_bits_of(values.dtype)))
 
-    def _replaced(self, values: Tensor, uniforms: Tensor, context: TensorContext) -> Tensor:
+    def _replace(self, values: Tensor, uniforms: Tensor, context: TensorContext) -> Tensor:
         """Return the values that an effect on values puts in their place."""
-        effect = self.effect
-        assert not isinstance(effect, BitEffect | RandomWord)
-        maximum = values if context.maximum is None else context.maximum
-        return effect.replace(values, uniforms, maximum)
+        assert not isinstance(self.effect, BitEffect | RandomWord)
+        return self.effect.replace(values, uniforms, values if context.maximum is None else context.maximum)
 
-    def _elements(self, seed: int, stream: str, trials: Indices, population: int) -> Indices:
+    def _draw_elements(self, seed: int, stream: str, trials: Indices, population: int) -> Indices:
+        """Draw elements, or groups, for each trial: ``(N, K)``."""
         if isinstance(self.elements, RandomElements):
             count, adjacent = self.elements.count, self.elements.adjacent
             return draw_elements(seed, stream, trials, population=population, count=count, adjacent=adjacent)
         return np.broadcast_to(np.arange(population), (len(trials), population)).copy()
 
-    def _errors(self, seed: int, stream: str, trials: Indices, population: int, width: int) -> Draws:
-        """Draw single bits that fail, and gather those of the same word."""
+    def _draw_effect(self, seed: int, stream: str, trials: Indices, neurons: Indices, width: int) -> Draws:
+        """Draw the random parts of the effect for known elements ``(N, K)`` with words of ``width`` bits."""
+        elements, effect = neurons.shape[1], self.effect
+        if isinstance(effect, BitEffect):
+            if effect.bits is not None:
+                masks = np.full(neurons.shape, _named_mask(effect.bits, width))
+            else:
+                count, adjacent = effect.count, effect.adjacent
+                masks = draw_bits(
+                    seed, stream, trials, elements=elements, word_bits=width, count=count, adjacent=adjacent
+                )
+            return Draws.of_masks(neurons, *_keep_and_flip(effect, masks))
+        if isinstance(effect, RandomWord):
+            drawn = draw_words(seed, stream, trials, elements=elements)
+            low = np.uint64((1 << width) - 1)
+            return Draws.of_masks(neurons, ~np.full_like(drawn, low), drawn & low)
+        keep = np.full(neurons.shape, ~np.uint64(0))
+        draws = Draws.of_masks(neurons, keep, np.zeros_like(keep))
+        if isinstance(effect, RandomValue):
+            uniforms = draw_uniforms(seed, stream, trials, elements=elements)
+            return Draws(neurons, draws.keep, draws.flip, uniforms)
+        return draws
+
+    def _draw_errors(self, seed: int, stream: str, trials: Indices, population: int, width: int) -> Draws:
+        """Draw single bits that fail, and merge those of the same word."""
         assert isinstance(self.elements, ErrorRate)
         assert isinstance(self.effect, BitEffect)
-        named = self.effect.bits or tuple(range(width))
-        named_mask(named, width)
-        places = draw_errors(seed, stream, trials, population=population * len(named), rate=self.elements.rate)
-        hit = places >= 0
-        words = np.where(hit, places // len(named), -1)
-        bits = np.uint64(1) << np.array(named, dtype=np.uint64)[np.where(hit, places % len(named), 0)]
-        fresh = hit & np.diff(words, axis=1, prepend=-1).astype(bool)
-        column = np.cumsum(fresh, axis=1) - 1
-        neurons = np.full((len(trials), int(fresh.sum(axis=1).max(initial=0))), -1, dtype=np.int64)
+        bits = self.effect.bits or tuple(range(width))
+        _named_mask(bits, width)
+        errors = draw_errors(seed, stream, trials, population=population * len(bits), rate=self.elements.rate)
+        failed = errors >= 0
+        element = np.where(failed, errors // len(bits), -1)
+        mask = np.uint64(1) << np.array(bits, dtype=np.uint64)[np.where(failed, errors % len(bits), 0)]
+        # Errors ascend, so those of one word are neighbours: each first one opens a new column.
+        first = failed & np.diff(element, axis=1, prepend=-1).astype(bool)
+        column = np.cumsum(first, axis=1) - 1
+        neurons = np.full((len(trials), int(first.sum(axis=1).max(initial=0))), -1, dtype=np.int64)
         masks = np.zeros(neurons.shape, dtype=np.uint64)
-        rows = np.nonzero(hit)[0]
-        neurons[rows, column[hit]] = words[hit]
-        np.bitwise_or.at(masks, (rows, column[hit]), bits[hit])
-        return Draws.of_masks(neurons, *_masks(self.effect, masks))
+        rows = np.nonzero(failed)[0]
+        neurons[rows, column[failed]] = element[failed]
+        np.bitwise_or.at(masks, (rows, column[failed]), mask[failed])
+        return Draws.of_masks(neurons, *_keep_and_flip(self.effect, masks))
 
-    def _spread(self, draws: Draws, count: int) -> Draws:
-        """Turn strikes on groups into strikes on all of their values."""
+    def _to_members(self, draws: Draws, count: int) -> Draws:
+        """Turn draws of groups into draws of all values of these groups."""
         assert self.format is not None
         trials, size = draws.neurons.shape
         if not size:
             return draws
-        flat = draws.neurons.reshape(-1)
-        members = self.format.members(torch.from_numpy(np.maximum(flat, 0)), count).numpy()
-        members[flat < 0] = -1
-        neurons = members.reshape(trials, -1)
-        wide = members.shape[1]
+        groups = draws.neurons.reshape(-1)
+        members = self.format.members(torch.from_numpy(np.maximum(groups, 0)), count).numpy()
+        members[groups < 0] = -1
+        widest = members.shape[1]
         return Draws(
-            neurons,
-            np.repeat(draws.keep, wide, axis=1),
-            np.repeat(draws.flip, wide, axis=1),
-            np.repeat(draws.uniforms, wide, axis=1),
+            members.reshape(trials, -1),
+            np.repeat(draws.keep, widest, axis=1),
+            np.repeat(draws.flip, widest, axis=1),
+            np.repeat(draws.uniforms, widest, axis=1),
         )
 
 
-def check_combination(elements: object, effect: Effect, form: NumberFormat | None, shared: bool) -> None:
-    """Raise FaultError unless the parts of a fault go together."""
+def check_combination(elements: object, effect: Effect, number_format: NumberFormat | None, shared: bool) -> None:
+    """Raise ArgumentError unless the parts of a fault go together."""
     if not isinstance(effect, Effect):
-        raise FaultError(f"Expected an effect such as Flip() or StuckAt(value=1), found {effect!r}.")
-    if form is not None and not isinstance(form, NumberFormat):
-        raise FaultError(f"Expected a number format such as FixedPoint(...), or None, found {form!r}.")
+        raise ArgumentError(f"effect must be an effect such as Flip() or StuckAt(value=1), found {effect!r}.")
+    if number_format is not None and not isinstance(number_format, NumberFormat):
+        raise ArgumentError(
+            f"format must be a number format such as FixedPoint(...), or None, found {number_format!r}."
+        )
     single = isinstance(effect, Flip | StuckAt) and effect.count == 1 and not effect.adjacent
     if isinstance(elements, ErrorRate) and not single:
-        raise FaultError(f"A bit error rate needs Flip() or StuckAt(value=...) of single bits, found {effect}.")
-    if shared and (form is None or not form.shared_bits):
-        raise FaultError("shared=True needs a format that shares a word: BlockFloat, AdaptivFloat or AffineInteger.")
+        raise ArgumentError(f"A bit error rate needs Flip() or StuckAt(value=...) of single bits, found {effect}.")
+    if shared and (number_format is None or not number_format.shared_bits):
+        raise ArgumentError("shared=True needs a format that shares a word: BlockFloat, AdaptivFloat or AffineInteger.")
     if shared and not isinstance(effect, BitEffect | RandomWord):
-        raise FaultError(f"A shared word can be flipped, stuck or random, found {effect}.")
+        raise ArgumentError(f"shared=True needs Flip, StuckAt or RandomWord, found {effect}.")
 
 
-def named_mask(bits: tuple[int, ...], width: int) -> np.uint64:
+def _named_mask(bits: tuple[int, ...], width: int) -> np.uint64:
     """Return a word with the named bits set, or raise FaultError."""
     for bit in bits:
         if not 0 <= bit < width:
@@ -275,9 +272,8 @@ def named_mask(bits: tuple[int, ...], width: int) -> np.uint64:
     return np.uint64(sum(1 << bit for bit in bits))
 
 
-def _masks(effect: BitEffect, masks: Masks) -> tuple[Masks, Masks]:
-    """Return what to keep and what to flip, so that the bits of ``masks`` suffer the effect."""
-    ones, nothing = np.full_like(masks, ~np.uint64(0)), np.zeros_like(masks)
+def _keep_and_flip(effect: BitEffect, masks: Masks) -> tuple[Masks, Masks]:
+    """Return the masks ``keep`` and ``flip`` that apply the effect to the bits of ``masks``."""
     if isinstance(effect, StuckAt):
-        return ~masks, masks if effect.value else nothing
-    return ones, masks
+        return ~masks, masks if effect.value else np.zeros_like(masks)
+    return np.full_like(masks, ~np.uint64(0)), masks

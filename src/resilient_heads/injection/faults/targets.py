@@ -1,23 +1,25 @@
-"""Which tensor of a layer is struck."""
+"""Which tensor of a layer a fault is injected into."""
 
 from dataclasses import dataclass
 
-from resilient_heads.errors import FaultError
-from resilient_heads.injection.faults.elements import whole
+from resilient_heads.checks import whole_number
 
 Key = int | str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activation:
-    """A tensor that passes a module.
+    """A tensor that passes through a module.
 
     Attributes:
-        path: Which one, where there are several: a position, a name, or a tuple of them for nested containers. None
+        path: Which tensor, if there are several: a position, a name, or a tuple of them for nested containers. None
             takes the first floating tensor.
-        batch_index: Row that is struck; None strikes every row.
-        call: Which of a module's calls within one run of the model, from 0; None strikes each.
-        batch_dim: Dimension that counts samples; None where the whole tensor is one sample.
+        batch_index: Row of the batch; None injects into every row.
+        call: Which run of the module within one forward pass, from 0; None injects into every run.
+        batch_dim: Dimension that counts the rows of the batch; None treats the whole tensor as one row.
+
+    Raises:
+        ArgumentError: A batch_index, call or batch_dim that is no whole number, or a call below 0.
     """
 
     path: Key | tuple[Key, ...] | None = None
@@ -28,12 +30,10 @@ class Activation:
     def __post_init__(self) -> None:
         if self.path is not None and not isinstance(self.path, tuple):
             object.__setattr__(self, "path", (self.path,))
-        for name in ("batch_index", "call", "batch_dim"):
+        for name, least in (("batch_index", None), ("call", 0), ("batch_dim", None)):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, whole(name, value))
-        if self.call is not None and self.call < 0:
-            raise FaultError(f"call counts from 0, found {self.call}.")
+                object.__setattr__(self, name, whole_number(name, value, least=least))
 
     @property
     def keys(self) -> tuple[Key, ...] | None:
@@ -44,24 +44,35 @@ class Activation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output(Activation):
-    """What a module returns: a tensor, or one inside of a tuple, list, mapping, dataclass or ModelOutput."""
+    """What a module returns: a tensor, or a tensor in a tuple, list, mapping, dataclass or ModelOutput.
+
+    >>> Output(batch_index=2).batch_index
+    2
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input(Activation):
-    """What a module is given: a position counts positional arguments, a name is that of an argument."""
+    """An argument of a module. In ``path``, a position counts positional arguments, and a name names an argument.
+
+    >>> Input(path="query").keys
+    ('query',)
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """A parameter or buffer of a module, from now on until the block ends.
+    """A parameter or buffer of a module; the fault stays until the block ends.
 
     Attributes:
-        name: ``"weight"``, ``"bias"``, ``"running_mean"``, or the inner tensor of a wrapped one, such as
-            ``"weight.qdata"`` of a quantised layer. None means each parameter of the layer.
+        name: ``"weight"``, ``"bias"``, ``"running_mean"``, or an inner tensor of a tensor subclass, such as
+            ``"weight.qdata"`` of a quantised layer. None takes every parameter of the layer.
+
+    >>> StoredTensor(name="running_mean").name
+    'running_mean'
     """
 
     name: str | None = "weight"
 
 
-Place = Output | Input | StoredTensor
+Target = Output | Input | StoredTensor

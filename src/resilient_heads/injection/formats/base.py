@@ -102,12 +102,6 @@ def required(shared: Tensor | None, form: NumberFormat) -> Tensor:
     return shared
 
 
-def whole_in(name: str, value: int, least: int, most: int) -> None:
-    """Raise FaultError unless a width lies in a range."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise FaultError(f"{name} must be a whole number from {least} to {most}, found {value!r}.")
-
-
 def _power_of_two(exponent: Tensor) -> Tensor:
     """Return 2**exponent in float64, made of its bits, so that it is exact on every device."""
     return ((exponent + 1023) << 52).view(torch.float64)

@@ -3,26 +3,18 @@
 import torch
 from torch import Tensor
 
-from resilient_heads.injection.formats.dtypes import format_of, word_of
-
-
-def words(x: Tensor) -> Tensor:
-    """Return the integer words behind a floating tensor: a view of the same memory, same shape and strides."""
-    return x.view(format_of(x.dtype).word)
-
-
-def stored_words(x: Tensor) -> Tensor:
-    """Return the integer words behind a floating or integer tensor: a view of the same memory."""
-    return x.view(word_of(x.dtype)[0])
+from resilient_heads.incremental.recording.words import words
+from resilient_heads.injection.formats.dtypes import format_of
 
 
 def apply_masks(held: Tensor, keep: Tensor, flip: Tensor) -> Tensor:
-    """Return ``(held AND keep) XOR flip``: every fault of single bits is of this form.
+    """Return ``(held AND keep) XOR flip``; every fault in bits has this form.
 
     Args:
         held: Integer words, any shape.
-        keep: int64, broadcast against ``held``; bits that are 0 here are cleared first. Its lowest bits count.
-        flip: int64, broadcast against ``held``; bits that are 1 here are then flipped.
+        keep: int64, broadcast against ``held``. Bits that are 0 in the mask are cleared. Only the low bits count where
+            ``held`` is narrower.
+        flip: int64, broadcast against ``held``. Bits that are 1 in the mask are then flipped.
 
     >>> apply_masks(torch.tensor([0b1100]), torch.tensor(0b0111), torch.tensor(0b0001)).item()
     5
@@ -34,35 +26,54 @@ def bit_masks(bits: Tensor, dtype: torch.dtype) -> Tensor:
     """Return words with exactly one bit set.
 
     Args:
-        bits: Bit positions, any shape, integers; each must exist in the format.
-        dtype: Floating dtype whose words are meant.
+        bits: Bit positions, integers of any shape.
+        dtype: Floating dtype that has these bits.
 
     Raises:
-        FaultError: A bit that the format does not have.
+        FaultError: A bit that the dtype does not have.
     """
-    form = format_of(dtype)
+    number_format = format_of(dtype)
     if bits.numel():
-        form.check(int(bits.min()))
-        form.check(int(bits.max()))
-    # In 64 bits first: narrowing keeps the low bits, so the sign bit comes out right too.
-    return torch.bitwise_left_shift(torch.ones_like(bits, dtype=torch.int64), bits.to(torch.int64)).to(form.word)
+        number_format.check(int(bits.min()))
+        number_format.check(int(bits.max()))
+    # Shifting in 64 bits and narrowing keeps the low bits, so the sign bit comes out right, too.
+    ones = torch.ones_like(bits, dtype=torch.int64)
+    return torch.bitwise_left_shift(ones, bits.to(torch.int64)).to(number_format.word)
 
 
-def flip_bits(x: Tensor, bits: Tensor | int) -> Tensor:
-    """Return ``x`` with one bit flipped in every element.
+def flip_bits(values: Tensor, bits: Tensor | int) -> Tensor:
+    """Return the values with one bit flipped in each.
 
     Args:
-        x: Floating tensor, any shape.
-        bits: One position for all elements, or one each (broadcast against ``x``); 0 is the lowest mantissa bit.
+        values: Floating tensor, any shape.
+        bits: One position for all elements, or one for each (broadcast against ``values``); 0 is the lowest mantissa
+            bit.
 
     Returns:
-        A new tensor like ``x``. Flipping twice gives back every bit, NaN payloads included.
+        A new tensor like ``values``. A second flip restores every bit, NaN payloads included.
 
     Raises:
-        FaultError: A bit that the format does not have, or a dtype without a known format.
+        FaultError: A bit that the dtype does not have, or a dtype without a known format.
 
     >>> flip_bits(torch.tensor([0.75]), 30)
     tensor([2.5521e+38])
     """
-    positions = torch.as_tensor(bits, device=x.device)
-    return torch.bitwise_xor(words(x), bit_masks(positions, x.dtype)).view(x.dtype)
+    positions = torch.as_tensor(bits, device=values.device)
+    return torch.bitwise_xor(words(values), bit_masks(positions, values.dtype)).view(values.dtype)
+
+
+def flip_each_bit(values: Tensor, *, lowest: int = 0) -> Tensor:
+    """Return the values with each of their bits flipped, one bit at a time.
+
+    Args:
+        values: Floating tensor, any shape.
+        lowest: Leave out the bits below this one.
+
+    Returns:
+        ``(*values.shape, B)``, one entry for each bit from ``lowest`` to the sign.
+
+    >>> flip_each_bit(torch.tensor([1.0]), lowest=30)
+    tensor([[inf, -1.]])
+    """
+    bits = torch.arange(lowest, format_of(values.dtype).word_bits, device=values.device)
+    return torch.bitwise_xor(words(values)[..., None], bit_masks(bits, values.dtype)).view(values.dtype)

@@ -1,4 +1,4 @@
-"""Number formats: how the bits of a word share out into sign, exponent and mantissa."""
+"""How the bits of torch's dtypes divide into sign, exponent and mantissa."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,12 +12,12 @@ BitRole = Literal["mantissa", "exponent", "sign"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FloatFormat:
-    """A binary format with sign, exponent and mantissa; bit 0 is the lowest mantissa bit.
+    """A binary format of sign, exponent and mantissa; bit 0 is the lowest mantissa bit.
 
     Attributes:
         dtype: The torch dtype.
-        word: The signed integer dtype of the same width, as which faults act on it.
-        bits: Width of a word.
+        word: The signed integer dtype of the same width; faults act on it.
+        word_bits: Bits of a word.
         mantissa_bits: Stored mantissa bits.
     """
 
@@ -28,11 +28,11 @@ class FloatFormat:
 
     @property
     def exponent_bits(self) -> int:
-        """Width of the exponent field."""
+        """Bits of the exponent."""
         return self.word_bits - self.mantissa_bits - 1
 
     def role(self, bit: int) -> BitRole:
-        """Say which field a bit belongs to.
+        """Return the field that a bit belongs to.
 
         >>> format_of(torch.float32).role(30)
         'exponent'
@@ -43,7 +43,7 @@ class FloatFormat:
         return "exponent" if bit >= self.mantissa_bits else "mantissa"
 
     def check(self, bit: int) -> None:
-        """Raise FaultError unless ``bit`` is a bit of the word."""
+        """Raise FaultError unless the word has the bit."""
         if not 0 <= bit < self.word_bits:
             raise FaultError(
                 f"Bit {bit} does not exist in {self.dtype}; expected 0 (lowest) to {self.word_bits - 1} (sign)."
@@ -51,8 +51,8 @@ class FloatFormat:
 
 
 _FORMATS = {
-    form.dtype: form
-    for form in (
+    known.dtype: known
+    for known in (
         FloatFormat(dtype=torch.float16, word=torch.int16, word_bits=16, mantissa_bits=10),
         FloatFormat(dtype=torch.bfloat16, word=torch.int16, word_bits=16, mantissa_bits=7),
         FloatFormat(dtype=torch.float32, word=torch.int32, word_bits=32, mantissa_bits=23),
@@ -68,10 +68,10 @@ _INTEGERS = {torch.int8: 8, torch.uint8: 8, torch.int16: 16, torch.int32: 32, to
 
 
 def format_of(dtype: torch.dtype) -> FloatFormat:
-    """Return the format of a dtype.
+    """Return the format of a floating dtype.
 
     Raises:
-        FaultError: Faults in this dtype are not supported.
+        FaultError: A dtype whose bits cannot be flipped.
 
     Source: IEEE 754-2019 for float16, float32 and float64; bfloat16 is float32 without its 16 lowest bits; *OCP 8-bit
     Floating Point Specification* 1.0 for float8_e4m3fn and float8_e5m2.
@@ -83,13 +83,10 @@ def format_of(dtype: torch.dtype) -> FloatFormat:
         raise FaultError(f"Cannot flip bits of {dtype}; supported are {known}.") from None
 
 
-def word_of(dtype: torch.dtype) -> tuple[torch.dtype, int]:
-    """Return the integer dtype as which a tensor's bits are handled, and its width: floats and integers alike.
+def word_bits_of(dtype: torch.dtype) -> int:
+    """Return the bits of one element of a floating or integer dtype.
 
     Raises:
-        FaultError: Faults in this dtype are not supported.
+        FaultError: A dtype whose bits cannot be flipped.
     """
-    if dtype in _INTEGERS:
-        return dtype, _INTEGERS[dtype]
-    form = format_of(dtype)
-    return form.word, form.word_bits
+    return _INTEGERS[dtype] if dtype in _INTEGERS else format_of(dtype).word_bits

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from resilient_heads.checks import whole_number
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.formats.base import NumberFormat, scaled, whole_in
+from resilient_heads.injection.formats.base import NumberFormat, scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,8 @@ class FloatingPoint(NumberFormat):
     saturate: bool = False
 
     def __post_init__(self) -> None:
-        whole_in("exponent_bits", self.exponent_bits, 2, 11)
-        whole_in("mantissa_bits", self.mantissa_bits, 1, 52)
+        whole_number("exponent_bits", self.exponent_bits, least=2, most=11)
+        whole_number("mantissa_bits", self.mantissa_bits, least=1, most=52)
         if self.specials not in ("ieee", "fn", "fnuz", "none"):
             raise FaultError(f'specials must be "ieee", "fn", "fnuz" or "none", found {self.specials!r}.')
         if self.exponent_bits == 11 and self.specials != "ieee":

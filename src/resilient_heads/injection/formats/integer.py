@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from resilient_heads.checks import whole_number
 from resilient_heads.errors import FaultError
-from resilient_heads.injection.formats.base import NumberFormat, finite_maximum, required, whole_in
+from resilient_heads.injection.formats.base import NumberFormat, finite_maximum, required
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +28,9 @@ class FixedPoint(NumberFormat):
     sign: Literal["twos_complement", "magnitude"] = "twos_complement"
 
     def __post_init__(self) -> None:
-        whole_in("integer_bits", self.integer_bits, 0, 47)
-        whole_in("fraction_bits", self.fraction_bits, 0, 47)
-        whole_in("integer_bits + fraction_bits", self.integer_bits + self.fraction_bits, 1, 47)
+        whole_number("integer_bits", self.integer_bits, least=0, most=47)
+        whole_number("fraction_bits", self.fraction_bits, least=0, most=47)
+        whole_number("integer_bits + fraction_bits", self.integer_bits + self.fraction_bits, least=1, most=47)
         if self.sign not in ("twos_complement", "magnitude"):
             raise FaultError(f'sign must be "twos_complement" or "magnitude", found {self.sign!r}.')
 
@@ -86,8 +87,8 @@ class AffineInteger(NumberFormat):
     channel: Literal["first", "last"] = "first"
 
     def __post_init__(self) -> None:
-        whole_in("width", self.width, 2, 32)
-        whole_in("zero_point", self.zero_point, self._lowest, self._highest)
+        whole_number("width", self.width, least=2, most=32)
+        whole_number("zero_point", self.zero_point, least=self._lowest, most=self._highest)
         if isinstance(self.scale, list):
             object.__setattr__(self, "scale", tuple(self.scale))
         given = torch.tensor(self._given, dtype=torch.float32)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resilient_heads.checks import whole_number
 from resilient_heads.injection.formats.base import (
     NumberFormat,
     finite_maximum,
     floor_log2,
     required,
     scaled,
-    whole_in,
 )
 
 
@@ -36,10 +36,10 @@ class BlockFloat(NumberFormat):
     block_size: int | None = None
 
     def __post_init__(self) -> None:
-        whole_in("exponent_bits", self.exponent_bits, 2, 10)
-        whole_in("mantissa_bits", self.mantissa_bits, 1, 52)
+        whole_number("exponent_bits", self.exponent_bits, least=2, most=10)
+        whole_number("mantissa_bits", self.mantissa_bits, least=1, most=52)
         if self.block_size is not None:
-            whole_in("block_size", self.block_size, 1, 2**40)
+            whole_number("block_size", self.block_size, least=1, most=2**40)
 
     @property
     def word_bits(self) -> int:
@@ -110,9 +110,9 @@ class AdaptivFloat(NumberFormat):
     bias_bits: int = 8
 
     def __post_init__(self) -> None:
-        whole_in("exponent_bits", self.exponent_bits, 1, 8)
-        whole_in("mantissa_bits", self.mantissa_bits, 1, 52)
-        whole_in("bias_bits", self.bias_bits, 2, 10)
+        whole_number("exponent_bits", self.exponent_bits, least=1, most=8)
+        whole_number("mantissa_bits", self.mantissa_bits, least=1, most=52)
+        whole_number("bias_bits", self.bias_bits, least=2, most=10)
 
     @property
     def word_bits(self) -> int:

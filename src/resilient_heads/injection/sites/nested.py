@@ -1,4 +1,4 @@
-"""Reach one tensor inside of what a module takes or returns, and put another in its place."""
+"""Find one tensor in what a module takes or returns, and put another tensor in its place."""
 
 import copy
 import dataclasses
@@ -11,24 +11,24 @@ from resilient_heads.errors import FaultError
 from resilient_heads.injection.faults.targets import Key
 
 
-def locate(value: object, path: tuple[Key, ...] | None, what: str) -> tuple[tuple[Key, ...], Tensor]:
-    """Return the path and the tensor that a fault means.
+def find_tensor(value: object, path: tuple[Key, ...] | None, what: str) -> tuple[tuple[Key, ...], Tensor]:
+    """Return the path and the tensor that a fault names.
 
     Args:
-        value: A tensor, or tuples, lists, mappings and dataclasses of them.
+        value: A tensor, or tuples, lists, mappings and dataclasses of tensors.
         path: Keys from the outside in; None takes the first floating tensor.
-        what: Named in errors, such as ``"the output of 'fc'"``.
+        what: What errors call the value, such as ``"the output of 'fc'"``.
 
     Raises:
-        FaultError: There is no tensor there.
+        FaultError: There is no tensor at the path, or no floating tensor at all.
     """
     if path is None:
-        found = list(_tensors(value, ()))
-        for keys, tensor in found:
+        tensors = list(_tensors(value, ()))
+        for keys, tensor in tensors:
             if tensor.is_floating_point():
                 return keys, tensor
-        kind = found[0][1].dtype if found else f"a {type(value).__name__} without tensors"
-        raise FaultError(f"{what[0].upper()}{what[1:]} is {kind}; faults strike floating tensors.")
+        kind = tensors[0][1].dtype if tensors else f"a {type(value).__name__} without tensors"
+        raise FaultError(f"Expected {what} to hold a floating tensor, found {kind}.")
     inner = value
     for key in path:
         members = dict(_members(inner))
@@ -39,16 +39,16 @@ def locate(value: object, path: tuple[Key, ...] | None, what: str) -> tuple[tupl
             )
         inner = members[key]
     if not isinstance(inner, Tensor):
-        raise FaultError(f"{what[0].upper()}{what[1:]} at {path} is a {type(inner).__name__}; faults strike tensors.")
+        raise FaultError(f"Expected a tensor in {what} at path {path}, found a {type(inner).__name__}.")
     return path, inner
 
 
-def replaced(value: Any, path: tuple[Key, ...], tensor: Tensor) -> Any:
-    """Return a copy of ``value`` with another tensor at ``path``; containers on the way are copied, not changed."""
+def with_tensor(value: Any, path: tuple[Key, ...], tensor: Tensor) -> Any:
+    """Return a copy of a value with another tensor at a path; the value and its containers are left as they are."""
     if not path:
         return tensor
     key, rest = path[0], path[1:]
-    inner = replaced(dict(_members(value))[key], rest, tensor)
+    inner = with_tensor(dict(_members(value))[key], rest, tensor)
     if isinstance(value, tuple):
         items = [inner if place == key else item for place, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
@@ -60,11 +60,13 @@ def replaced(value: Any, path: tuple[Key, ...], tensor: Tensor) -> Any:
         twin = copy.copy(value)
         object.__setattr__(twin, str(key), inner)
         return twin
-    raise FaultError(f"Cannot put a tensor into a {type(value).__name__}.")
+    raise FaultError(
+        f"No tensor can be replaced in a {type(value).__name__}; expected a tuple, list, mapping or dataclass."
+    )
 
 
 def _members(value: object) -> Iterator[tuple[Key, object]]:
-    """Yield what a container holds."""
+    """Yield the keys and values of a container."""
     if isinstance(value, list | tuple):
         yield from enumerate(value)
     elif isinstance(value, Mapping):

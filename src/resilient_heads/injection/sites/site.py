@@ -68,6 +68,11 @@ class Site:
         """Bits of one element."""
         return format_of(self.dtype).word_bits
 
+    def images_first(self, tensor: Tensor) -> Tensor:
+        """Return a view of the site's tensor in which images come first: ``(N, *shape)``."""
+        parts, dim = self.layout.split_images(tensor)
+        return parts.movedim(dim, 0)
+
     def index(self, images: Tensor, neurons: Tensor, batch: int) -> tuple[Tensor, ...]:
         """Return the index of neurons in the tensor of a whole batch.
 
