@@ -161,23 +161,38 @@ def test_outcomes_alone_are_those_of_judge() -> None:
     assert torch.equal(classify(golden, faulty), judge(golden, faulty, golden.argmax(1)).outcome)
 
 
-def test_refusals(small_net: nn.Module, images: Tensor) -> None:
-    small_net.eval()
-    data = (images, small_net(images).argmax(1))
-    for options, match in (
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"layers": ["nowhere"]}, "No fault site is named 'nowhere'"),
-        ({"layers": "fc"}, "must be a sequence of strings"),
-        ({"layers": []}, "must be a sequence of strings"),
-        ({"layers": [3]}, "must be a sequence of strings"),
-        ({"layers": 3}, "must be a sequence of strings"),
+        ({"layers": "fc"}, "layers must be a sequence of strings"),
+        ({"layers": []}, "layers must be a sequence of strings"),
+        ({"layers": [3]}, "layers must be a sequence of strings"),
+        ({"layers": 3}, "layers must be a sequence of strings"),
         ({"closed_form": "no"}, "closed_form must be"),
         ({"batch_size": 0}, "batch_size must be"),
-    ):
-        with pytest.raises(rh.errors.ResilientHeadsError, match=match):
-            rh.run_exhaustive(small_net, data, progress=False, **options)
-    with pytest.raises(rh.errors.ResilientHeadsError, match="Expected a torch"):
-        rh.run_exhaustive("model", data)  # type: ignore[arg-type]
-    with pytest.raises(rh.errors.ResilientHeadsError, match="classifies none"):
-        rh.run_exhaustive(small_net, (images, (data[1] + 1) % 5), progress=False)
-    with pytest.raises(rh.errors.ResilientHeadsError, match="No tensor 'x' was struck"):
+        ({"model": "model"}, "model must be a Module"),
+        ({"progress": "bar"}, "progress must be"),
+    ],
+)
+def test_a_wrong_argument_is_refused(
+    options: dict[str, object], message: str, small_net: nn.Module, images: Tensor
+) -> None:
+    small_net.eval()
+    given: dict = {"model": small_net, "data": (images, small_net(images).argmax(1)), "progress": False, **options}
+    with pytest.raises((rh.errors.ArgumentError, rh.errors.FaultError), match=message):
+        rh.run_exhaustive(given.pop("model"), given.pop("data"), **given)
+
+
+def test_a_model_that_classifies_nothing_correctly_is_refused(small_net: nn.Module, images: Tensor) -> None:
+    small_net.eval()
+    wrong = (small_net(images).argmax(1) + 1) % 5
+    with pytest.raises(rh.errors.InjectionError, match="classifies none"):
+        rh.run_exhaustive(small_net, (images, wrong), progress=False)
+
+
+def test_a_result_names_its_tensors(small_net: nn.Module, images: Tensor) -> None:
+    small_net.eval()
+    data = (images[:2], small_net(images[:2]).argmax(1))
+    with pytest.raises(rh.errors.FaultError, match="The result has no tensor 'x'; its tensors are: 'fc'"):
         rh.run_exhaustive(small_net, data, layers=["fc"], progress=False)["x"]

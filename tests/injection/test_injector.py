@@ -386,7 +386,7 @@ def test_a_layer_that_never_runs() -> None:
         inject(model, [FLIP, last]),
     ):
         model[:3](x)
-    with pytest.raises(InjectionError, match="No fault struck '2'"), inject(model, [WEIGHT, FLIP]):
+    with pytest.raises(InjectionError, match="No fault was injected into '2'"), inject(model, [WEIGHT, FLIP]):
         pass
     assert_untouched(model, before)
 
