@@ -1,9 +1,9 @@
-"""Encoding class descriptions: this library's text tower against the plain open_clip loop, in one run.
+"""Measure the encoding of class descriptions: this library's text tower against the plain open_clip loop.
 
 ``python benchmarks/encode.py --classes 1000`` writes a randomly initialised model of full size (ViT-B-32 by default;
-the weights' values change neither time nor memory) to a temporary folder, lets two fresh processes embed the same
-sentences from it, and prints time and peak memory above the imports as ratios. The simple loop is what a user would
-write: load the whole model, then one class at a time.
+the values of the weights change neither time nor memory) to a temporary folder. Two fresh processes embed the same
+sentences with it. The script prints the ratios of time and of peak memory above the imports. The plain loop loads the
+whole model and encodes one class at a time.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def write_model(architecture: str, folder: Path) -> None:
-    """Write a randomly initialised model as open_clip's ``local-dir:`` reads it."""
+    """Write a randomly initialised model for open_clip's ``local-dir:``."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -28,35 +28,34 @@ def write_model(architecture: str, folder: Path) -> None:
 
 
 def sentences(classes: int) -> list[list[str]]:
-    """Return five sentences a class: three of ImageNet's, and two templates."""
-    from resilient_heads import load_descriptions
+    """Return five sentences for each class: three bundled ones of ImageNet, and two templates."""
+    import resilient_heads as rh
 
-    found = load_descriptions("imagenet1k")
+    bundled = rh.load_descriptions("imagenet1k")
     return [
-        [*own, f"a photo of a {name}", f"a blurry photo of one {name} outdoors"]
-        for name, own in zip(found.class_names[:classes], found.sentences[:classes], strict=True)
+        [*texts, f"a photo of a {name}", f"a blurry photo of one {name} outdoors"]
+        for name, texts in zip(bundled.class_names[:classes], bundled.sentences[:classes], strict=True)
     ]
 
 
 def plain(folder: Path, texts: list[list[str]]) -> "object":
-    """Embed as a user would without this library."""
+    """Embed with open_clip alone."""
     import open_clip
     import torch
 
     model = open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     with torch.inference_mode():
-        return torch.stack([model.encode_text(tokenizer(own), normalize=True).mean(dim=0) for own in texts])
+        return torch.stack([model.encode_text(tokenizer(group), normalize=True).mean(dim=0) for group in texts])
 
 
 def ours(folder: Path, texts: list[list[str]]) -> "object":
-    """Embed through the library."""
-    from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
-    from resilient_heads.text.encoders.openclip import OpenClipEncoder
-    from resilient_heads.text.encoders.pooling import embed_classes
+    """Embed with this library."""
+    import resilient_heads as rh
 
     names = [f"class {number}" for number in range(len(texts))]
-    return embed_classes(ClassDescriptions.match(names, texts), OpenClipEncoder(f"local-dir:{folder}")).vectors
+    encoder = rh.encoders.OpenClipEncoder(f"local-dir:{folder}")
+    return rh.embed_classes(rh.ClassDescriptions.match(names, texts), encoder).vectors
 
 
 def measure(variant: str, folder: Path, classes: int) -> None:

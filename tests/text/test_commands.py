@@ -27,9 +27,7 @@ def test_embed(tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "expected a JSON list" in capsys.readouterr().err
 
 
-def test_embed_tells_before_it_encodes_that_nothing_can_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_embed_refuses_an_unwritable_output_before_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = tmp_path / "names.json"
     names.write_text('["cat"]')
     for output in (tmp_path, names / "e.safetensors"):
@@ -75,7 +73,7 @@ def test_publish(
     assert main(["embeddings", "publish", str(path), str(path), "--folder", str(folder)]) == 1
 
 
-def test_embed_tells_the_order_and_what_was_taken(
+def test_embed_prints_the_class_order_and_the_encoder(
     tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names, said = tmp_path / "names.json", tmp_path / "d.json"

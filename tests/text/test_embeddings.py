@@ -31,7 +31,7 @@ def valid() -> bytes:
 
 @settings(max_examples=150, deadline=None)
 @given(TREES.map(lambda tree: json.dumps(tree).encode()) | st.binary(max_size=60))
-def test_any_descriptions_file_loads_or_raises_our_error(content: bytes) -> None:
+def test_any_descriptions_file_loads_or_raises_an_error_of_the_library(content: bytes) -> None:
     try:
         found = ClassDescriptions.from_bytes(content)
     except ResilientHeadsError:
@@ -42,7 +42,7 @@ def test_any_descriptions_file_loads_or_raises_our_error(content: bytes) -> None
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 7999), st.binary(min_size=1, max_size=8), st.integers(0, 8200))
-def test_any_damage_to_embeddings_is_found_or_harmless(at: int, put: bytes, keep: int) -> None:
+def test_any_damaged_embeddings_file_loads_or_is_refused(at: int, put: bytes, keep: int) -> None:
     content = valid()
     content = (content[:at] + put + content[at + len(put) :])[:keep] if at % 2 else content[:at] + put + content[at:]
     try:
@@ -63,7 +63,7 @@ def test_any_metadata_is_read_or_refused(tree: object) -> None:
         ClassEmbeddings.from_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\x80?")
 
 
-def test_files_from_before_the_weights_were_recorded_load() -> None:
+def test_files_without_a_digest_of_the_weights_load() -> None:
     content = valid()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -81,7 +81,7 @@ def test_deep_nesting_is_refused() -> None:
         ClassDescriptions.from_bytes(b'{"a":' * 20_000 + b"1" + b"}" * 20_000)
 
 
-def test_import_of_tensor_files(tmp_path: Path) -> None:
+def test_tensor_files_are_imported_or_refused(tmp_path: Path) -> None:
     vectors = torch.randn(2, 3)
     for number, content in enumerate([vectors, {"features": vectors}, vectors.half()]):
         torch.save(content, tmp_path / f"{number}.pt")

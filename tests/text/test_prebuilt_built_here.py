@@ -47,7 +47,7 @@ class Taken:
 
 
 @pytest.mark.parametrize("writable", [True, False])
-def test_built_here_once_then_kept(
+def test_embeddings_are_built_once_and_then_kept(
     tiny_clip: Path, built: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, writable: bool
 ) -> None:
     if not writable:
@@ -63,7 +63,7 @@ def test_built_here_once_then_kept(
     assert ("could not be kept" in caplog.text) is not writable
 
 
-def test_a_kept_file_is_of_the_very_weights_config_and_folder(tiny_clip: Path, tmp_path: Path, taken: Taken) -> None:
+def test_other_weights_or_another_config_build_other_embeddings(tiny_clip: Path, tmp_path: Path, taken: Taken) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_clip, folder)
     absolute = load_embeddings("digits", encoder=f"local-dir:{folder}")
@@ -86,7 +86,7 @@ def test_a_kept_file_is_of_the_very_weights_config_and_folder(tiny_clip: Path, t
     assert taken() == "Built the embeddings"
 
 
-def test_a_moved_main_is_another_encoder(
+def test_a_newer_commit_of_the_encoder_builds_new_embeddings(
     server: HubServer, settings: HubSettings, tiny_clip: Path, taken: Taken
 ) -> None:
     files = {path.name: path.read_bytes() for path in tiny_clip.iterdir()}
@@ -109,7 +109,7 @@ def test_a_moved_main_is_another_encoder(
         load_embeddings("digits", encoder="hf-hub:owner/clip", encoder_revision=first, revision=first)
 
 
-def test_kept_embeddings_serve_offline_without_the_weights(
+def test_kept_embeddings_load_offline_without_the_weights(
     server: HubServer, settings: HubSettings, tiny_clip: Path, tmp_path: Path, taken: Taken
 ) -> None:
     server.commit("owner/clip", {path.name: path.read_bytes() for path in tiny_clip.iterdir()})
@@ -125,7 +125,7 @@ def test_kept_embeddings_serve_offline_without_the_weights(
 
 
 @pytest.mark.parametrize("changed", ["encoder", "encoder_revision", "descriptions_sha256", "pooling", "normalized"])
-def test_whatever_decides_the_content_decides_the_file(changed: str, taken: Taken, built: Path) -> None:
+def test_everything_that_decides_the_content_decides_the_file_name(changed: str, taken: Taken, built: Path) -> None:
     made = Provenance(
         encoder="ViT-B-16/openai",
         encoder_revision=PINS["ViT-B-16/openai"].revision,
@@ -143,14 +143,14 @@ def test_whatever_decides_the_content_decides_the_file(changed: str, taken: Take
         load_embeddings("digits", encoder="clip-vit-b-16", offline=True, hub=HubSettings(cache_dir=built))
 
 
-def test_a_manifest_that_trusts_other_bytes_is_heeded() -> None:
+def test_bundled_embeddings_that_the_manifest_does_not_trust_are_refused() -> None:
     other = Manifest(bundled={**Manifest.of_package().bundled, "cifar10": "0" * 64})
     with pytest.raises(EmbeddingError, match="other embeddings 'cifar10' than the given manifest trusts"):
         load_embeddings("cifar10", manifest=other)
     assert load_embeddings("stl10", manifest=other).num_classes == 10
 
 
-def test_failures_of_the_hub_are_told_where_nothing_can_be_built(settings: HubSettings) -> None:
+def test_the_error_gives_the_reason_of_every_place(settings: HubSettings) -> None:
     from resilient_heads.text.prebuilt.manifest import HubEntry
 
     entry = HubEntry(
@@ -160,7 +160,7 @@ def test_failures_of_the_hub_are_told_where_nothing_can_be_built(settings: HubSe
         load_embeddings("pets", encoder="clip-vit-b-16", hub=settings, manifest=Manifest(bundled={}, hub=(entry,)))
 
 
-def test_clip_offline_says_why_at_once(
+def test_clip_embeddings_offline_are_refused_with_the_reasons(
     server: HubServer, settings: HubSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RESILIENT_HEADS_CACHE", str(tmp_path))
@@ -169,7 +169,7 @@ def test_clip_offline_says_why_at_once(
 
 
 @pytest.mark.real_encoder
-def test_rebuilding_the_wheel_gives_the_same_bytes(minilm: SentenceTransformerEncoder, tmp_path: Path) -> None:
+def test_rebuilding_bundled_embeddings_gives_the_same_bytes(minilm: SentenceTransformerEncoder, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -30,7 +30,7 @@ def blocks(card: str) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL))
 
 
-def test_vectors_are_stored_as_they_are_unless_asked_otherwise(tmp_path: Path, capsys: Shown) -> None:
+def test_vectors_keep_their_dtype_unless_another_is_chosen(tmp_path: Path, capsys: Shown) -> None:
     source = made().save(tmp_path / "pets.safetensors")
     arguments = ["embeddings", "publish", str(source), "--folder", str(tmp_path / "out")]
     assert main(arguments) == 0
@@ -46,7 +46,7 @@ def test_vectors_are_stored_as_they_are_unless_asked_otherwise(tmp_path: Path, c
 
 
 @pytest.mark.slow
-def test_a_card_has_no_gap_and_its_code_runs(
+def test_the_code_of_a_card_runs(
     server: HubServer, settings: HubSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_folder({"pets": made()}, tmp_path / "out")
@@ -71,14 +71,14 @@ def test_a_card_has_no_gap_and_its_code_runs(
     assert '"owner/elsewhere"' in (folder / "README.md").read_text()
 
 
-def test_a_card_of_somebody_else_is_left_alone(server: HubServer, settings: HubSettings, tmp_path: Path) -> None:
+def test_an_edited_card_is_published_unchanged(server: HubServer, settings: HubSettings, tmp_path: Path) -> None:
     folder = write_folder({"pets": made()}, tmp_path / "out")
     (folder / "README.md").write_text("My own words.")
     publish(folder, "owner/pets", hub=settings)
     assert server.commits["owner/pets"][server.main["owner/pets"]]["README.md"] == b"My own words."
 
 
-def test_a_digest_pins_a_folder(tmp_path: Path, capsys: Shown) -> None:
+def test_the_digest_of_the_manifest_is_checked(tmp_path: Path, capsys: Shown) -> None:
     folder = write_folder({"pets": made()}, tmp_path / "out")
     digest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
     assert main(["embeddings", "verify", str(folder), "--sha256", digest.upper()]) == 0
@@ -90,7 +90,7 @@ def test_a_digest_pins_a_folder(tmp_path: Path, capsys: Shown) -> None:
 
 
 @pytest.mark.parametrize("file", ["../x.safetensors", "..", "a/b.safetensors", "/x.safetensors", "x.bin", ""])
-def test_a_manifest_that_leads_out_of_the_folder_is_refused(tmp_path: Path, file: str) -> None:
+def test_a_manifest_with_files_outside_the_folder_is_refused(tmp_path: Path, file: str) -> None:
     folder = write_folder({"pets": made()}, tmp_path / "out")
     listing = json.loads((folder / "manifest.json").read_text())
     listing["files"][file] = listing["files"]["pets.safetensors"]
@@ -113,7 +113,7 @@ def test_a_folder_can_be_written_again(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in fresh.iterdir()}
 
 
-def test_files_of_somebody_else_are_neither_overwritten_nor_published(tmp_path: Path) -> None:
+def test_other_embeddings_in_the_folder_are_neither_overwritten_nor_published(tmp_path: Path) -> None:
     mine = made(5).save(tmp_path / "out" / "mine.safetensors").read_bytes()
     for name in ("pets", "mine"):
         with pytest.raises(EmbeddingError, match="write_folder did not write there"):

@@ -19,7 +19,7 @@ def fetch(settings: HubSettings, revision: str | None = None) -> Path:
     return fetch_snapshot("owner/model", ("config.json",), any_of=names, revision=revision, settings=settings)
 
 
-def test_only_what_is_needed_is_taken(server: HubServer, settings: HubSettings) -> None:
+def test_only_needed_files_are_downloaded(server: HubServer, settings: HubSettings) -> None:
     commit = server.commit("owner/model", FILES)
     folder = fetch(settings)
     assert folder.name == commit == newest_commit("owner/model", revision=None, settings=settings)
@@ -36,7 +36,7 @@ def test_only_what_is_needed_is_taken(server: HubServer, settings: HubSettings) 
         (403, "access is refused", False),
     ],
 )
-def test_refusals_are_told_at_once(
+def test_refusals_are_reported_within_seconds(
     server: HubServer, settings: HubSettings, fault: int, reason: str, temporary: bool
 ) -> None:
     server.commit("owner/model", FILES)
@@ -48,7 +48,7 @@ def test_refusals_are_told_at_once(
     assert caught.value.temporary is temporary
 
 
-def test_a_cached_commit_needs_no_hub(server: HubServer, settings: HubSettings) -> None:
+def test_a_cached_commit_needs_no_request(server: HubServer, settings: HubSettings) -> None:
     commit = server.commit("owner/model", FILES)
     fetch(settings)
     server.commit("owner/model", {"model.safetensors": b"newer"})
@@ -58,13 +58,13 @@ def test_a_cached_commit_needs_no_hub(server: HubServer, settings: HubSettings) 
     assert server.requests == []
 
 
-def test_a_commit_that_is_cached_in_part_is_completed(server: HubServer, settings: HubSettings) -> None:
+def test_an_incomplete_cached_commit_is_completed(server: HubServer, settings: HubSettings) -> None:
     commit = server.commit("owner/model", FILES)
     (fetch(settings) / "model.safetensors").unlink()
     assert (fetch(settings, commit) / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_what_is_cached_serves_while_the_hub_is_out_of_order(
+def test_the_cached_commit_is_used_while_the_hub_fails(
     server: HubServer, settings: HubSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     commit = server.commit("owner/model", FILES)
@@ -81,7 +81,7 @@ def test_what_is_cached_serves_while_the_hub_is_out_of_order(
 
 
 @pytest.mark.parametrize("hub", ["none", "default", "given"])
-def test_offline_says_so_however_it_was_asked_for(
+def test_offline_mode_forbids_downloads_however_it_is_set(
     server: HubServer, settings: HubSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
@@ -92,7 +92,7 @@ def test_offline_says_so_however_it_was_asked_for(
     assert server.requests == []
 
 
-def test_an_unwritable_cache_is_gone_round(
+def test_a_read_only_cache_is_bypassed(
     server: HubServer, settings: HubSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.commit("owner/model", FILES)
@@ -103,7 +103,7 @@ def test_an_unwritable_cache_is_gone_round(
 
 
 @pytest.mark.parametrize("address", ["http://hub.invalid", "http://127.0.0.1:99999", "http://127.0.0.1:9"])
-def test_an_address_that_nobody_answers_is_reported_at_once(settings: HubSettings, address: str) -> None:
+def test_an_address_without_a_server_is_reported_within_seconds(settings: HubSettings, address: str) -> None:
     began = time.monotonic()
     with pytest.raises(HubError, match=f"{address} could not be reached.*pass offline=True"):
         fetch(dataclasses.replace(settings, endpoint=address))

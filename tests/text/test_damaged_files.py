@@ -1,4 +1,4 @@
-"""A run never harms existing files, and always reports damaged ones."""
+"""Damaged and foreign files: refused with a reason, and left unchanged."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def answer(prompt: str) -> str:
     return f"This is an answer to the question {prompt}"
 
 
-def test_a_file_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_an_answer_file_with_other_content_is_refused_and_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     content = json.dumps({"cat": ["A cat has whiskers."]})
     for text in (content, content[:-5], '{"class": "cat"}'):
@@ -28,7 +28,9 @@ def test_a_file_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
         assert path.read_text() == text
 
 
-def test_half_an_answer_is_asked_again_and_a_whole_one_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_answer_is_asked_again_and_a_complete_one_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "answers.jsonl"
     first = generate_descriptions(["cat", "dog"], answer, questions=["What is a {}?"], answers=path)
     whole = path.read_bytes()
@@ -39,7 +41,7 @@ def test_half_an_answer_is_asked_again_and_a_whole_one_kept(tmp_path: Path, capl
     assert "an incomplete answer" in caplog.text
 
 
-def test_a_head_of_the_same_size_and_other_bits_is_refused(tmp_path: Path) -> None:
+def test_a_head_with_a_flipped_bit_is_refused(tmp_path: Path) -> None:
     rh.TextGuidedHead(6, rh.load_embeddings("digits")).save_pretrained(tmp_path)
     for name in ("model.safetensors", "embeddings.safetensors"):
         content = (tmp_path / name).read_bytes()
@@ -50,7 +52,7 @@ def test_a_head_of_the_same_size_and_other_bits_is_refused(tmp_path: Path) -> No
     assert isinstance(rh.TextGuidedHead.from_pretrained(tmp_path), nn.Module)
 
 
-def test_text_of_an_earlier_head_does_not_stay(tmp_path: Path) -> None:
+def test_saving_a_head_removes_the_embeddings_of_an_earlier_one(tmp_path: Path) -> None:
     rh.TextGuidedHead(6, rh.load_embeddings("digits")).save_pretrained(tmp_path)
     rh.TextGuidedHead(6, (3, 4)).save_pretrained(tmp_path)
     assert not (tmp_path / "embeddings.safetensors").exists()
@@ -64,7 +66,7 @@ def test_text_of_an_earlier_head_does_not_stay(tmp_path: Path) -> None:
         ("manifest.json", "not a folder of published embeddings"),
     ],
 )
-def test_a_folder_of_somebody_else_is_not_published_into(tmp_path: Path, name: str, message: str) -> None:
+def test_a_folder_with_other_files_is_refused_and_unchanged(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_text('{"name": "my web site"}')
     with pytest.raises(EmbeddingError, match=message):
         write_folder({"digits": rh.load_embeddings("digits")}, tmp_path)
@@ -72,7 +74,7 @@ def test_a_folder_of_somebody_else_is_not_published_into(tmp_path: Path, name: s
     assert (tmp_path / name).read_text() == '{"name": "my web site"}'
 
 
-def test_publishing_to_nobody_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_without_a_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     hub = HubSettings(endpoint="http://127.0.0.1:9", token="none")
