@@ -15,7 +15,7 @@ from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.embeddings import ClassEmbeddings, Provenance
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.hub.settings import HubSettings
-from resilient_heads.text.prebuilt.publish import publish
+from resilient_heads.text.prebuilt.publish import publish, write_folder
 
 TEXT = ClassEmbeddings(torch.randn(4, 6), ("cat", "dog", "bird", "fish"), Provenance(encoder="e", encoder_revision="r"))
 
@@ -194,7 +194,7 @@ def test_a_repository_without_an_owner_is_refused(tmp_path: Path, repo: Any) -> 
     with pytest.raises(HubError, match='must be "owner/name"'):
         trained().push_to_hub(repo)
     with pytest.raises(HubError, match='must be "owner/name"'):
-        publish(tmp_path, repo)
+        publish(write_folder({"animals": TEXT}, tmp_path), repo)
     with pytest.raises(ModelError, match="folder must be a path"):
         trained().save_pretrained(None)  # type: ignore[arg-type]
 
