@@ -362,7 +362,7 @@ def test_any_widths_take_the_nearest_value(value: float, exponent: int, mantissa
         (lambda: AffineInteger(zero_point=200), "zero_point must be a whole number from -128 to 127"),
         (lambda: AffineInteger(width=64), "width"),
         (lambda: AffineInteger(channel="middle"), "channel must be"),  # type: ignore[arg-type]
-        (lambda: AffineInteger(scale=(1.0, 2.0)).fit(torch.ones(1, 5)), "2 scales do not share out 5 values"),
+        (lambda: AffineInteger(scale=(1.0, 2.0)).fit(torch.ones(1, 5)), "2 scales do not divide 5 values"),
         (lambda: BlockFloat(block_size=0), "block_size"),
         (lambda: BlockFloat().encode(torch.ones(1)), "pass shared="),
         (lambda: AdaptivFloat(exponent_bits=9), "exponent_bits"),

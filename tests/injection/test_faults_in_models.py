@@ -522,7 +522,7 @@ def test_faults_that_cannot_be(build: object, message: str) -> None:
             r"the output of '0' has no element \(2,\); its shape is \(2,\)",
         ),
         (rh.Fault(layer="0", tensor=rh.faults.StoredTensor(name="weight.qdata")), "'weight' of '0' holds no 'qdata'"),
-        (rh.Fault(layer="0", format=rh.formats.AffineInteger(scale=(1.0, 2.0))), "2 scales do not share out 3 values"),
+        (rh.Fault(layer="0", format=rh.formats.AffineInteger(scale=(1.0, 2.0))), "2 scales do not divide 3 values"),
     ],
 )
 def test_faults_that_do_not_fit(fault: rh.Fault, message: str) -> None:

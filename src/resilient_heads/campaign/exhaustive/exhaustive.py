@@ -117,10 +117,10 @@ def run_exhaustive(
         FaultError: A name that matches no tensor.
         InjectionError: No image is classified correctly, or a fault reaches other images of its batch.
 
-    >>> images = torch.eye(2)
-    >>> result = run_exhaustive(nn.Linear(2, 2), (images, torch.tensor([0, 1])), progress=False)  # doctest: +SKIP
-    >>> result["head"].rate(Outcome.SDC)  # doctest: +SKIP
-    0.265625
+    >>> head, features = nn.Linear(4, 3), torch.eye(4)
+    >>> result = run_exhaustive(head, (features, head(features).argmax(dim=1)), progress=False)
+    >>> result["head"].faults == 4 * 3 * 32
+    True
     """
     instance_of("model", model, nn.Module)
     whole_number("batch_size", batch_size, least=1)

@@ -78,6 +78,13 @@ def replay(
         ModelError: The model is not the campaign's.
         DataError: The data are not the campaign's.
         InjectionError: The trial ends differently here, as on other hardware or with another version of PyTorch.
+
+    >>> from resilient_heads.campaign.run.runner import run_campaign
+    >>> model, images = nn.Sequential(nn.Linear(4, 3)).eval(), torch.eye(4)
+    >>> data = images, model(images).argmax(dim=1)
+    >>> result = run_campaign(model, data, protocol="raw", trials_per_site=8, progress=False)
+    >>> replay(result, model, data, site="0", trial=5).after == float(result.trials.after[5])
+    True
     """
     trial = int(trial)
     record, trials = _source(source, trial)
@@ -146,7 +153,7 @@ def _row(record: CampaignRecord, site: str | int) -> int:
     """Return a site's position."""
     if isinstance(site, str):
         if site not in record.layers:
-            raise ArgumentError(f"No struck site is named {site!r}; expected one of: {', '.join(record.layers)}.")
+            raise ArgumentError(f"The campaign has no site named {site!r}; its sites are: {', '.join(record.layers)}.")
         return record.layers.index(site)
     if not 0 <= site < len(record.layers):
         raise ArgumentError(f"The sites are numbered from 0 to {len(record.layers) - 1}, found {site}.")

@@ -1,4 +1,4 @@
-"""What every emulated number format can do."""
+"""The interface of an emulated number format."""
 
 from abc import ABC, abstractmethod
 
@@ -9,20 +9,23 @@ from resilient_heads.errors import FaultError
 
 
 class NumberFormat(ABC):
-    """A number format as integer words: values are encoded, struck as words, and decoded.
+    """A number format with integer words: a fault encodes a value, changes the word, and decodes it.
 
-    Some formats share a word among several values (an exponent, a bias, a scale). The values of a sample, or of a
-    parameter, are counted in row-major order; ``count`` is how many there are.
+    In some formats several values share a word (an exponent, a bias, a scale). The values of an image, or of a
+    parameter, are numbered in row-major order; ``count`` is their number.
+
+    To add a format, subclass this class and implement ``word_bits``, ``encode`` and ``decode``. A format with shared
+    words also implements ``shared_bits``, ``groups``, ``group_of`` and ``fit``.
     """
 
     @property
     @abstractmethod
     def word_bits(self) -> int:
-        """Width of a value's word; bit ``bits - 1`` is the highest."""
+        """Bits of a value's word; bit ``word_bits - 1`` is the highest."""
 
     @property
     def shared_bits(self) -> int:
-        """Width of the word that a group of values shares; 0 where each value stands alone."""
+        """Bits of the word that a group of values shares; 0 if values share nothing."""
         return 0
 
     @abstractmethod
@@ -31,18 +34,18 @@ class NumberFormat(ABC):
 
         Args:
             values: float64, any shape.
-            shared: int64, the shared word of each value's group, same shape; only for formats that share one.
+            shared: int64, the shared word of each value's group, same shape; only for formats with shared words.
 
         Returns:
-            int64, same shape, in ``[0, 2**bits)``.
+            int64, same shape, in ``[0, 2**word_bits)``.
         """
 
     @abstractmethod
     def decode(self, words: Tensor, shared: Tensor | None = None) -> Tensor:
-        """Return the float64 values of int64 words; undoes :meth:`encode` for every value that the format has."""
+        """Return the float64 values of int64 words; exact for every value that the format has."""
 
     def groups(self, count: int) -> int:
-        """Return into how many groups ``count`` values fall."""
+        """Return the number of groups of ``count`` values."""
         raise FaultError(f"{self} shares nothing among its values.")
 
     def group_of(self, flat: Tensor, count: int) -> Tensor:
@@ -50,10 +53,10 @@ class NumberFormat(ABC):
         raise FaultError(f"{self} shares nothing among its values.")
 
     def fit(self, rows: Tensor) -> Tensor:
-        """Return the shared words that suit the values.
+        """Return the shared words that fit the values.
 
         Args:
-            rows: float64 ``(R, count)``, one sample or parameter a row. What is not finite does not count.
+            rows: float64 ``(R, count)``, one image or parameter in each row. NaN and infinities do not count.
 
         Returns:
             int64 ``(R, groups(count))``.
@@ -61,7 +64,7 @@ class NumberFormat(ABC):
         raise FaultError(f"{self} shares nothing among its values.")
 
     def members(self, group: Tensor, count: int) -> Tensor:
-        """Return the flat indices of some groups' values.
+        """Return the flat indices of the values of some groups.
 
         Args:
             group: ``(N,)``, int64.
@@ -96,12 +99,12 @@ def scaled(values: Tensor, exponent: Tensor) -> Tensor:
 
 
 def required(shared: Tensor | None, form: NumberFormat) -> Tensor:
-    """Return the shared words, or say that they are missing."""
+    """Return the shared words, or raise FaultError if they are missing."""
     if shared is None:
         raise FaultError(f"{form} shares a word among values; pass shared=, from fit().")
     return shared
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """Return 2**exponent in float64, made of its bits, so that it is exact on every device."""
+    """Return 2**exponent in float64. It is built from bits and thus exact on every device."""
     return ((exponent + 1023) << 52).view(torch.float64)

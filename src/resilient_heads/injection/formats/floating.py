@@ -1,4 +1,4 @@
-"""Floating point with any widths of exponent and mantissa."""
+"""Floating point with an exponent and a mantissa of any width."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,14 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resilient_heads.checks import whole_number
-from resilient_heads.errors import FaultError
+from resilient_heads.checks import one_of, whole_number
+from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.formats.base import NumberFormat, scaled
 
 
 @dataclass(frozen=True, kw_only=True)
 class FloatingPoint(NumberFormat):
-    """Sign, exponent, mantissa, with subnormals; rounds to nearest, ties to even.
+    """Floating point: sign, exponent and mantissa, with subnormals. It rounds to nearest, ties to even.
 
     ``(5, 10)`` is float16, ``(8, 7)`` bfloat16, ``(8, 23)`` float32, ``(5, 2)`` OCP's E5M2, ``(4, 3)`` with
     ``specials="fn"`` OCP's E4M3, ``(8, 10)`` TensorFloat-32.
@@ -22,12 +22,18 @@ class FloatingPoint(NumberFormat):
         exponent_bits: 2 to 11.
         mantissa_bits: Stored bits, 1 to 52.
         specials: ``"ieee"`` keeps the highest exponent for infinities and NaN. ``"fn"`` has no infinity and one NaN of
-            each sign, the word of all ones. ``"fnuz"`` also has no negative zero, whose word is the only NaN, and a
-            bias larger by 1. ``"none"`` has finite values only: a NaN becomes 0.
+            each sign, the word of all ones. ``"fnuz"`` also has no negative zero, whose word is the only NaN, and its
+            bias is larger by 1. ``"none"`` has finite values only: a NaN becomes 0.
         saturate: Values beyond the range become the largest finite value instead of an infinity (or NaN); always so
             for ``"none"``.
 
+    Raises:
+        ArgumentError: A width out of range, or unknown specials.
+
     Source: IEEE 754-2019; *OCP 8-bit Floating Point Specification* 1.0 for ``"fn"``.
+
+    >>> FloatingPoint(exponent_bits=4, mantissa_bits=3, specials="fn").word_bits
+    8
     """
 
     exponent_bits: int
@@ -38,19 +44,18 @@ class FloatingPoint(NumberFormat):
     def __post_init__(self) -> None:
         whole_number("exponent_bits", self.exponent_bits, least=2, most=11)
         whole_number("mantissa_bits", self.mantissa_bits, least=1, most=52)
-        if self.specials not in ("ieee", "fn", "fnuz", "none"):
-            raise FaultError(f'specials must be "ieee", "fn", "fnuz" or "none", found {self.specials!r}.')
+        one_of("specials", self.specials, ("ieee", "fn", "fnuz", "none"))
         if self.exponent_bits == 11 and self.specials != "ieee":
-            raise FaultError("An exponent of 11 bits without infinities has values beyond float64; take at most 10.")
+            raise ArgumentError("An exponent of 11 bits without infinities has values beyond float64; use at most 10.")
 
     @property
     def word_bits(self) -> int:
-        """Width of a word."""
+        """Bits of a word."""
         return 1 + self.exponent_bits + self.mantissa_bits
 
     @property
     def bias(self) -> int:
-        """What the stored exponent exceeds the true one by."""
+        """The stored exponent minus the true one."""
         return (1 << (self.exponent_bits - 1)) - (0 if self.specials == "fnuz" else 1)
 
     @property
@@ -69,7 +74,7 @@ class FloatingPoint(NumberFormat):
         exponent = above.to(torch.int64) - 1
         below = (1 - self.bias - exponent).clamp(min=0, max=100)
         significand = torch.where(values.isfinite(), scaled(fraction, m + 1 - below), 0).round().to(torch.int64)
-        # A carry out of the mantissa counts the exponent up by itself, also from subnormal to normal.
+        # A carry out of the mantissa increments the exponent, also from subnormal to normal.
         normal = ((exponent + self.bias) << m) + significand - (1 << m)
         magnitude = torch.where((below > 0) | (values == 0), significand, normal)
         overflow = (magnitude > self._largest) | values.isinf()
@@ -105,5 +110,5 @@ class FloatingPoint(NumberFormat):
 
     @property
     def _overflowed(self) -> int:
-        """The magnitude of what lies beyond the range: an infinity or NaN follows the largest word, if there is one."""
+        """The magnitude for values beyond the range: the infinity or NaN after the largest word, if there is one."""
         return self._largest + (self.specials in ("ieee", "fn") and not self.saturate)

@@ -6,19 +6,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resilient_heads.checks import whole_number
-from resilient_heads.errors import FaultError
+from resilient_heads.checks import one_of, whole_number
+from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.injection.formats.base import NumberFormat, finite_maximum, required
 
 
 @dataclass(frozen=True, kw_only=True)
 class FixedPoint(NumberFormat):
-    """A sign, integer bits, fraction bits. Rounds to nearest, ties to even; saturates; a NaN becomes 0.
+    """Fixed point: a sign, integer bits and fraction bits.
+
+    It rounds to nearest, ties to even, and saturates; a NaN becomes 0.
 
     Attributes:
-        integer_bits: Bits before the point, without the sign.
-        fraction_bits: Bits behind the point.
-        sign: ``"twos_complement"``, or ``"magnitude"``, as GoldenEye's single flips have it.
+        integer_bits: Bits before the point, without the sign, 0 to 47.
+        fraction_bits: Bits after the point, 0 to 47; both together at most 47.
+        sign: ``"twos_complement"``, or ``"magnitude"``, as in GoldenEye's single flips.
 
     Source: Mahmoud et al., *GoldenEye*, DSN 2022.
     """
@@ -31,12 +33,11 @@ class FixedPoint(NumberFormat):
         whole_number("integer_bits", self.integer_bits, least=0, most=47)
         whole_number("fraction_bits", self.fraction_bits, least=0, most=47)
         whole_number("integer_bits + fraction_bits", self.integer_bits + self.fraction_bits, least=1, most=47)
-        if self.sign not in ("twos_complement", "magnitude"):
-            raise FaultError(f'sign must be "twos_complement" or "magnitude", found {self.sign!r}.')
+        one_of("sign", self.sign, ("twos_complement", "magnitude"))
 
     @property
     def word_bits(self) -> int:
-        """Width of a word."""
+        """Bits of a word."""
         return 1 + self.integer_bits + self.fraction_bits
 
     def encode(self, values: Tensor, shared: Tensor | None = None) -> Tensor:
@@ -62,18 +63,18 @@ class FixedPoint(NumberFormat):
 
 @dataclass(frozen=True, kw_only=True)
 class AffineInteger(NumberFormat):
-    """``value = (integer - zero_point) * scale``, as quantised networks hold weights and activations.
+    """``value = (integer - zero_point) * scale``, as quantised networks store weights and activations.
 
-    Rounds to nearest, ties to even; saturates; a NaN becomes 0. The scale is a float32 word that a channel, or the
-    whole tensor, shares.
+    Rounds to nearest, ties to even; saturates; a NaN becomes 0. The scale is a float32 word that the values of a
+    channel, or of the whole tensor, share.
 
     Attributes:
-        scale: One for all values, one for each channel, or None: the largest finite magnitude of the sample (or
+        scale: One for all values, one for each channel, or None: the largest finite magnitude of the image (or
             parameter) divided by the largest integer.
         zero_point: The integer that stands for 0.
         width: Bits of the integer, 2 to 32.
         signed: Two's complement; else counted from 0.
-        channel: Where several scales are given, whether the channel is the ``"first"`` dimension of a sample (as in a
+        channel: For several scales: whether the channel is the ``"first"`` dimension of an image (as in a
             convolution's output, or the rows of a weight) or the ``"last"`` (as in tokens).
 
     Source: Jacob et al., *Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
@@ -93,18 +94,17 @@ class AffineInteger(NumberFormat):
             object.__setattr__(self, "scale", tuple(self.scale))
         given = torch.tensor(self._given, dtype=torch.float32)
         if self.scale is not None and not (len(given) and bool((given.isfinite() & (given > 0)).all())):
-            raise FaultError(f"Every scale must be a positive float32 number, found {self.scale}.")
-        if self.channel not in ("first", "last"):
-            raise FaultError(f'channel must be "first" or "last", found {self.channel!r}.')
+            raise ArgumentError(f"Every scale must be a positive float32 number, found {self.scale}.")
+        one_of("channel", self.channel, ("first", "last"))
 
     @property
     def word_bits(self) -> int:
-        """Width of a word."""
+        """Bits of a word."""
         return self.width
 
     @property
     def shared_bits(self) -> int:
-        """Width of the scale, a float32."""
+        """Bits of the scale, a float32."""
         return 32
 
     @property
@@ -137,7 +137,7 @@ class AffineInteger(NumberFormat):
         """Return the number of scales."""
         channels = max(len(self._given), 1)
         if count % channels:
-            raise FaultError(f"{channels} scales do not share out {count} values; pass one for each channel.")
+            raise FaultError(f"{channels} scales do not divide {count} values evenly; pass one scale for each channel.")
         return channels
 
     def group_of(self, flat: Tensor, count: int) -> Tensor:
@@ -160,5 +160,5 @@ class AffineInteger(NumberFormat):
 
 
 def _scale(word: Tensor) -> Tensor:
-    """Return the scale that a word stands for."""
+    """Return the scales that words encode."""
     return word.to(torch.int32).view(torch.float32).to(torch.float64)

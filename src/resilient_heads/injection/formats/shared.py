@@ -1,4 +1,4 @@
-"""Formats whose values share an exponent or a bias."""
+"""Formats in which values share an exponent or a bias."""
 
 from dataclasses import dataclass
 
@@ -24,9 +24,9 @@ class BlockFloat(NumberFormat):
 
     Attributes:
         exponent_bits: Width of the shared exponent, 2 to 10; biased by ``2**(exponent_bits - 1) - 1``.
-        mantissa_bits: Width of a magnitude, leading bit included.
-        block_size: Neighbours, in row-major order, that share an exponent; None makes a whole sample, or parameter,
-            one block, as GoldenEye does with its tensors.
+        mantissa_bits: Width of a magnitude, with its leading bit.
+        block_size: Neighbours, in row-major order, that share an exponent; None makes a whole image, or parameter,
+            one block, as GoldenEye does with tensors.
 
     Source: Mahmoud et al., *GoldenEye*, DSN 2022.
     """
@@ -43,17 +43,17 @@ class BlockFloat(NumberFormat):
 
     @property
     def word_bits(self) -> int:
-        """Width of a value's word: sign and magnitude."""
+        """Bits of a value's word: sign and magnitude."""
         return 1 + self.mantissa_bits
 
     @property
     def shared_bits(self) -> int:
-        """Width of the shared exponent."""
+        """Bits of the shared exponent."""
         return self.exponent_bits
 
     @property
     def bias(self) -> int:
-        """What the stored exponent exceeds the true one by."""
+        """The stored exponent minus the true one."""
         return (1 << (self.exponent_bits - 1)) - 1
 
     def encode(self, values: Tensor, shared: Tensor | None = None) -> Tensor:
@@ -116,12 +116,12 @@ class AdaptivFloat(NumberFormat):
 
     @property
     def word_bits(self) -> int:
-        """Width of a value's word."""
+        """Bits of a value's word."""
         return 1 + self.exponent_bits + self.mantissa_bits
 
     @property
     def shared_bits(self) -> int:
-        """Width of the shared bias."""
+        """Bits of the shared bias."""
         return self.bias_bits
 
     def encode(self, values: Tensor, shared: Tensor | None = None) -> Tensor:
@@ -149,7 +149,7 @@ class AdaptivFloat(NumberFormat):
         return torch.where(words != magnitude, -values, values)
 
     def groups(self, count: int) -> int:
-        """Return 1: a sample, or a parameter, has one bias."""
+        """Return 1: an image, or a parameter, has one bias."""
         return 1
 
     def group_of(self, flat: Tensor, count: int) -> Tensor:
@@ -164,5 +164,5 @@ class AdaptivFloat(NumberFormat):
         return bias.clamp(-top, top - 1)[:, None] & (2 * top - 1)
 
     def _bias(self, word: Tensor) -> Tensor:
-        """Return the bias that a word stands for."""
+        """Return the biases that words encode."""
         return torch.where(word >= 1 << (self.bias_bits - 1), word - (1 << self.bias_bits), word)

@@ -1,4 +1,4 @@
-"""Fault sites: the tensors of a model that a flip can strike, found by running it."""
+"""Find the fault sites of a model by running it."""
 
 import dataclasses
 import fnmatch
@@ -23,21 +23,25 @@ from resilient_heads.injection.sites.site import Site, SiteMap, Source
 
 
 def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str | type[nn.Module]] = ()) -> SiteMap:
-    """List the tensors that faults can strike.
+    """Find the tensors of a model that faults can be injected into.
 
-    These are the outputs of Conv2d and Linear modules, the tensors that a module declares as its ``fault_sites``
-    (names of its submodules, ``""`` for itself), the products with the weight of a Linear or of a MultiheadAttention
-    that a model takes without running a module for it, and the outputs of other modules on request. The model runs in
-    evaluation mode and is left as it was.
+    The fault sites are the outputs of Conv2d and Linear modules, the tensors that a module lists in its
+    ``fault_sites`` (names of its submodules, ``""`` for itself), and the outputs of other modules on request. Where a
+    model multiplies with the weight of a Linear or a MultiheadAttention and never runs the module, the product is the
+    site. The model runs in evaluation mode and is left as it was.
 
     Args:
         model: Any module that takes one tensor.
-        example_input: One or more inputs ``(N, ...)`` on the model's device; the model is run on two and three of them.
-        modules: Further modules whose outputs shall be sites: names, patterns of names, or classes.
+        example_input: One or more inputs ``(N, ...)`` on the model's device. The model runs on two and three of them.
+        modules: Further modules whose outputs become sites: names, patterns of names, or classes.
 
     Raises:
-        FaultError: No site was reached, no input was given, the model has parameters without a size, or ``modules``
-            names what it does not have.
+        FaultError: The model has no site, or parameters without a size; the input is empty; or ``modules`` names a
+            module that the model does not have.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    >>> [(site.name, site.shape) for site in find_sites(model, torch.randn(1, 3, 8, 8)).reached]
+    [('0', (4, 6, 6)), ('2', (2,))]
     """
     if not len(example_input):
         raise FaultError("example_input is empty; pass at least one input, of shape (N, ...).")
@@ -87,12 +91,12 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Seen:
-    """A tensor that came by.
+    """A tensor that a forward pass computed.
 
     Attributes:
-        name: Its module.
-        source: How it came about.
-        tensor: A stand-in without memory, or what the module gave that is no tensor.
+        name: Name of the module.
+        source: The module's output, or a product with its weight.
+        tensor: A stand-in on the meta device; for a module that does not return a tensor, what it returned.
     """
 
     name: str
@@ -101,7 +105,7 @@ class _Seen:
 
 
 def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> list[_Seen]:
-    """Run the model and return what came by; products with weights count where a module never ran."""
+    """Run the model and return the tensors of all candidates; products count only for modules that never ran."""
     outputs, products = list[_Seen](), list[_Seen]()
 
     def note(name: str, source: Source, value: Any) -> None:
@@ -125,7 +129,7 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> lis
             WatchProducts(unrun, lambda *seen: mixed.append(_Seen(*seen))),
         ):
             model(images)
-    # A module that runs has its output as its site; what it multiplies inside is no second one.
+    # The output of a module that runs is its site; the products inside it are no further sites.
     return [seen for seen in mixed if seen.source == "output" or seen.name in unrun]
 
 
@@ -136,7 +140,7 @@ def _settle(
     sites: list[Site],
     uninjectable: dict[str, str],
 ) -> list[Site]:
-    """Find the order of images that are folded with something else, by changing one of three."""
+    """Find in which order images are folded into the batch dimension, by changing one image of three."""
     folded = {site.name: site for site in sites if site.fold > 1}
     if not folded:
         return sites
@@ -153,7 +157,7 @@ def _settle(
         if site.name in folded:
             layout = resolve_order(site.layout, [seen[site.name] for seen in contents], (0, 1))
         if layout is None:
-            uninjectable[site.name] = "which part of its output belongs to which image is not clear"
+            uninjectable[site.name] = "which part of its output belongs to which image is unclear"
         else:
             settled.append(dataclasses.replace(site, interleaved=layout.interleaved))
     return settled
@@ -162,7 +166,7 @@ def _settle(
 def _candidates(
     model: nn.Module, modules: Sequence[str | type[nn.Module]]
 ) -> Iterator[tuple[str, tuple[nn.Module, str | None]]]:
-    """Yield the modules whose outputs would be sites, with the group that declared them."""
+    """Yield the modules whose outputs may be sites, each with the module that lists it in its ``fault_sites``."""
     every = dict(model.named_modules())
     declared: dict[str, str] = {}
     for name, module in every.items():
@@ -186,7 +190,7 @@ def _candidates(
 
 
 def _why_none(calls: list[int]) -> str | None:
-    """Say why a module has no site at all, or return None."""
+    """Return why a module has no site, or None."""
     if not any(calls):
         return "it never ran, and nothing multiplies with its weight"
     if len(set(calls)) > 1:
@@ -195,7 +199,7 @@ def _why_none(calls: list[int]) -> str | None:
 
 
 def _place(two: Any, three: Any) -> tuple[BatchLayout, tuple[int, ...]] | str:
-    """Return where images lie in a tensor, given it for two and for three images, or why that is unknown."""
+    """Return where images lie in a tensor, given the tensor for two and for three images, or why that is unknown."""
     if not isinstance(two, Tensor) or not isinstance(three, Tensor):
         return f"its output is a {type(two).__name__}, not a tensor"
     if not two.dtype.is_floating_point:

@@ -1,4 +1,4 @@
-"""Reach the tensors of a running model: outputs of modules, and products with weights that no module runs for."""
+"""Read and replace the tensors of a running model: outputs of modules, and products with weights."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from resilient_heads.injection.sites.site import Site, Source
 
 Note = Callable[[str, Source, Any], Any]
-"""Given a module's name, how its tensor came about, and the tensor; returns one to go on with, or None."""
+"""Called with a module's name, the source of its tensor, and the tensor; returns a replacement, or None."""
 
 _LOCK = threading.Lock()
 _opened = 0
@@ -22,7 +22,7 @@ _PRODUCTS = frozenset({"aten::addmm", "aten::mm", "aten::linear", "aten::convolu
 
 
 def weight_of(module: nn.Module) -> Tensor | None:
-    """Return the weight of a layer whose products faults strike, or None for other modules."""
+    """Return the weight of a Conv2d, Linear or MultiheadAttention; None for other modules."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         weight: Tensor = module.weight
         return weight
@@ -33,9 +33,9 @@ def weight_of(module: nn.Module) -> Tensor | None:
 
 @contextmanager
 def open_attention() -> Iterator[None]:
-    """Let attention run as separate operations inside the block: its fused operator hides the projections."""
+    """Run attention as separate operations inside the block, since its fused operator hides the projections."""
     global _opened, _fast
-    with _LOCK:  # the switch is the process's, and several threads may be inside
+    with _LOCK:  # The switch is global to the process, and several threads may be inside the block.
         if _opened == 0:
             _fast = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
@@ -51,7 +51,7 @@ def open_attention() -> Iterator[None]:
 
 @contextmanager
 def watch_outputs(modules: Mapping[str, nn.Module], note: Note) -> Iterator[None]:
-    """Call ``note`` for every output of some modules inside the block."""
+    """Call ``note`` for every output of some modules inside the block; a tensor that it returns replaces the output."""
     handles = []
     try:
         for name, module in modules.items():
@@ -70,8 +70,8 @@ class WatchProducts(TorchDispatchMode):
     """Calls ``note`` for every product with the weights of some modules inside the block.
 
     Args:
-        modules: Modules that the model never runs, whose weights it uses all the same.
-        note: What to do with each product.
+        modules: Modules that the model never runs although it uses their weights.
+        note: Called for each product; a tensor that it returns replaces the product.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], note: Note) -> None:
@@ -83,7 +83,7 @@ class WatchProducts(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation, and look at its result if it is such a product."""
+        """Run an operation, and call ``note`` if it is such a product."""
         result = func(*args, **(kwargs or {}))
         name = product_with(func, args, self._names)
         if name is None:
@@ -107,7 +107,7 @@ def product_with(func: Any, args: tuple[Any, ...], names: Mapping[int, str]) -> 
 
 
 def address(tensor: Tensor) -> int:
-    """Return what tells one tensor's memory from another's; views of one tensor share it."""
+    """Return a number that identifies the memory of a tensor; views of one tensor share it."""
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
     return tensor.untyped_storage()._cdata if plain else -id(tensor)
 
