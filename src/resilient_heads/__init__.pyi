@@ -1,14 +1,12 @@
+from . import campaign as campaign
 from . import demo as demo
-from . import descriptions as descriptions
-from . import encoders as encoders
 from . import errors as errors
 from . import faults as faults
 from . import formats as formats
 from . import heads as heads
-from . import hub as hub
 from . import report as report
-from . import results as results
 from . import statistics as statistics
+from . import text as text
 from .campaign.analysis.compare import compare as compare
 from .campaign.analysis.pilot import neyman_design as neyman_design
 from .campaign.design.designs import StratifiedDesign as StratifiedDesign

@@ -117,7 +117,7 @@ def test_the_sign_of_zero_stays_where_values_leave_the_format(kind: str) -> None
                 assert monitor.counts["0"].outvoted_rows == 0
 
 
-def before_the_logits(model: nn.Module, x: Tensor, choice: rh.Protection) -> rh.results.ExhaustiveResult:
+def before_the_logits(model: nn.Module, x: Tensor, choice: rh.Protection) -> rh.campaign.ExhaustiveResult:
     """Inject every flip into every tensor of a protected head except its logits."""
     protect(model, choice)
     labels = model(x).argmax(1)

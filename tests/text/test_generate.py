@@ -206,7 +206,7 @@ def llm(prompt):
         time.sleep(45)
     raise ConnectionError
 
-options = rh.descriptions.AskOptions(concurrency=1, wait=60)
+options = rh.text.AskOptions(concurrency=1, wait=60)
 try:
     rh.generate_descriptions(["a", "b"], llm, questions=["{}?"], answers=sys.argv[1], options=options)
 except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from resilient_heads.text.embeddings import Provenance
 from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.publish import publish, write_folder
 
-TABLE = rh.encoders.PrecomputedEncoder({"It barks.": torch.tensor([1.0, 0.0])}, id="table")
+TABLE = rh.text.PrecomputedEncoder({"It barks.": torch.tensor([1.0, 0.0])}, id="table")
 
 
 class Lists:
@@ -39,7 +39,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "returned list",
     ),
     "lists in a table": (
-        lambda _: rh.encoders.PrecomputedEncoder({"a": [1, 2]}, id="t"),
+        lambda _: rh.text.PrecomputedEncoder({"a": [1, 2]}, id="t"),
         EmbeddingError,
         "found list",
     ),
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "encoder must be a name such as 'clip-vit-b-16', found None",
     ),
     "no model": (
-        lambda _: rh.encoders.OpenClipEncoder(None),
+        lambda _: rh.text.OpenClipEncoder(None),
         EmbeddingError,
         "model must be a name such as .* found None",
     ),
@@ -72,8 +72,8 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
             (lambda _: rh.ClassDescriptions.load(["a"]), DescriptionError, ["a"]),
             (lambda _: rh.ClassEmbeddings.load("a\0b"), EmbeddingError, "a\0b"),
             (lambda _: rh.ClassDescriptions.load("half \ud800"), DescriptionError, "half \ud800"),
-            (lambda _: rh.encoders.TransformersEncoder(3), EmbeddingError, 3),
-            (lambda _: rh.encoders.SentenceTransformerEncoder(b"x"), EmbeddingError, b"x"),
+            (lambda _: rh.text.TransformersEncoder(3), EmbeddingError, 3),
+            (lambda _: rh.text.SentenceTransformerEncoder(b"x"), EmbeddingError, b"x"),
             (lambda _: rh.TextGuidedHead.from_pretrained({}), ModelError, {}),
             (lambda _: publish(0.5, "owner/name"), EmbeddingError, 0.5),
             (lambda _: rh.generate_descriptions(["a"], str, answers=()), DescriptionError, ()),
@@ -105,7 +105,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "encoder must have id, revision",
     ),
     "a table that is a list": (
-        lambda _: rh.encoders.PrecomputedEncoder(["a"], id="t"),
+        lambda _: rh.text.PrecomputedEncoder(["a"], id="t"),
         EmbeddingError,
         "table must be a mapping",
     ),

@@ -56,7 +56,7 @@ def match_report(class_names: Sequence[str], descriptions: Mapping[str, Sequence
     Example:
         >>> import resilient_heads as rh
         >>> descriptions = {"Apple_pie": ["A pie."], "ramen": ["A soup."]}
-        >>> report = rh.descriptions.match_report(["apple pie", "waffle"], descriptions)
+        >>> report = rh.text.match_report(["apple pie", "waffle"], descriptions)
         >>> report.missing, report.unused
         (('waffle',), ('ramen',))
     """

@@ -31,7 +31,7 @@ def embed_classes(descriptions: ClassDescriptions, encoder: TextEncoder, *, norm
         >>> import resilient_heads as rh, torch
         >>> descriptions = rh.ClassDescriptions.match(["cat", "dog"], {"cat": ["It purrs."], "dog": ["It barks."]})
         >>> table = {"It purrs.": torch.tensor([2.0, 0.0]), "It barks.": torch.tensor([0.0, 3.0])}
-        >>> encoder = rh.encoders.PrecomputedEncoder(table, id="my-encoder")
+        >>> encoder = rh.text.PrecomputedEncoder(table, id="my-encoder")
         >>> rh.embed_classes(descriptions, encoder).vectors
         tensor([[1., 0.],
                 [0., 1.]])

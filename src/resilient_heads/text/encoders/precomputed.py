@@ -22,7 +22,7 @@ class PrecomputedEncoder:
 
     Example:
         >>> import resilient_heads as rh, torch
-        >>> encoder = rh.encoders.PrecomputedEncoder({"It purrs.": torch.tensor([1.0, 0.0])}, id="my-encoder")
+        >>> encoder = rh.text.PrecomputedEncoder({"It purrs.": torch.tensor([1.0, 0.0])}, id="my-encoder")
         >>> encoder.encode(["It purrs."])
         tensor([[1., 0.]])
     """
