@@ -54,7 +54,7 @@ def ours(folder: Path, texts: list[list[str]]) -> "object":
     import resilient_heads as rh
 
     names = [f"class {number}" for number in range(len(texts))]
-    encoder = rh.encoders.OpenClipEncoder(f"local-dir:{folder}")
+    encoder = rh.text.OpenClipEncoder(f"local-dir:{folder}")
     return rh.embed_classes(rh.ClassDescriptions.match(names, texts), encoder).vectors
 
 
