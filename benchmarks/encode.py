@@ -2,7 +2,7 @@
 
 ``python benchmarks/encode.py --classes 1000`` writes a randomly initialised model of full size (ViT-B-32 by default;
 the values of the weights change neither time nor memory) to a temporary folder. Two fresh processes embed the same
-sentences with it. The script prints the ratios of time and of peak memory above the imports. The plain loop loads the
+sentences with it. The script prints the ratios of time and of peak memory above the imports. The simple loop loads the
 whole model and encodes one class at a time.
 """
 

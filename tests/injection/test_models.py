@@ -171,11 +171,13 @@ def test_bursts_are_runs_and_uniform() -> None:
 def test_errors_are_independent_and_of_the_right_rate(places: int, rate: float) -> None:
     count = 20_000
     found = draw_errors(11, "fc", trials(count), population=places, rate=rate)
-    hits = found >= 0
-    assert (np.diff(np.where(hits, found, 10**9), axis=1)[hits[:, 1:]] > 0).all(), "not ascending, or twice the same"
+    chosen = found >= 0
+    assert (np.diff(np.where(chosen, found, 10**9), axis=1)[chosen[:, 1:]] > 0).all(), (
+        "not ascending, or twice the same"
+    )
     assert found.max(initial=0) < places
     # The number of errors of a trial is binomial: mean, variance, and the share of trials without any.
-    numbers, mean = hits.sum(axis=1), places * rate
+    numbers, mean = chosen.sum(axis=1), places * rate
     variance = mean * (1 - rate)
     assert abs(numbers.mean() - mean) < 4.5 * math.sqrt(variance / count)
     fourth = variance * (1 + 3 * variance * (1 - 2 / places))
@@ -184,7 +186,7 @@ def test_errors_are_independent_and_of_the_right_rate(places: int, rate: float) 
     assert abs((numbers == 0).mean() - none) < 4.5 * math.sqrt(none * (1 - none) / count) + 1e-9
     # Every place alike.
     if mean * count / places > 20:
-        each = np.bincount(found[hits], minlength=places)
+        each = np.bincount(found[chosen], minlength=places)
         statistic = ((each - count * rate) ** 2 / (count * rate * (1 - rate))).sum()
         assert abs(statistic - places) < 4.5 * math.sqrt(2 * places)
 

@@ -267,7 +267,7 @@ def test_quantised_by_torchao() -> None:
 
 
 def test_weights_that_share_memory_in_part() -> None:
-    """A view of another parameter: two flips of one bit of one address cancel, whatever names lead to it."""
+    """A view of another parameter: two flips of one bit of one address cancel, by any of its names."""
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False))
     model[1].weight = nn.Parameter(model[0].weight.data[2:])
     kept = words(model[0].weight.data).clone()
@@ -367,7 +367,7 @@ def test_bfloat16_models_take_every_kind_of_fault() -> None:
 
 
 def test_a_layer_whose_batch_dimension_is_one() -> None:
-    """Swin computes its position bias once for all images: whoever strikes row 3 of it must be told."""
+    """Swin computes its position bias once for all images: a fault in row 3 of it must raise an error."""
 
     class Bias(nn.Module):
         def __init__(self) -> None:

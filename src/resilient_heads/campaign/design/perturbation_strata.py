@@ -87,7 +87,7 @@ class PerturbationStrata:
 
     @property
     def quiet(self) -> int:
-        """Low bits of the mantissa that move a value by less than a sixteenth of itself: small whatever the value."""
+        """Low bits of the mantissa that move a value by less than a sixteenth of itself: small for every value."""
         return max(format_of(self.struck.site.dtype).mantissa_bits - _LOOKED_AT, 0)
 
     def of(self, before: Floats, after: Floats, bits: NDArray[np.integer]) -> Codes:

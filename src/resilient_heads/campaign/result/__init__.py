@@ -1,1 +1,1 @@
-"""What a campaign was told, what it found, and the files that keep both."""
+"""A campaign's choices, its record, its result, and the files that keep them."""

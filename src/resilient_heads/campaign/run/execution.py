@@ -48,7 +48,7 @@ class _Batch:
 
 
 class Execution:
-    """Runs the trials of a plan. A trial gives the same row whenever, and in whatever order, it is run.
+    """Runs the trials of a plan. A trial gives the same row at any time and in any order.
 
     Trial i uses the same image at every site of an image group, so one golden pass of a batch serves all of them.
     Use it within :func:`~resilient_heads.evaluation.evaluating`.

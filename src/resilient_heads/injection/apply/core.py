@@ -130,7 +130,7 @@ class FaultyTensor:
             )
 
     def drop_golden(self) -> None:
-        """Let go of the golden copy, once the tensor is verified; the writes suffice to undo the injection."""
+        """Free the golden copy after the verification; the writes suffice to undo the injection."""
         self.golden = self.faulty
 
     def undo(self) -> None:

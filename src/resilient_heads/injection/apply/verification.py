@@ -58,7 +58,7 @@ class WrittenFault:
 
     @property
     def must_change(self) -> bool:
-        """Whether every value has to change. A zero stays zero whatever exponent its block shares."""
+        """Whether every value has to change. A zero stays zero for every exponent of its block."""
         return isinstance(self.fault.effect, Flip) and not self.fault.shared
 
 

@@ -74,7 +74,7 @@ class RandomWord:
 
 
 class ValueEffect(ABC):
-    """An effect that replaces the value, whatever its bits."""
+    """An effect that replaces the value and ignores its bits."""
 
     @abstractmethod
     def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class FaultModel:
         return isinstance(self.effect, LayerMaximum) or (self.format is not None and self.format.shared_bits > 0)
 
     def draw(self, seed: int, stream: str, trials: Indices, *, neurons: int, word_bits: int) -> Draws:
-        """Draw what each trial does: a function of (seed, stream, trial), whatever the batch.
+        """Draw what each trial does: a function of (seed, stream, trial), for any batch.
 
         Args:
             seed: ``0 <= seed < 2**64``.
