@@ -98,9 +98,11 @@ def _small(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     """Let campaigns run few trials, data sets hold few images, and the default encoder need no download."""
     run_campaign, neyman_design, digits = rh.run_campaign, rh.neyman_design, demo.digits
 
-    def few_trials(model: torch.nn.Module, data: object, **options: object) -> rh.CampaignResult:
-        trials = {} if "design" in options else {"trials_per_site": 3}
-        return run_campaign(model, data, **{**options, **trials, "progress": False})
+    def few_trials(
+        model: torch.nn.Module, data: object, config: rh.CampaignConfig | None = None, **options: object
+    ) -> rh.CampaignResult:
+        trials = {} if config is not None or "design" in options else {"trials_per_site": 3}
+        return run_campaign(model, data, config, **{**options, **trials, "progress": False})
 
     def small_design(pilot: rh.CampaignResult, *, total_trials: int) -> rh.StratifiedDesign:
         return neyman_design(pilot, total_trials=total_trials // 40)

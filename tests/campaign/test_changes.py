@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
-from resilient_heads.campaign.analysis.pilot import _shares
+from resilient_heads.campaign.analysis.stratum_needs import smooth_fractions
 from resilient_heads.campaign.design.perturbation_strata import CLASSES, EDGES, PerturbationStrata, change_classes
 from resilient_heads.campaign.design.plan import plan_trials
 from resilient_heads.campaign.trials.columns import CampaignSite
@@ -40,10 +40,10 @@ def test_classes_by_hand() -> None:
 def classes_one_by_one(changes: PerturbationStrata, value: Tensor) -> list[int]:
     """Flip each bit of one value by itself."""
     found = []
-    for bit in range(changes.struck.site.word_bits):
-        after = apply_range(flip_bits(value, bit), changes.struck.range_limit, changes.detector)
+    for bit in range(changes.site.site.word_bits):
+        after = apply_range(flip_bits(value, bit), changes.site.range_limit, changes.detector)
         own = change_classes(value.double().numpy(), after.double().numpy().reshape(1), changes.scale)
-        found.append(0 if bit < changes.quiet else int(own[0]))
+        found.append(0 if bit < changes.low_bits else int(own[0]))
     return found
 
 
@@ -77,7 +77,7 @@ def test_a_sample_of_candidates_is_unbiased() -> None:
     changes = PerturbationStrata(CampaignSite(site(torch.float32, channels=111), None, False), "clamp", 1.0)
     torch.manual_seed(4)
     tensor = torch.randn(1, 111, 3, 3)
-    count = changes.struck.site.neurons
+    count = changes.site.site.neurons
     truth = np.array([classes_one_by_one(changes, value) for value in tensor.flatten().unsqueeze(1)])
     harm = np.random.default_rng(1).random(truth.shape)
     starts = np.tile(np.arange(count), 2)
@@ -143,10 +143,10 @@ def test_images_near_a_decision_are_drawn_more_often(
     assert (even.sampling_weights(drawn, image_weights) == 1).all()
 
 
-def test_shares_are_drawn_towards_all_layers() -> None:
+def test_fractions_are_shrunk_towards_those_of_all_layers() -> None:
     first, second = np.zeros(CLASSES), np.zeros(CLASSES)
     first[0], second[:2] = 1.0, (0.5, 0.5)
-    found = _shares([np.array([30, *first]), np.array([60, *second])])
+    found = smooth_fractions([first, second], [30, 60])
     np.testing.assert_allclose(found[0, :3], np.array([30 + 1.5 + 0.5 / 14, 0.5 + 0.5 / 14, 0.5 / 14]) / 32.5)
     np.testing.assert_allclose(found.sum(axis=1), 1)
 
@@ -243,20 +243,20 @@ def test_designs_by_change_that_mean_nothing(
     trained: tuple[nn.Module, tuple[Tensor, Tensor], rh.CampaignResult],
 ) -> None:
     model, data, pilot = trained
-    with pytest.raises(ArgumentError, match="take their sizes and units from a pilot"):
+    with pytest.raises(ArgumentError, match="take their counts and scales from a pilot"):
         rh.StratifiedDesign(total_trials=100, by=("perturbation",))
     with pytest.raises(ArgumentError, match="by must be"):
         rh.StratifiedDesign(total_trials=100, by=("perturbation", "bit"))
     design = rh.neyman_design(pilot, total_trials=1500, by=("perturbation",))
-    with pytest.raises(ArgumentError, match="alone"):
+    with pytest.raises(ArgumentError, match="fragile_images=True needs"):
         rh.StratifiedDesign(total_trials=100, fragile_images=True)
-    with pytest.raises(ArgumentError, match="is above 0"):
+    with pytest.raises(ArgumentError, match="scale of '0' must be a number above 0"):
         rh.StratifiedDesign(total_trials=100, by=("perturbation",), counts=design.counts, scales={"0": 0.0})
     with pytest.raises(ArgumentError, match="same layers of the same model"):
         rh.run_campaign(
             nn.Sequential(model, nn.Identity()).eval(), data, protocol="raw", design=design, seed=2, progress=False
         )
-    with pytest.raises(ArgumentError, match="made of single flips"):
+    with pytest.raises(ArgumentError, match="consist of single flips"):
         rh.run_campaign(
             model,
             data,

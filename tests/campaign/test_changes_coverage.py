@@ -12,7 +12,7 @@ import resilient_heads as rh
 from helpers.survey import repeated
 from resilient_heads.campaign.design.allocation import allocate, layer_weights
 from resilient_heads.campaign.design.perturbation_strata import CLASSES
-from resilient_heads.campaign.design.plan import _visits
+from resilient_heads.campaign.design.plan import stratum_order
 from resilient_heads.campaign.figures.summary import weigh_trials
 from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
 from resilient_heads.injection.sites.site import Site
@@ -100,7 +100,7 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
     parts = []
     for row, name in enumerate(names):
         own = sum(counts[name])
-        codes = _visits(name, counts[name])
+        codes = stratum_order(design, name)
         image = images[:own]
         columns = {column: np.zeros(own, dtype=kind) for column, kind in COLUMNS.items()}
         columns |= {"site": np.full(own, row, dtype=np.int32), "trial": np.arange(own), "image": image}

@@ -7,15 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import resilient_heads as rh
 from helpers.injected import run_with_trials
-from resilient_heads.campaign.analysis.pilot import _deviations
+from resilient_heads.campaign.analysis.stratum_needs import estimate_deviations
 from resilient_heads.campaign.design.allocation import allocate
-from resilient_heads.campaign.design.designs import design_from_dict, stratum_weights
+from resilient_heads.campaign.design.designs import design_from_dict
 from resilient_heads.campaign.design.plan import InjectionPlan, plan_trials
-from resilient_heads.campaign.design.strata import strata_of, visits
+from resilient_heads.campaign.design.strata import interleave, strata_of
 from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.campaign.trials.outcomes import Outcome, judge
 from resilient_heads.errors import ArgumentError, ResultError
@@ -28,6 +29,11 @@ CONV = Site(module="conv", kind="Conv2d", shape=(6, 2, 3), dtype=torch.float32, 
 TOKENS = Site(module="fc", kind="Linear", shape=(5, 7), dtype=torch.float16, group=None, is_layer=True)
 SITES = (CampaignSite(CONV, None, False), CampaignSite(TOKENS, None, True))
 BYS = [(), ("bit",), ("magnitude",), ("role",), ("channel",), ("channel", "bit"), ("role", "channel")]
+
+
+def stratum_weights(design: rh.StratifiedDesign, sites: tuple[CampaignSite, ...]) -> NDArray[np.float64]:
+    """Return the fraction of each stratum in the mean over all sites."""
+    return np.concatenate([design.strata(site).fractions / len(sites) for site in sites])
 
 
 def test_uniform_draws_what_it_always_drew() -> None:
@@ -54,7 +60,7 @@ def test_strata_part_the_faults(site: Site, by: tuple[str, ...]) -> None:
     for stratum in range(len(strata)):
         size, width = strata.size(stratum)
         own, wide = (part.ravel() for part in np.meshgrid(np.arange(size), np.arange(width), indexing="ij"))
-        neurons, bits = strata.place(stratum, own, wide)
+        neurons, bits = strata.locate(stratum, own, wide)
         assert (strata.of(neurons, bits) == stratum).all()
         placed |= set(zip(neurons.tolist(), bits.tolist(), strict=True))
     assert len(placed) == site.neurons * site.word_bits
@@ -97,7 +103,7 @@ def test_neyman_by_hand() -> None:
 def test_deviations_are_drawn_towards_what_other_layers_show() -> None:
     counts = np.full((2, 2), 10.0)
     sums = np.array([[8.0, 0.0], [0.0, 0.0]])
-    found = _deviations(counts, sums, sums, 1.0)
+    found = estimate_deviations(counts, sums, sums, 1.0)
     # By hand: strata 8.5/21 and 0.5/21, so 90/21 events expected a layer; layers 9 and 1 of one more; four trials each.
     first, second, fragile, sturdy = 8.5 / 21, 0.5 / 21, 9 / (1 + 90 / 21), 1 / (1 + 90 / 21)
     assert first * fragile > 0.5  # so a half stands for it
@@ -108,7 +114,7 @@ def test_deviations_are_drawn_towards_what_other_layers_show() -> None:
         ]
     )
     np.testing.assert_allclose(found, np.sqrt(rates * (1 - rates)))
-    assert (_deviations(counts, np.zeros((2, 2)), np.zeros((2, 2)), 1.0) > 0).all()
+    assert (estimate_deviations(counts, np.zeros((2, 2)), np.zeros((2, 2)), 1.0) > 0).all()
 
 
 @pytest.mark.parametrize("by", BYS)
@@ -146,7 +152,7 @@ def test_draws_are_uniform_within_a_stratum() -> None:
 
 @pytest.mark.parametrize("counts", [(5, 200, 17, 2), (40, 40, 40), (1000, 2, 2, 2, 2)])
 def test_every_prefix_is_near_the_shares(counts: tuple[int, ...]) -> None:
-    order = visits(counts, offset=0.3)
+    order = interleave(counts, offset=0.3)
     np.testing.assert_array_equal(np.bincount(order), counts)
     assert sorted(order[: len(counts)].tolist()) == list(range(len(counts)))
     for length in range(len(counts), len(order) + 1):
@@ -161,7 +167,7 @@ def test_every_prefix_is_near_the_shares(counts: tuple[int, ...]) -> None:
         ({"total_trials": 9, "by": "bit"}, "by must be"),
         ({"total_trials": 9, "by": ("bit", "role")}, "by must be"),
         ({"total_trials": 9, "weighting": "bits"}, "weighting"),
-        ({"total_trials": 9, "counts": {"fc": (0, 3)}}, "needs a trial"),
+        ({"total_trials": 9, "counts": {"fc": (0, 3)}}, "needs at least 1 trial"),
     ],
 )
 def test_designs_that_mean_nothing(choices: dict[str, object], match: str) -> None:
@@ -270,7 +276,7 @@ def test_neyman_leaves_no_stratum_out_and_goes_where_harm_is(tiny: tuple[nn.Modu
     pilot = rh.run_campaign(model, data, calibration=data, trials_per_site=300, seed=5, progress=False)
     design = rh.neyman_design(pilot, total_trials=3000, by=("bit",), floor=0.5)
     assert sum(sum(own) for own in design.counts.values()) == 3000
-    weights = np.concatenate(stratum_weights(design, pilot.sites, "layer_averaged"))
+    weights = stratum_weights(design, pilot.sites)
     counts = np.concatenate(list(design.counts.values()))
     assert (counts >= np.maximum(2, np.floor(0.5 * weights * 3000) - 1)).all()
     last = np.array(design.counts[pilot.sites[-1].site.name])
@@ -279,13 +285,13 @@ def test_neyman_leaves_no_stratum_out_and_goes_where_harm_is(tiny: tuple[nn.Modu
     assert sum(sum(one) for one in own.counts.values()) == 3000
     assert min(min(one) for one in own.counts.values()) >= 8
     assert all(len(one) == 5 for one in own.counts.values())
-    even = np.concatenate(stratum_weights(own, pilot.sites, "layer_averaged")) * 3000
+    even = stratum_weights(own, pilot.sites) * 3000
     shares = np.concatenate(list(own.counts.values())) / even
     assert shares.max() > 3 * shares.min()
     assert rh.neyman_design(pilot, total_trials=3000, metric="delta_loss").counts != own.counts
-    with pytest.raises(ArgumentError, match="floor lies"):
+    with pytest.raises(ArgumentError, match="floor must be a number above 0"):
         rh.neyman_design(pilot, total_trials=3000, floor=0.0)
-    with pytest.raises(ArgumentError, match="No metric is named"):
+    with pytest.raises(ArgumentError, match='found "harm"'):
         rh.neyman_design(pilot, total_trials=3000, metric="harm")
     with pytest.raises(ResultError, match="no variation"):
         rh.neyman_design(pilot, total_trials=3000, metric="due")

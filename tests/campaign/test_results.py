@@ -167,7 +167,7 @@ def test_a_part_is_never_passed_off_as_the_whole(small_net: nn.Module, labelled:
     with pytest.raises(ResultError, match="left out conv1, conv2"):
         last.scope("network")
     assert {found.scope for found in rh.compare(whole, last).improvements} == {"last", "last_all"}
-    with pytest.raises(ResultError, match="share no scope"):
+    with pytest.raises(ResultError, match="no scope in common"):
         rh.compare(whole, middle)
     assert "- not struck: conv1: left out by layers=." in rh.report.layer_table(middle)
 

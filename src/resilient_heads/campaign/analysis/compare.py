@@ -1,4 +1,4 @@
-"""Two campaigns on the same images: how much better is one model than the other?"""
+"""Compare two campaigns on the same images: how much better is one model than the other?"""
 
 import math
 from collections.abc import Callable
@@ -32,16 +32,16 @@ _LEAST_P, _MOST_P = 1e-12, 1 - 1e-9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Improvement:
-    """One figure of two models.
+    """One figure of a baseline and of a candidate.
 
     Attributes:
-        scope: The sites; see :data:`~resilient_heads.campaign.figures.summary.SCOPES`.
+        scope: Name of a set of sites in :data:`~resilient_heads.campaign.figures.scopes.SCOPES`.
         weighting: ``"layer_averaged"`` (plain mean of the layers) or ``"bit_weighted"`` (weighted by bits).
         metric: ``"delta_loss"``, ``"sdc"`` or ``"due"``.
         baseline: Figure of the baseline.
         candidate: Figure of the candidate.
-        ratio: Baseline divided by candidate: above 1 the candidate is better.
-        difference: Baseline minus candidate: above 0 the candidate is better.
+        ratio: Baseline divided by candidate. Above 1, the candidate is better.
+        difference: Baseline minus candidate. Above 0, the candidate is better.
     """
 
     scope: str
@@ -62,10 +62,10 @@ class LayerDifference:
         metric: ``"sdc"`` or ``"due"``.
         baseline: Rate of the baseline.
         candidate: Rate of the candidate.
-        difference: Baseline minus candidate, by itself.
-        p_value: Smallest tail probability at which the difference's interval leaves out 0.
-        adjusted: The same, given that so many sites were looked at (Holm).
-        differs: Whether ``adjusted`` is at most 1 minus the comparison's level.
+        difference: Baseline minus candidate, without correction for the number of sites.
+        p_value: Smallest tail probability at which the interval of the difference excludes 0.
+        adjusted: The p-value with Holm's correction for the number of sites.
+        differs: Whether ``adjusted`` is at most 1 minus the level of the comparison.
     """
 
     layer: str
@@ -85,10 +85,10 @@ class Comparison:
     Attributes:
         baseline: Summary of the baseline.
         candidate: Summary of the candidate.
-        accuracy_gain: Candidate's accuracy minus baseline's, in shares of 1; paired by image.
-        top2diff_gain: Likewise for the mean Top2Diff.
+        accuracy_gain: Accuracy of the candidate minus that of the baseline, from -1 to 1; paired by image.
+        top2diff_gain: Mean Top2Diff of the candidate minus that of the baseline; paired by image.
         improvements: Every figure of every scope that both campaigns cover.
-        layers: SDC and DUE rates of every site that both struck, in the baseline's order.
+        layers: SDC and DUE rates of every site that both campaigns have, in the order of the baseline.
     """
 
     baseline: Summary
@@ -99,10 +99,10 @@ class Comparison:
     layers: tuple[LayerDifference, ...]
 
     def differing(self, metric: str = "sdc") -> tuple[LayerDifference, ...]:
-        """Return the layers whose rates differ: with the confidence level, not one of them is named wrongly.
+        """Return the layers whose rates differ. With the confidence level, none of them is a false discovery.
 
         Raises:
-            ArgumentError: Layers are not compared by that.
+            ArgumentError: ``metric`` is not a rate by which layers are compared.
         """
         if metric not in _RATES:
             raise ArgumentError(f"Layers are compared by {' and '.join(_RATES)}, found {metric!r}.")
@@ -122,20 +122,26 @@ class Comparison:
 
 
 def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float = DEFAULT_LEVEL) -> Comparison:
-    """Compare two campaigns that saw the same images under the same protocol.
+    """Compare two campaigns that used the same images and the same protocol.
 
-    Ratios and differences of delta losses are paired: images are resampled, the same ones for both models, so what
-    makes an image fragile in both cancels. Those of rates follow from the intervals of the two rates, which stays
-    honest when a model showed no event at all, and is wider than need be where both fail on the same images. The two
+    Ratios and differences of delta losses are paired: the bootstrap resamples the same images for both models, so what
+    makes an image fragile in both cancels. Ratios and differences of rates are computed from the intervals of the two
+    rates. That is valid even if a model showed no event, and conservative if both models fail on the same images. The
     campaigns may have different designs and different numbers of trials.
 
-    Sites of the same name are also compared each by itself, by rates; Holm's correction says which of them differ.
+    Sites of the same name are also compared by their rates; Holm's correction decides which of them differ.
 
     Raises:
-        ResultError: Different images, protocols or calibration images, or no scope that both campaigns struck whole.
+        ResultError: The campaigns have different images, protocols or calibration images, or no scope in common.
+
+    .. code-block:: python
+
+        verdict = rh.compare(baseline=plain_result, candidate=text_guided_result)
+        verdict.improvement("network", "sdc").ratio  # above 1: the candidate is better
+        verdict.differing("sdc")  # layers whose SDC rates differ
     """
     if baseline.record.data_sha256 != candidate.record.data_sha256:
-        raise ResultError("The two campaigns saw different images; run both on the same data, in the same order.")
+        raise ResultError("The two campaigns used different images; run both on the same data, in the same order.")
     if baseline.config.protocol != candidate.config.protocol:
         raise ResultError(
             f"The two campaigns follow different protocols ({baseline.config.protocol.name} and "
@@ -156,8 +162,8 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
     ]
     if not improvements:
         raise ResultError(
-            "The two campaigns share no scope that both struck whole; strike all tensors of the classifier, or all "
-            "layers, in both."
+            "The two campaigns have no scope in common; inject into all tensors of the classifier, or into all layers, "
+            "in both."
         )
     return Comparison(
         baseline=first,
@@ -170,7 +176,7 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
 
 
 def _layers(baseline: CampaignResult, candidate: CampaignResult, metric: str, level: float) -> list[LayerDifference]:
-    """Compare one rate of each site that both campaigns struck."""
+    """Compare one rate of each site that both campaigns have."""
     first, second = (
         {struck.site.name: (row, struck) for row, struck in enumerate(result.sites)} for result in (baseline, candidate)
     )

@@ -1,4 +1,4 @@
-"""How much each site counts in a mean, and how trials are shared out in proportion."""
+"""The weight of each site in a mean, and the number of trials in each stratum."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,10 +15,10 @@ WEIGHTINGS: tuple[Weighting, ...] = ("layer_averaged", "bit_weighted")
 
 
 def layer_weights(sites: Sequence[CampaignSite], weighting: Weighting) -> Floats:
-    """Return what each site counts in a mean over them, ``(L,)``; the sum is 1."""
+    """Return the weight of each site in a mean over all sites, ``(L,)``; the sum is 1."""
     if weighting == "layer_averaged":
         return np.full(len(sites), 1 / len(sites))
-    bits: Floats = np.array([struck.site.neurons * struck.site.word_bits for struck in sites], dtype=np.float64)
+    bits: Floats = np.array([site.total_bits for site in sites], dtype=np.float64)
     bits /= bits.sum()
     return bits
 
@@ -26,33 +26,36 @@ def layer_weights(sites: Sequence[CampaignSite], weighting: Weighting) -> Floats
 def allocate(
     trials: int, amounts: Sequence[Floats], names: Sequence[str], *, least: int | Codes = 2
 ) -> dict[str, tuple[int, ...]]:
-    """Share trials out in proportion, ``least`` at least to each stratum, by largest remainders.
+    """Allocate trials to strata in proportion to their amounts, by largest remainders.
 
     Args:
-        trials: At all sites together.
-        amounts: Of each site, the share of each stratum, ``(H,)``; the sum over all is 1.
-        names: Of the sites.
-        least: Trials of any stratum, or of each, ``(sum of H,)``; two give its variance.
+        trials: Number of trials at all sites together.
+        amounts: For each site, the amounts of its strata, ``(H,)``; the sum over all sites is 1.
+        names: Names of the sites.
+        least: Smallest number of trials in every stratum, or in each, ``(sum of H,)``; two trials give a variance.
+
+    Returns:
+        The number of trials in each stratum, by the name of the site.
 
     Raises:
-        ArgumentError: Fewer than ``least`` trials for each stratum.
+        ArgumentError: There are fewer trials than the strata need.
     """
-    shares = np.concatenate(amounts)
-    smallest: Floats = np.broadcast_to(least, shares.shape).astype(np.float64)
+    wanted = np.concatenate(amounts)
+    smallest: Floats = np.broadcast_to(least, wanted.shape).astype(np.float64)
     if trials < smallest.sum():
         raise ArgumentError(
-            f"{trials} trials are too few for {len(shares)} strata; pass {smallest.sum():.0f} or more, or fewer strata."
+            f"{trials} trials are too few for {len(wanted)} strata; pass {smallest.sum():.0f} or more, or a design "
+            "with fewer strata."
         )
-    ideal = np.maximum(shares / shares.sum() * trials, smallest)
-    for _ in range(64):  # what the small ones got beyond their share is taken from the others, until nobody falls below
+    ideal = np.maximum(wanted / wanted.sum() * trials, smallest)
+    for _ in range(64):  # until taking the excess from the large strata makes no further stratum too small
         free = ideal > smallest
         ideal[free] *= max(trials - smallest[~free].sum(), 0) / ideal[free].sum() if free.any() else 1
         ideal = np.maximum(ideal, smallest)
         if abs(ideal.sum() - trials) < 1e-9 * trials:
             break
     counts = np.floor(ideal + 1e-9).astype(np.int64)
-    first = np.argsort(counts - ideal, kind="stable")[: trials - counts.sum()]
-    counts[first] += 1
-    ends = np.cumsum([len(own) for own in amounts])[:-1]
-    parts = np.split(counts, ends)
+    largest_remainders = np.argsort(counts - ideal, kind="stable")[: trials - counts.sum()]
+    counts[largest_remainders] += 1
+    parts = np.split(counts, np.cumsum([len(part) for part in amounts])[:-1])
     return {name: tuple(part.tolist()) for name, part in zip(names, parts, strict=True)}

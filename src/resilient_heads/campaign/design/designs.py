@@ -1,71 +1,77 @@
-"""How many faults a campaign draws at each site, and from which strata."""
+"""Designs: how many faults a campaign draws at each site, and from which strata."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, allocate, layer_weights
 from resilient_heads.campaign.design.perturbation_strata import CLASSES
 from resilient_heads.campaign.design.strata import BIT_KINDS, By, Strata, strata_of
 from resilient_heads.campaign.trials.columns import CampaignSite
+from resilient_heads.checks import one_of, real_number, whole_number
 from resilient_heads.errors import ArgumentError
-from resilient_heads.statistics.intervals import Floats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UniformDesign:
-    """Equally many trials at every site, each uniform over the site's neurons and bits.
+    """The same number of trials at every site, each uniform over the site's neurons and bits.
 
     Attributes:
-        trials_per_site: Trials at each site.
+        trials_per_site: Number of trials at each site.
 
     Raises:
-        ArgumentError: A number of trials that means nothing.
+        ArgumentError: ``trials_per_site`` is not a whole number of at least 1.
+
+    >>> UniformDesign(trials_per_site=1000)
+    UniformDesign(trials_per_site=1000)
     """
 
     trials_per_site: int
 
     def __post_init__(self) -> None:
-        _whole("trials_per_site", self.trials_per_site, least=1)
+        object.__setattr__(self, "trials_per_site", whole_number("trials_per_site", self.trials_per_site, least=1))
 
     @property
     def pilot_seed(self) -> None:
-        """No pilot was run."""
+        """A uniform design has no pilot."""
         return
 
     def strata(self, site: CampaignSite) -> Strata:
-        """Return the one stratum of a site."""
+        """Return the only stratum of a site."""
         return strata_of(site.site, (), channel_groups=1)
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
-        return {"kind": "uniform", "trials_per_site": self.trials_per_site}
+        return {"kind": "uniform", **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StratifiedDesign:
-    """Trials shared out among strata of each site: bit positions, roles of bits, groups of channels; layers always.
+    """A total number of trials, allocated to strata of each site. Strata with few trials are weighted up.
 
     Attributes:
-        total_trials: Trials at all sites together.
-        by: What makes the strata; see :func:`~resilient_heads.campaign.design.strata.strata_of`. Empty: layers alone.
-            ``("perturbation",)``: what a flip does to the value that it meets, which :func:`neyman_design` sets up; see
-            :mod:`~resilient_heads.campaign.design.perturbation_strata`.
-        weighting: What the trials are shared out by while ``counts`` is None: ``"layer_averaged"`` (sites alike) or
-            ``"bit_weighted"`` (bits alike). It changes no estimate, only which one is precise.
-        channel_groups: Groups of channels if ``by`` holds ``"channel"``.
-        image_groups: Into how many groups the sites fall; sites of a group strike the same images in trials of the same
-            number, different groups strike different ones. More groups see more images with the same trials, and cost
-            a golden run each.
-        counts: Name of a site to the trials of each of its strata; None shares out in proportion.
-        pilot_seed: Seed of the pilot that gave the counts; the campaign must have another, or None.
-        scales: Name of a site to the unit in which its changes are measured; strata by ``"perturbation"`` need it.
-        fragile_images: Whether images whose Top2Diff is small are drawn more often, and counted less; only by
-            ``"perturbation"``.
+        total_trials: Number of trials at all sites together.
+        by: What divides a site into strata: ``"bit"``, ``"role"`` or ``"magnitude"`` of bits, ``"channel"``, or one of
+            the first three with ``"channel"``; see :func:`~resilient_heads.campaign.design.strata.strata_of`. With
+            ``()``, each site is one stratum. ``("perturbation",)`` divides by the change of the value;
+            :func:`neyman_design` sets it up.
+        weighting: Allocate in proportion to the weights of ``"layer_averaged"`` or of ``"bit_weighted"`` means, if
+            ``counts`` is None. It changes no expected value, only which mean is precise.
+        channel_groups: Number of groups of channels, if ``by`` has ``"channel"``.
+        image_groups: Number of groups of sites. Trials of the same number use the same image at all sites of a group,
+            and different images in different groups. More groups use more images for the same number of trials, and
+            each needs a golden run of its own.
+        counts: Number of trials in each stratum, by the name of the site; None allocates in proportion.
+        pilot_seed: Seed of the pilot that gave the counts; the campaign must have another seed.
+        scales: Unit of changes by the name of the site, for strata by ``"perturbation"``.
+        fragile_images: Whether images with a small Top2Diff are drawn more often, with a smaller weight; only for
+            strata by ``"perturbation"``.
 
     Raises:
-        ArgumentError: Choices that mean nothing.
+        ArgumentError: A choice is unknown or out of range, or choices contradict each other.
+
+    >>> StratifiedDesign(total_trials=20_000, by=("magnitude", "channel")).channel_groups
+    4
     """
 
     total_trials: int
@@ -80,99 +86,78 @@ class StratifiedDesign:
 
     def __post_init__(self) -> None:
         for name in ("total_trials", "channel_groups", "image_groups"):
-            _whole(name, getattr(self, name), least=1)
-        kinds = set(self.by)
-        known = kinds <= {*BIT_KINDS, "channel"} or kinds == {"perturbation"}
-        if isinstance(self.by, str) or not known or len(kinds - {"channel"}) > 1:
-            raise ArgumentError(
-                'by must be ("perturbation",), or a tuple of "channel" and of "bit", "magnitude" or "role"; found '
-                f"{self.by!r}."
-            )
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=1))
+        _check_by(self.by)
         if self.by_perturbation and (self.scales is None or self.counts is None):
             raise ArgumentError(
-                'Strata by "perturbation" take their sizes and units from a pilot; pass '
+                'Strata by "perturbation" take their counts and scales from a pilot; pass '
                 'rh.neyman_design(pilot, total_trials=..., by=("perturbation",)) as the design.'
             )
         if self.fragile_images and not self.by_perturbation:
-            raise ArgumentError('fragile_images=True goes with by=("perturbation",) alone.')
+            raise ArgumentError('fragile_images=True needs by=("perturbation",).')
         for layer, scale in (self.scales or {}).items():
-            if not 0 < scale < math.inf:
-                raise ArgumentError(f"The unit of changes of {layer!r} is above 0, found {scale}.")
-        if self.weighting not in WEIGHTINGS:
-            raise ArgumentError(f"weighting must be one of {', '.join(WEIGHTINGS)}, found {self.weighting!r}.")
+            real_number(f"The scale of {layer!r}", scale, above=0, below=float("inf"))
+        one_of("weighting", self.weighting, WEIGHTINGS)
         for layer, counts in (self.counts or {}).items():
             if not counts or min(counts) < 1:
-                raise ArgumentError(
-                    f"Every stratum of {layer!r} needs a trial, else nothing is known of it; found {counts}."
-                )
+                raise ArgumentError(f"Every stratum of {layer!r} needs at least 1 trial; found counts {counts}.")
 
     @property
     def by_perturbation(self) -> bool:
-        """Whether the strata are made of what flips do to values, so that trials look at these first."""
+        """Whether the strata depend on the change of the value, so that a trial examines the golden values first."""
         return self.by == ("perturbation",)
 
     def strata(self, site: CampaignSite) -> Strata:
-        """Return the strata of a site, unless they are made of changes."""
+        """Return the strata of a site; not for strata by ``"perturbation"``."""
         return strata_of(site.site, self.by, channel_groups=self.channel_groups)
 
     def allocated(self, sites: Sequence[CampaignSite]) -> "StratifiedDesign":
         """Return the design with ``counts`` for these sites.
 
         Raises:
-            ArgumentError: Too few trials for two in each stratum, or counts that do not fit the sites.
+            ArgumentError: There are fewer than two trials for each stratum, or the counts do not fit the sites.
         """
         if self.counts is None:
-            weights = stratum_weights(self, sites, self.weighting)
-            return replace(self, counts=allocate(self.total_trials, weights, [struck.site.name for struck in sites]))
-        for struck in sites:
-            found = len(self.counts.get(struck.site.name, ()))
-            expected = CLASSES if self.by_perturbation else len(self.strata(struck))
-            if found != expected or (self.scales is not None and struck.site.name not in self.scales):
+            weights = layer_weights(sites, self.weighting)
+            amounts = [weight * self.strata(site).fractions for weight, site in zip(weights, sites, strict=True)]
+            return replace(self, counts=allocate(self.total_trials, amounts, [site.name for site in sites]))
+        for site in sites:
+            found = len(self.counts.get(site.name, ()))
+            expected = CLASSES if self.by_perturbation else len(self.strata(site))
+            if found != expected or (self.scales is not None and site.name not in self.scales):
                 raise ArgumentError(
-                    f"The design has counts for {found} strata of {struck.site.name!r}, which has {expected}; run the "
-                    "pilot on the same layers of the same model."
+                    f"The design has counts for {found} strata of {site.name!r}, which has {expected}; run the pilot "
+                    "on the same layers of the same model."
                 )
         return self
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
         counts = None if self.counts is None else {layer: list(own) for layer, own in self.counts.items()}
-        return {
-            "kind": "stratified",
-            "total_trials": self.total_trials,
-            "by": list(self.by),
-            "weighting": self.weighting,
-            "channel_groups": self.channel_groups,
-            "image_groups": self.image_groups,
-            "counts": counts,
-            "pilot_seed": self.pilot_seed,
-            "scales": self.scales,
-            "fragile_images": self.fragile_images,
-        }
+        return {"kind": "stratified", **asdict(self), "by": list(self.by), "counts": counts}
 
 
 Design = UniformDesign | StratifiedDesign
 
 
 def design_from_dict(content: dict[str, Any]) -> Design:
-    """Undo ``as_dict``; TypeError, KeyError or ValueError where it is something else."""
+    """Undo ``as_dict``; raise TypeError, KeyError or ValueError for other content."""
     fields = {name: value for name, value in content.items() if name != "kind"}
     if content["kind"] == "uniform":
         return UniformDesign(**fields)
     if content["kind"] != "stratified":
-        raise ValueError(f"no design is called {content['kind']!r}")
+        raise ValueError(f"no design is named {content['kind']!r}")
     counts = fields["counts"]
     fields["counts"] = None if counts is None else {layer: tuple(own) for layer, own in counts.items()}
     return StratifiedDesign(**{**fields, "by": tuple(fields["by"])})
 
 
-def stratum_weights(design: Design, sites: Sequence[CampaignSite], weighting: Weighting) -> list[Floats]:
-    """Return what each stratum of each site counts in a mean over all sites; all of them add up to 1."""
-    layers = layer_weights(sites, weighting)
-    return [weight * design.strata(struck).fractions for weight, struck in zip(layers, sites, strict=True)]
-
-
-def _whole(name: str, value: int, *, least: int) -> None:
-    """Raise ArgumentError unless a value is a whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ArgumentError(f"{name} must be a whole number of at least {least}, found {value!r}.")
+def _check_by(by: tuple[By, ...]) -> None:
+    """Raise ArgumentError unless ``by`` names ways to divide a site that go together."""
+    kinds = set(by)
+    known = kinds <= {*BIT_KINDS, "channel"} or kinds == {"perturbation"}
+    if isinstance(by, str) or not known or len(kinds - {"channel"}) > 1:
+        raise ArgumentError(
+            'by must be ("perturbation",), or a tuple of "channel" and at most one of "bit", "magnitude" and "role"; '
+            f"found {by!r}."
+        )

@@ -1,10 +1,10 @@
-"""Strata of flips by what they do to the value that they meet: how far it moves, and up or down.
+"""Strata of flips by the perturbation that they cause: how far the value moves, and whether up or down.
 
-A flip of the top bit of the exponent throws a value to the end of the number range, or to nothing, as the value
-decides; upwards it passes a ReLU, downwards it ends there. So the harm of a flip follows the signed change far more
-closely than its bit. Values are known only once the golden run has come by, so how many faults each class has is not
-known beforehand: a trial looks at a systematic sample of its image's neurons with all of their bits, notes the share of
-its class among them, and strikes one of the class.
+A flip of the exponent's top bit moves a value to the end of the number range or close to 0, depending on the value. An
+upward change passes a ReLU, a downward change ends there. So the harm of a flip depends much more on the signed change
+than on the bit. The values are known only after the golden run of a batch, so the number of faults in each class is
+unknown before. Therefore each trial examines a systematic sample of its image's neurons with all of their bits, records
+which fraction of these faults belongs to its class, and injects one fault of the class.
 
 Source: Neyman, *Contribution to the theory of sampling human populations*, JASA 33, 1938, for double sampling.
 """
@@ -25,24 +25,25 @@ from resilient_heads.injection.random.streams import Indices
 from resilient_heads.statistics.intervals import Floats
 
 EDGES = (0.25, 1.0, 2.0, 4.0, 8.0, 128.0)
-"""Sizes of a change, in units of the site's root mean square, at which classes begin."""
+"""Lower ends of the classes of changes, in units of the root mean square of the site's values."""
 CLASSES = 2 * len(EDGES) + 2
-"""Small changes, six sizes upwards, six downwards, and what ends in NaN or infinity."""
+"""Small changes, six sizes upward, six sizes downward, and changes to NaN or infinity."""
 
 _CANDIDATES = 256
-_LOOKED_AT = 4
+_EXAMINED_MANTISSA_BITS = 4
 
 
 def change_classes(before: Floats, after: Floats, scale: float) -> NDArray[np.int8]:
     """Return the class of each change, in the shape of ``after``.
 
     Args:
-        before: Fault-free values.
-        after: Values under the fault and behind the range detector, broadcast with ``before``.
-        scale: Unit in which changes are measured, above 0.
+        before: Golden values.
+        after: Faulty values behind the range detector, broadcast with ``before``.
+        scale: Unit of the changes, above 0.
 
     Returns:
-        0 for a change below the first edge, then 1 to 6 upwards, 7 to 12 downwards, 13 for what is not finite.
+        0 for a change below the first edge, 1 to 6 for upward changes, 7 to 12 for downward changes, and 13 if a value
+        is not finite.
     """
     with np.errstate(all="ignore"):
         change = (after - before) / scale
@@ -56,14 +57,14 @@ def change_classes(before: Floats, after: Floats, scale: float) -> NDArray[np.in
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Chosen:
-    """Where N trials strike.
+class ChosenFlips:
+    """One flip for each of N trials.
 
     Attributes:
-        neurons: ``(N,)``, flat index into what an image has of the tensor.
-        bits: ``(N,)``.
-        fraction: ``(N,)``, fraction of the examined faults that belong to the trial's class. Where it is 0, no fault
-            of the class exists, the trial injects any fault, and its weight is 0.
+        neurons: ``(N,)``, flat index into the image's part of the tensor.
+        bits: ``(N,)``, position in the word.
+        fraction: ``(N,)``, fraction of the examined faults that belong to the trial's class. If no fault of the class
+            exists, it is 0: the trial injects any fault, and its weight is 0.
     """
 
     neurons: Indices
@@ -76,69 +77,91 @@ class PerturbationStrata:
     """The strata of one site.
 
     Attributes:
-        struck: The site, and the limit of its detector.
-        detector: What becomes of values beyond the limit.
-        scale: Root mean square of the site's fault-free values.
+        site: The site with the range limit of its detector.
+        detector: What the range detector does with a value beyond the limit.
+        scale: Root mean square of the site's golden values.
     """
 
-    struck: CampaignSite
+    site: CampaignSite
     detector: RangeDetector
     scale: float
 
     @property
-    def quiet(self) -> int:
-        """Low bits of the mantissa that move a value by less than a sixteenth of itself: small for every value."""
-        return max(format_of(self.struck.site.dtype).mantissa_bits - _LOOKED_AT, 0)
+    def low_bits(self) -> int:
+        """Number of low mantissa bits, which change any value by less than a sixteenth: their flips are of class 0."""
+        return max(format_of(self.site.site.dtype).mantissa_bits - _EXAMINED_MANTISSA_BITS, 0)
 
     def of(self, before: Floats, after: Floats, bits: NDArray[np.integer]) -> Codes:
-        """Return the class of each flip, ``(N,)``, given its values before any detector and its bit."""
-        judged = apply_range(torch.from_numpy(np.array(after)), self.struck.range_limit, self.detector).numpy()
-        codes: Codes = change_classes(before, judged, self.scale).astype(np.int64)
-        codes[np.asarray(bits) < self.quiet] = 0
+        """Return the class of each flip, ``(N,)``, from its bit and its values before the range detector."""
+        restricted = apply_range(torch.from_numpy(np.array(after)), self.site.range_limit, self.detector).numpy()
+        codes: Codes = change_classes(before, restricted, self.scale).astype(np.int64)
+        codes[np.asarray(bits) < self.low_bits] = 0
         return codes
 
     def fractions(self, before: Tensor) -> Floats:
-        """Return the share that each class has among all flips of each of N values, ``(N, CLASSES)``."""
-        code = self._every(before)
+        """Return which fraction of all flips of each of N values belongs to each class, ``(N, CLASSES)``."""
+        code = self._classes_of_high_flips(before)
         counts = np.stack([(code == one).sum(axis=-1) for one in range(CLASSES)], axis=-1)
-        counts[:, 0] += self.quiet
-        fractions: Floats = counts / self.struck.site.word_bits
+        counts[:, 0] += self.low_bits
+        fractions: Floats = counts / self.site.site.word_bits
         return fractions
 
-    def _every(self, before: Tensor) -> NDArray[np.int8]:
-        """Return the class of each flip of each value but the quiet ones, ``(..., bits - quiet)``."""
-        flipped = flip_each_bit(before, lowest=self.quiet)
-        after = apply_range(flipped, self.struck.range_limit, self.detector)
-        return change_classes(before.double().numpy()[..., None], after.double().numpy(), self.scale)
+    def choose(self, tensor: Tensor, classes: Codes, starts: Indices, uniforms: Floats) -> ChosenFlips:
+        """Choose a flip of a given class in each image of a batch.
 
-    def choose(self, tensor: Tensor, classes: Codes, starts: Indices, picks: Floats) -> Chosen:
-        """Choose a fault of a given class in each image of a batch.
-
-        The candidates are evenly spaced neurons from a random one on, each with all of its bits, so each fault of an
-        image is as likely to be a candidate as any other: the share of a class times the outcome of one of its
-        candidates, taken at random, has the expectation that all faults of the class together would have.
+        The candidates are all bits of evenly spaced neurons, beginning at a random one. So every fault of the image is
+        a candidate with the same probability, and the fraction of a class times the outcome of one of its candidates,
+        chosen at random, is an unbiased estimate of the outcomes of the whole class.
 
         Args:
-            tensor: The site's fault-free tensor for N images.
-            classes: ``(N,)``.
-            starts: ``(N,)``, the first candidate of each, uniform over the site's neurons.
-            picks: ``(N,)``, uniform in ``[0, 1)``.
+            tensor: The site's golden tensor for N images.
+            classes: ``(N,)``, the class of each trial.
+            starts: ``(N,)``, the first candidate neuron of each trial, uniform over the site's neurons.
+            uniforms: ``(N,)``, uniform in ``[0, 1)``; they choose among the candidates.
         """
-        site = self.struck.site
-        count, quiet = min(_CANDIDATES, site.neurons), self.quiet
-        neurons = (starts[:, None] + np.arange(count) * site.neurons // count) % site.neurons
-        places = torch.from_numpy(neurons).to(tensor.device)
-        images = torch.arange(len(neurons), device=tensor.device)[:, None].expand(places.shape)
-        before = tensor[site.index(images, places, len(neurons))].cpu()
-        own = (self._every(before) == classes[:, None, None]).reshape(len(classes), -1)
-        silent = np.where(classes == 0, quiet * count, 0)
-        size = own.sum(axis=1) + silent
-        rank = (picks * size).astype(np.int64)
-        place = (np.cumsum(own, axis=1, dtype=np.int32) <= (rank - silent)[:, None]).sum(axis=1)
-        place = np.minimum(place, own.shape[1] - 1)
-        candidate, bit = np.divmod(place, site.word_bits - quiet)
-        bit += quiet
-        low = (rank < silent) | (size == 0)
-        candidate = np.where(low, rank // max(quiet, 1), candidate)
-        bit = np.where(low, rank % max(quiet, 1), bit)
-        return Chosen(neurons[np.arange(len(neurons)), candidate], bit, size / (count * site.word_bits))
+        neurons = self._candidates(starts)
+        members = self._classes_of_high_flips(self._values(tensor, neurons)) == classes[:, None, None]
+        members = members.reshape(len(classes), -1)
+        low_members = np.where(classes == 0, self.low_bits * neurons.shape[1], 0)
+        size = members.sum(axis=1) + low_members
+        rank = (uniforms * size).astype(np.int64)
+        candidate, bit = self._member(members, low_members, size, rank)
+        fraction = size / (neurons.shape[1] * self.site.site.word_bits)
+        return ChosenFlips(neurons[np.arange(len(neurons)), candidate], bit, fraction)
+
+    def _candidates(self, starts: Indices) -> Indices:
+        """Return evenly spaced neurons for each trial, ``(N, K)``."""
+        neurons = self.site.site.neurons
+        count = min(_CANDIDATES, neurons)
+        return (starts[:, None] + np.arange(count) * neurons // count) % neurons
+
+    def _values(self, tensor: Tensor, neurons: Indices) -> Tensor:
+        """Return the golden values of K neurons in each of N images, ``(N, K)``, on the CPU."""
+        positions = torch.from_numpy(neurons).to(tensor.device)
+        images = torch.arange(len(neurons), device=tensor.device)[:, None].expand(positions.shape)
+        return tensor[self.site.site.index(images, positions, len(neurons))].cpu()
+
+    def _classes_of_high_flips(self, before: Tensor) -> NDArray[np.int8]:
+        """Return the class of a flip of each bit but the low ones of each value, ``(..., word_bits - low_bits)``."""
+        flipped = flip_each_bit(before, lowest=self.low_bits)
+        after = apply_range(flipped, self.site.range_limit, self.detector)
+        return change_classes(before.double().numpy()[..., None], after.double().numpy(), self.scale)
+
+    def _member(
+        self, members: NDArray[np.bool_], low_members: Indices, size: Indices, rank: Indices
+    ) -> tuple[Indices, Indices]:
+        """Return the candidate and the bit of the fault that has a rank in its class: low bits first, then the others.
+
+        Args:
+            members: ``(N, K * (word_bits - low_bits))``, which flips of other bits belong to the class.
+            low_members: ``(N,)``, how many flips of low bits belong to the class.
+            size: ``(N,)``, how many flips belong to the class.
+            rank: ``(N,)``, from 0 to below ``size``; 0 where ``size`` is 0.
+        """
+        position = (np.cumsum(members, axis=1, dtype=np.int32) <= (rank - low_members)[:, None]).sum(axis=1)
+        position = np.minimum(position, members.shape[1] - 1)
+        candidate, bit = np.divmod(position, self.site.site.word_bits - self.low_bits)
+        is_low = (rank < low_members) | (size == 0)
+        low_bits = max(self.low_bits, 1)
+        candidate = np.where(is_low, rank // low_bits, candidate)
+        return candidate, np.where(is_low, rank % low_bits, bit + self.low_bits)

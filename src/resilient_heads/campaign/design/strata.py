@@ -1,4 +1,4 @@
-"""Parts of a site's faults that are drawn by themselves: groups of channels and of bits."""
+"""Strata of a site: each holds the flips in one group of channels and one group of bits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from resilient_heads.statistics.intervals import Floats
 
 By = Literal["bit", "magnitude", "role", "channel", "perturbation"]
 BIT_KINDS = ("bit", "magnitude", "role")
-"""Ways of parting a word, of which strata take one at most."""
+"""Ways to divide a word into groups of bits; a design uses at most one of them."""
 Codes = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Strata:
-    """The H strata of one site: a group of channels and a group of bits each, bits running fastest.
+    """The H strata of one site. Each has a group of channels and a group of bits; the groups of bits vary fastest.
 
     Attributes:
-        outer, channels, inner: The output of one sample as ``(outer, channels, inner)``; a Conv's channels come first,
-            those of all other modules last.
-        channel_edges: ``(G + 1,)``, where the groups of channels begin, and their end.
-        bit_edges: ``(K + 1,)``, where the groups of bits begin, and their end.
+        outer: Elements before the channel dimension of one image's part of the tensor; 1 for a convolution.
+        channels: Channels.
+        inner: Elements after the channel dimension; 1 for every module but a convolution.
+        channel_edges: ``(G + 1,)``, first channel of each group, and the number of channels.
+        bit_edges: ``(K + 1,)``, first bit of each group, and the number of bits.
     """
 
     outer: int
@@ -39,13 +40,13 @@ class Strata:
 
     @property
     def fractions(self) -> Floats:
-        """Each stratum's fraction of the site's bits, ``(H,)``."""
+        """Fraction of the site's bits in each stratum, ``(H,)``."""
         fractions: Floats = np.outer(np.diff(self.channel_edges), np.diff(self.bit_edges)).ravel().astype(np.float64)
         fractions /= fractions.sum()
         return fractions
 
     def of(self, neurons: NDArray[np.integer], bits: NDArray[np.integer]) -> Codes:
-        """Return the stratum of each fault, ``(N,)``."""
+        """Return the stratum of each flip, ``(N,)``."""
         channel = np.asarray(neurons, dtype=np.int64) // self.inner % self.channels
         group = np.searchsorted(self.channel_edges, channel, side="right") - 1
         kind = np.searchsorted(self.bit_edges, np.asarray(bits, dtype=np.int64), side="right") - 1
@@ -53,13 +54,13 @@ class Strata:
         return codes
 
     def size(self, stratum: int) -> tuple[int, int]:
-        """Return how many neurons and how many bits of each a stratum has."""
+        """Return the number of neurons in a stratum, and the number of bits in each neuron."""
         group, kind = divmod(stratum, len(self.bit_edges) - 1)
         width = int(self.channel_edges[group + 1] - self.channel_edges[group])
         return self.outer * width * self.inner, int(self.bit_edges[kind + 1] - self.bit_edges[kind])
 
-    def place(self, stratum: int, neurons: Codes, bits: Codes) -> tuple[Codes, Codes]:
-        """Turn numbers within a stratum into flat neurons of the site and bits of the word."""
+    def locate(self, stratum: int, neurons: Codes, bits: Codes) -> tuple[Codes, Codes]:
+        """Return neurons of the site and bits of the word for neurons and bits that are numbered within a stratum."""
         group, kind = divmod(stratum, len(self.bit_edges) - 1)
         first, last = self.channel_edges[group : group + 2]
         outer, rest = np.divmod(neurons, (last - first) * self.inner)
@@ -71,13 +72,14 @@ def strata_of(site: Site, by: Sequence[By], *, channel_groups: int) -> Strata:
 
     Args:
         site: The site.
-        by: ``"bit"`` makes every bit position a stratum, ``"role"`` mantissa, exponent and sign, ``"magnitude"`` bits
-            whose flips change a value alike: mantissa, the three low bits of the exponent (a factor of 2 to 16), those
-            between, its top bit, sign. ``"channel"`` makes groups of neighbouring channels; combined, each with each.
-        channel_groups: How many groups of channels; a site with fewer channels has fewer.
+        by: ``"bit"`` gives a group for each bit; ``"role"`` gives mantissa, exponent and sign; ``"magnitude"`` gives
+            bits whose flips change a value by a similar factor: mantissa, the three low bits of the exponent (2 to 16),
+            its middle bits, its top bit, and the sign. ``"channel"`` gives groups of neighbouring channels. Groups of
+            channels and groups of bits are combined, each with each.
+        channel_groups: Number of groups of channels; a site with fewer channels has fewer groups.
     """
-    first = site.kind.startswith("Conv")
-    channels = site.shape[0] if first else site.shape[-1]
+    channels_first = site.kind.startswith("Conv")
+    channels = site.shape[0] if channels_first else site.shape[-1]
     rest = site.neurons // channels
     groups = min(channel_groups, channels) if "channel" in by else 1
     width = site.word_bits
@@ -91,28 +93,28 @@ def strata_of(site: Site, by: Sequence[By], *, channel_groups: int) -> Strata:
     else:
         edges = [0, width]
     return Strata(
-        outer=1 if first else rest,
+        outer=1 if channels_first else rest,
         channels=channels,
-        inner=rest if first else 1,
+        inner=rest if channels_first else 1,
         channel_edges=np.arange(groups + 1, dtype=np.int64) * channels // groups,
         bit_edges=np.array(edges, dtype=np.int64),
     )
 
 
-def visits(counts: Sequence[int], *, offset: float) -> Codes:
-    """Return the stratum of each trial of a site, ``(sum(counts),)``, such that every prefix is of use.
+def interleave(counts: Sequence[int], *, offset: float) -> Codes:
+    """Return the stratum of each trial of a site, ``(sum(counts),)``, in an order in which every prefix is useful.
 
-    Each stratum comes once, those with most trials first; then each comes at even distances, so that the shares of any
-    prefix are near the shares of the whole.
+    First every stratum comes once, the largest first. Then each stratum comes at even distances, so that the fractions
+    of the strata in a prefix are close to those in the whole.
 
     Args:
-        counts: Trials of each stratum.
-        offset: In ``[0, 1)``; shifts the distances, so that sites do not strike one image in the same stratum.
+        counts: Number of trials in each stratum.
+        offset: In ``[0, 1)``; shifts the distances, so that sites differ in the stratum of a trial number.
     """
     sizes = np.asarray(counts, dtype=np.int64)
     strata = np.repeat(np.arange(len(sizes)), sizes)
     within = np.arange(len(strata)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    golden = 0.6180339887498949  # steps of the golden ratio spread over [0, 1) evenly (Weyl's sequence)
+    golden = 0.6180339887498949  # multiples of the golden ratio modulo 1 are evenly spread (Weyl's sequence)
     shift = (offset + golden * np.arange(len(sizes))) % 1
     keys = np.where(within == 0, -1.0 / np.maximum(len(sizes), 1), (within + shift[strata]) / sizes[strata])
     order = np.lexsort((-sizes[strata], keys))
