@@ -29,8 +29,8 @@ def logits_outcomes(logits: Tensor) -> Tensor:
     top = logits.argmax(dim=1, keepdim=True)
     best = logits.gather(1, top)
     others = logits.scatter(1, top, -torch.inf).amax(dim=1, keepdim=True)
-    own = torch.zeros_like(logits, dtype=torch.bool).scatter(1, top, True)
-    lost = torch.where(own[..., None], flipped <= others[..., None], flipped >= best[..., None])
+    is_top = torch.zeros_like(logits, dtype=torch.bool).scatter(1, top, True)
+    lost = torch.where(is_top[..., None], flipped <= others[..., None], flipped >= best[..., None])
     outcome = torch.full_like(lost, Outcome.TOLERABLE, dtype=torch.uint8)
     outcome[lost] = Outcome.SDC
     outcome[~flipped.isfinite()] = Outcome.DUE
@@ -53,8 +53,8 @@ def score_outcomes(values: Tensor, rows: Tensor) -> Tensor:
     lead = scores.gather(1, top[:, None]) - scores
     lead.scatter_(1, top[:, None], torch.inf)
     norms = torch.linalg.vector_norm(weight, dim=1).amax()
-    share = 8 * (rows.shape[1] * torch.finfo(values.dtype).eps + _input_rounding()) * norms
-    fixed = share * torch.linalg.vector_norm(values.double(), dim=1, keepdim=True)
+    rounding = 8 * (rows.shape[1] * torch.finfo(values.dtype).eps + _input_rounding()) * norms
+    fixed = rounding * torch.linalg.vector_norm(values.double(), dim=1, keepdim=True)
     change = flip_each_bit(values).double() - values.double()[..., None]
     outcome = torch.full_like(change, UNDECIDED, dtype=torch.uint8)
     for neuron in range(values.shape[1]):
@@ -62,14 +62,14 @@ def score_outcomes(values: Tensor, rows: Tensor) -> Tensor:
         slope = column[None] - column[top][:, None]  # by how much class c gains on the top class
         for sign in (1, -1):
             gain = sign * slope
-            safe = ((lead - fixed) / (gain + share).clamp_min(0)).amin(dim=1, keepdim=True)
-            sure = gain > share
-            lost = torch.where(sure, (lead + fixed) / (gain - share).where(sure, 1.0), torch.inf).amin(
+            safe = ((lead - fixed) / (gain + rounding).clamp_min(0)).amin(dim=1, keepdim=True)
+            sure = gain > rounding
+            lost = torch.where(sure, (lead + fixed) / (gain - rounding).where(sure, 1.0), torch.inf).amin(
                 dim=1, keepdim=True
             )
-            size, own = sign * change[:, neuron], outcome[:, neuron]
-            own[(size >= 0) & (size < safe)] = Outcome.TOLERABLE
-            own[(size > 0) & (size > lost)] = Outcome.SDC
+            size, ends = sign * change[:, neuron], outcome[:, neuron]
+            ends[(size >= 0) & (size < safe)] = Outcome.TOLERABLE
+            ends[(size > 0) & (size > lost)] = Outcome.SDC
     flipped = flip_each_bit(values)
     outcome[~(flipped.abs() < _LARGEST)] = UNDECIDED
     return outcome

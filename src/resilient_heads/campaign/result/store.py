@@ -204,7 +204,9 @@ class CampaignFolder:
         """Return the columns ``site`` and ``trial`` of a chunk."""
         start, stop = self.record.chunk_bounds(chunk)
         numbers = [np.arange(start, max(start, min(stop, count))) for count in self.record.plan.counts]
-        return np.repeat(np.arange(len(numbers)), [len(own) for own in numbers]), np.concatenate(numbers)
+        return np.repeat(np.arange(len(numbers)), [len(site_numbers) for site_numbers in numbers]), np.concatenate(
+            numbers
+        )
 
     def _refuse_foreign_chunks(self) -> None:
         """Raise ResultError if the folder of trials holds a file that is not a chunk of this campaign."""

@@ -68,9 +68,9 @@ def judge(golden: Tensor, faulty: Tensor, target: Tensor) -> Judgement:
 def classify(golden: Tensor, faulty: Tensor) -> Tensor:
     """Return the outcomes alone, ``(N,)`` uint8, as :func:`judge` gives them."""
     top = golden.argmax(dim=1, keepdim=True)
-    own = faulty.gather(1, top)
+    golden_score = faulty.gather(1, top)
     # One score as high as the top's is the top itself; comparisons with NaN do not matter, such a trial is a DUE.
-    return _outcome(golden, faulty, (faulty >= own).sum(dim=1) > 1)
+    return _outcome(golden, faulty, (faulty >= golden_score).sum(dim=1) > 1)
 
 
 def _outcome(golden: Tensor, faulty: Tensor, outranked: Tensor) -> Tensor:

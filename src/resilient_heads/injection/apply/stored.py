@@ -112,7 +112,7 @@ def _stored_tensors(model: nn.Module, fault: Fault) -> list[_Stored]:
         for layer in fault.matches(modules):
             module = modules[layer]
             names = list(_parameters(module)) if wanted is None else [wanted]
-            places += [(layer, name, module) for name in names if name.split(".")[0] in _own_tensors(module)]
+            places += [(layer, name, module) for name in names if name.split(".")[0] in _direct_tensors(module)]
         if not places:
             raise FaultError(
                 f"No layer of {type(model).__name__} that matches {fault.layer!r} holds "
@@ -131,7 +131,7 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters(recurse=False))
 
 
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+def _direct_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return a module's own parameters and buffers."""
     return {**_parameters(module), **dict(module.named_buffers(recurse=False))}
 
@@ -139,10 +139,10 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
 def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) -> list[_Stored]:
     """Return the tensor of a name, or, with ``expand``, all tensors that a tensor subclass of that name is made of."""
     first, *rest = name.split(".")
-    if first not in _own_tensors(module):
-        known = ", ".join(_own_tensors(module)) or "none"
+    if first not in _direct_tensors(module):
+        known = ", ".join(_direct_tensors(module)) or "none"
         raise FaultError(f"{layer!r} has no parameter {first!r}; it has: {known}.")
-    tensor = _own_tensors(module)[first]
+    tensor = _direct_tensors(module)[first]
     for part in rest:
         if part not in _inner_names(tensor):
             inner = ", ".join(_inner_names(tensor)) or "none"

@@ -55,11 +55,11 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
     reached: list[tuple[int, Site]] = []
     uninjectable: dict[str, str] = {}
     for name, module in candidates.items():
-        own = [[seen for seen in run if seen.name == name] for run in runs]
-        reason = _why_none([len(seen) for seen in own])
+        calls = [[seen for seen in run if seen.name == name] for run in runs]
+        reason = _why_none([len(seen) for seen in calls])
         if reason is not None:
             uninjectable[name] = reason
-        for call, (two, three) in enumerate(zip(*own, strict=False)) if reason is None else ():
+        for call, (two, three) in enumerate(zip(*calls, strict=False)) if reason is None else ():
             label = name if call == 0 else f"{name}@{call + 1}"
             place = _place(two.tensor, three.tensor)
             if isinstance(place, str):

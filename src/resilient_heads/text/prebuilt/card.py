@@ -20,7 +20,7 @@ def dataset_card(manifest: Mapping[str, Any], *, repo: str | None = None) -> str
         f"| {record['provenance']['encoder']} | `{record['sha256']}` |"
         for file, record in files.items()
     ]
-    provenances = [f"- `{file}`: `{json.dumps(own['provenance'], sort_keys=True)}`" for file, own in files.items()]
+    provenances = [f"- `{file}`: `{json.dumps(entry['provenance'], sort_keys=True)}`" for file, entry in files.items()]
     return f"""---
 license: {manifest["licence"]}
 tags:
