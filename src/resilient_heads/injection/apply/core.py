@@ -122,7 +122,7 @@ class FaultyTensor:
         if not self.writes:
             return
         in_place, due = self._check_written()
-        changed = int(torch.count_nonzero(words(self.faulty.detach()) != words(self.golden)))
+        changed = _count_different(words(self.faulty.detach()), words(self.golden))
         if not in_place or changed != due:
             raise InjectionError(
                 f"The injection into {self.name} went wrong: {changed} elements changed; expected {due}, exactly as "
@@ -254,3 +254,10 @@ def write_values(tensor: Tensor, index: tuple[Tensor, ...], values: Tensor) -> N
         words(tensor)[index] = words(values)
     else:
         tensor[index] = values
+
+
+def _count_different(first: Tensor, second: Tensor) -> int:
+    """Return the number of elements in which two integer tensors differ."""
+    if first.device.type == "cpu":  # NumPy takes less than half of the time.
+        return int(np.count_nonzero(first.numpy() != second.numpy()))
+    return int(torch.count_nonzero(first != second))
