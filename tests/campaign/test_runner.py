@@ -339,7 +339,7 @@ class BatchStatistics(nn.Sequential):
 def test_faults_that_would_leak_into_other_images_are_refused(images: Tensor) -> None:
     model = BatchStatistics().eval()
     labels = model(images).argmax(dim=1)
-    with pytest.raises(InjectionError, match=r"at '0' reaches other images .* batch_size=1"):
+    with pytest.raises(InjectionError, match=r"at '0' changes the logits of other images .* batch_size=1"):
         campaign(model, (images, labels))
     single = torch.stack([model(image[None])[0] for image in images]).argmax(dim=1)
     assert len(campaign(model, (images, single), batch_size=1).trials) == 120
