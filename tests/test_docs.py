@@ -203,10 +203,11 @@ def test_pages_name_no_private_path(page: Path) -> None:
 
 
 def test_public_docstrings_hold_examples() -> None:
-    """Pytest runs the examples, since it collects the docstrings of src. What calls return needs none."""
+    """Pytest runs the examples in src, except those that need the files of a campaign. What calls return needs none."""
     typed_by_readers = {
-        name: value
+        name: value.__doc__ or ""
         for name, value in public_objects().items()
         if callable(value) and re.fullmatch(r"rh\.((faults|formats|statistics)\.)?\w+", name)
     }
-    assert [name for name, value in typed_by_readers.items() if ">>>" not in (value.__doc__ or "")] == []
+    missing = {name for name, text in typed_by_readers.items() if not re.search(r">>>|code-block:: python", text)}
+    assert missing <= {"rh.faults.InjectionReport", "rh.formats.NumberFormat"}

@@ -121,6 +121,9 @@ def mean_interval(values: Floats, *, level: float = DEFAULT_LEVEL) -> Estimate:
 
     Returns:
         The mean. With fewer than :data:`MIN_IMAGES` images the ends are NaN.
+
+    >>> mean_interval(np.arange(100.0)).value
+    49.5
     """
     mean = float(values.mean())
     if len(values) < MIN_IMAGES:

@@ -124,6 +124,12 @@ def weighted_mean(values: Floats, sample: Sample, *, level: float = DEFAULT_LEVE
         since they say nothing about other images. If no value is negative, the lower end is at least 0. If all values
         are equal, the upper end is NaN: other images may differ by any amount.
 
+    >>> number = np.arange(400)
+    >>> site = np.zeros(400, dtype=int)
+    >>> sample = Sample(weight=np.full(400, 1 / 400), site=site, stratum=site, image=number, image_draw=number)
+    >>> round(weighted_mean(number / 400, sample).value, 6)
+    0.49875
+
     Source: Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 12.
     """
     infinite = np.isinf(values)

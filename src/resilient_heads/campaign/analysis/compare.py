@@ -178,30 +178,30 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
 def _layers(baseline: CampaignResult, candidate: CampaignResult, metric: str, level: float) -> list[LayerDifference]:
     """Compare one rate of each site that both campaigns have."""
     first, second = (
-        {struck.site.name: (row, struck) for row, struck in enumerate(result.sites)} for result in (baseline, candidate)
+        {site.site.name: (row, site) for row, site in enumerate(result.sites)} for result in (baseline, candidate)
     )
     names = [name for name in first if name in second]
     rates = []
     for name in names:
-        own = []
-        for result, (row, struck) in ((baseline, first[name]), (candidate, second[name])):
+        pair = []
+        for result, (row, site) in ((baseline, first[name]), (candidate, second[name])):
             trials = result.trials.rows([row])
-            weighted = weigh_trials([struck], trials, result.config.design, np.ones(1))
-            own.append(rate_intervals(trials.events(metric), weighted))
-        rates.append(own)
-    p_values = [difference_p_value(*own) for own in rates]
+            weighted = weigh_trials([site], trials, result.config.design, np.ones(1))
+            pair.append(rate_intervals(trials.events(metric), weighted))
+        rates.append(pair)
+    p_values = [difference_p_value(*pair) for pair in rates]
     return [
         LayerDifference(
             layer=name,
             metric=metric,
-            baseline=own[0](level),
-            candidate=own[1](level),
-            difference=difference_of_rates(own[0](level), own[1](level)),
+            baseline=pair[0](level),
+            candidate=pair[1](level),
+            difference=difference_of_rates(pair[0](level), pair[1](level)),
             p_value=p_value,
             adjusted=adjusted,
             differs=adjusted <= 1 - level,
         )
-        for name, own, p_value, adjusted in zip(names, rates, p_values, holm(p_values), strict=True)
+        for name, pair, p_value, adjusted in zip(names, rates, p_values, holm(p_values), strict=True)
     ]
 
 
@@ -235,8 +235,8 @@ def _improvement(
 ) -> Improvement:
     """Compare one figure."""
     before, after = (getattr(summary.scopes[scope], weighting)[metric] for summary in (first, second))
-    struck = np.union1d(baseline.trials.image, candidate.trials.image)
-    errors = [_image_errors(result, scope, weighting, metric, struck) for result in (baseline, candidate)]
+    images = np.union1d(baseline.trials.image, candidate.trials.image)
+    errors = [_image_errors(result, scope, weighting, metric, images) for result in (baseline, candidate)]
     ratio = paired_ratio(before.value, after.value, *errors, level=first.level)
     difference = paired_difference(before.value, after.value, *errors, level=first.level)
     if metric != "delta_loss":
@@ -254,17 +254,17 @@ def _improvement(
 
 
 def _image_errors(
-    result: CampaignResult, scope: str, weighting: Weighting, metric: str, struck: NDArray[np.int64]
+    result: CampaignResult, scope: str, weighting: Weighting, metric: str, images: NDArray[np.int64]
 ) -> Floats:
     """Return each image's part of the error of a figure, ``(I,)``; NaN where a loss is infinite."""
     rows = SCOPES[scope].rows(result.sites)
     sites, trials = [result.sites[row] for row in rows], result.trials.rows(rows)
     values = trials.delta_loss if metric == "delta_loss" else trials.events(metric).astype(np.float64)
     if np.isinf(values).any():
-        return np.full(len(struck), np.nan)
+        return np.full(len(images), np.nan)
     weighted = weigh_trials(sites, trials, result.config.design, layer_weights(sites, weighting))
-    errors: Floats = np.zeros(len(struck))
-    position = np.searchsorted(struck, trials.image)
+    errors: Floats = np.zeros(len(images))
+    position = np.searchsorted(images, trials.image)
     np.add.at(errors, position, influence(weighted, values).parts)
     return errors
 

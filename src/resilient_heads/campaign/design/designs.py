@@ -133,7 +133,7 @@ class StratifiedDesign:
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values."""
-        counts = None if self.counts is None else {layer: list(own) for layer, own in self.counts.items()}
+        counts = None if self.counts is None else {layer: list(each) for layer, each in self.counts.items()}
         return {"kind": "stratified", **asdict(self), "by": list(self.by), "counts": counts}
 
 
@@ -148,7 +148,7 @@ def design_from_dict(content: dict[str, Any]) -> Design:
     if content["kind"] != "stratified":
         raise ValueError(f"no design is named {content['kind']!r}")
     counts = fields["counts"]
-    fields["counts"] = None if counts is None else {layer: tuple(own) for layer, own in counts.items()}
+    fields["counts"] = None if counts is None else {layer: tuple(each) for layer, each in counts.items()}
     return StratifiedDesign(**{**fields, "by": tuple(fields["by"])})
 
 

@@ -11,7 +11,11 @@ from resilient_heads.statistics.functional import confidence, delta_loss, rank
 
 
 class Outcome(IntEnum):
-    """How a trial ended; every trial has exactly one outcome."""
+    """How a trial ended; every trial has exactly one outcome.
+
+    >>> [outcome.name for outcome in Outcome]
+    ['MASKED', 'TOLERABLE', 'SDC', 'DUE']
+    """
 
     MASKED = 0
     """The logits are bit-identical to the golden ones."""

@@ -153,6 +153,9 @@ def is_wrapped(model: nn.Module) -> bool:
 
     Raises:
         ArgumentError: ``model`` is not a torch.nn.Module.
+
+    >>> is_wrapped(nn.Linear(4, 2))
+    False
     """
     require_module(model)
     return bool(find_heads(model))

@@ -70,7 +70,11 @@ class StuckAt(BitEffect):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomWord:
-    """The word becomes a random word. All bit patterns are equally likely, infinities and NaN included."""
+    """The word becomes a random word. All bit patterns are equally likely, infinities and NaN included.
+
+    >>> RandomWord()
+    RandomWord()
+    """
 
 
 class ValueEffect(ABC):
@@ -155,7 +159,11 @@ class Negate(ValueEffect):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerMaximum(ValueEffect):
-    """The value becomes the largest value of the same image's tensor, or of the parameter; NaN does not count."""
+    """The value becomes the largest value of the same image's tensor, or of the parameter; NaN does not count.
+
+    >>> LayerMaximum()
+    LayerMaximum()
+    """
 
     def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:
         """Return the maxima."""

@@ -94,6 +94,9 @@ class AllElements:
 
     Attributes:
         fixed: Draw the random parts of an effect once for all images, not anew for each.
+
+    >>> AllElements()
+    AllElements(fixed=False)
     """
 
     fixed: bool = False

@@ -23,6 +23,9 @@ class FixedPoint(NumberFormat):
         sign: ``"twos_complement"``, or ``"magnitude"``, as in GoldenEye's single flips.
 
     Source: Mahmoud et al., *GoldenEye*, DSN 2022.
+
+    >>> FixedPoint(integer_bits=3, fraction_bits=4).word_bits
+    8
     """
 
     integer_bits: int
@@ -79,6 +82,9 @@ class AffineInteger(NumberFormat):
 
     Source: Jacob et al., *Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference*, CVPR 2018.
+
+    >>> AffineInteger(scale=0.5, width=8).word_bits
+    8
     """
 
     scale: float | tuple[float, ...] | None = None

@@ -29,6 +29,9 @@ class BlockFloat(NumberFormat):
             one block, as GoldenEye does with tensors.
 
     Source: Mahmoud et al., *GoldenEye*, DSN 2022.
+
+    >>> BlockFloat(mantissa_bits=7, block_size=16).word_bits
+    8
     """
 
     exponent_bits: int = 8
@@ -103,6 +106,9 @@ class AdaptivFloat(NumberFormat):
 
     Source: Tambe et al., *Algorithm-Hardware Co-Design of Adaptive Floating-Point Encodings for Resilient Deep Learning
     Inference*, DAC 2020, algorithm 1.
+
+    >>> AdaptivFloat(exponent_bits=3, mantissa_bits=4).word_bits
+    8
     """
 
     exponent_bits: int = 3
