@@ -23,6 +23,9 @@ from resilient_heads.injection.sites.site import Site
 ImagesFirst = Callable[[Tensor], Tensor]
 """Returns a view of a tensor whose first dimension counts images: ``(N, *shape)``."""
 
+Select = Callable[[Tensor], Tensor]
+"""Returns the ``(S,)`` values of the injected elements among ``(N, K)`` values."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
@@ -31,17 +34,17 @@ class Write:
     Attributes:
         images: ``(N', *shape)``, the faulty tensor with images first; a view of its memory.
         index: Index of the S injected elements in ``images``, one ``(S,)`` tensor for each dimension.
-        injected: ``(N, K)``, False where a trial injects into fewer than K elements.
         before: ``(N, K)``, the values before the write.
         after: ``(N, K)``, the faulty values, before any range detector.
-        written: ``(S,)``, the values that were written: ``after`` as the range detector leaves it.
+        replaced: ``(S,)``, the values of ``before`` at the injected elements.
+        written: ``(S,)``, the values that were written there: ``after`` as the range detector leaves it.
     """
 
     images: Tensor
     index: tuple[Tensor, ...]
-    injected: Tensor
     before: Tensor
     after: Tensor
+    replaced: Tensor
     written: Tensor
 
     @property
@@ -94,21 +97,21 @@ class FaultyTensor:
         """
         images, golden = images_first(self.faulty), images_first(self.golden)
         rows = torch.arange(len(images), device=images.device) if rows is None else rows.to(images.device)
-        neurons = torch.from_numpy(draws.neurons).to(images.device)
         self._check_elements(draws, len(rows), images.shape[1:])
-        inner = torch.unravel_index(neurons.clamp(min=0), images.shape[1:]) if images.ndim > 1 else ()
-        every = (rows[:, None].expand(neurons.shape), *inner)
+        inner = np.unravel_index(np.maximum(draws.neurons, 0), images.shape[1:]) if images.ndim > 1 else ()
+        every = (rows[:, None].expand(draws.neurons.shape), *(torch.from_numpy(one).to(images.device) for one in inner))
         context = None
         if model.needs_context:
             context = model.context(golden[rows].reshape(len(rows), -1), draws)
         before = words(images.detach())[every].view(images.dtype)
         after = model.corrupt(before, draws, context=context)
-        injected = neurons >= 0
-        self._check_bits(before, after, injected, draws, model)
-        index = tuple(one[injected] for one in every)
-        written = apply_range(after[injected], range_limit, detector)
+        select = _selection(draws, images.device)
+        faulty = select(after)
+        self._check_bits(select(before), faulty, select, draws, model)
+        index = tuple(select(one) for one in every)
+        written = apply_range(faulty, range_limit, detector)
         write_values(images, index, written)
-        write = Write(images, index, injected, before, after, written)
+        write = Write(images, index, before, after, select(before), written)
         self.writes.append(write)
         return write
 
@@ -139,7 +142,7 @@ class FaultyTensor:
             words(self.faulty).copy_(words(self.golden))
         else:
             for write in reversed(self.writes):
-                write_values(write.images, write.index, write.before[write.injected])
+                write_values(write.images, write.index, write.replaced)
         self.writes.clear()
 
     def _check_written(self) -> tuple[bool, int]:
@@ -148,13 +151,13 @@ class FaultyTensor:
             write = self.writes[0]
             written = words(write.written)
             in_place = torch.equal(words(write.images.detach())[write.index], written)
-            return in_place, int(torch.count_nonzero(written != words(write.before)[write.injected]))
+            return in_place, int(torch.count_nonzero(written != words(write.replaced)))
         _, first, which = np.unique(
             np.concatenate([write.addresses for write in self.writes]), return_index=True, return_inverse=True
         )
         written = torch.cat([words(write.written) for write in self.writes])
         held = torch.cat([words(write.images.detach())[write.index] for write in self.writes])
-        golden = torch.cat([words(write.before)[write.injected] for write in self.writes])[first]
+        golden = torch.cat([words(write.replaced) for write in self.writes])[first]
         last = np.zeros(len(first), dtype=np.int64)
         last[which] = np.arange(len(which))  # The last write to an element decides.
         return torch.equal(held, written[last][which]), int(torch.count_nonzero(written[last] != golden))
@@ -171,14 +174,14 @@ class FaultyTensor:
                 f"{self.name} has the elements 0 to {shape.numel() - 1} in each image; found the element {highest}."
             )
 
-    def _check_bits(self, before: Tensor, after: Tensor, injected: Tensor, draws: Draws, model: FaultModel) -> None:
+    def _check_bits(self, before: Tensor, after: Tensor, select: Select, draws: Draws, model: FaultModel) -> None:
         """Raise InjectionError unless faults in bits of the tensor's own words changed exactly the drawn bits."""
         if model.format is not None or not isinstance(model.effect, BitEffect | RandomWord):
             return
-        keep, flip = (torch.from_numpy(mask).to(after.device)[injected] for mask in (draws.keep, draws.flip))
-        held = words(before)[injected]
+        keep, flip = (select(torch.from_numpy(mask).to(after.device)) for mask in (draws.keep, draws.flip))
+        held = words(before)
         drawn = ((held.to(torch.int64) & keep) ^ flip).to(held.dtype)
-        if not torch.equal(words(after)[injected], drawn):
+        if not torch.equal(words(after), drawn):
             raise InjectionError(f"The injection into {self.name} would change other bits than those drawn.")
 
 
@@ -187,19 +190,27 @@ class SiteInjection:
     """What each of N trials did to the first element that it injects into.
 
     Attributes:
-        neurons: ``(N,)``, flat index into one image's part of the tensor; -1 for a trial that injects into no element.
-        bits: ``(N,)``, the lowest changed bit; -1 for no element, and for an effect on values.
+        draws: The draws of the trials.
         before: ``(N,)``, fault-free values; NaN for no element.
         after: ``(N,)``, faulty values, before any range detector; NaN for no element.
         where: Index of the elements in the site's tensor, one ``(N,)`` tensor for each dimension. None unless every
             trial injects into exactly one element.
     """
 
-    neurons: Indices
-    bits: Indices
+    draws: Draws
     before: Tensor
     after: Tensor
     where: tuple[Tensor, ...] | None
+
+    @property
+    def neurons(self) -> Indices:
+        """``(N,)``, flat index into one image's part of the tensor; -1 for a trial that injects into no element."""
+        return _first_column(self.draws.neurons)
+
+    @property
+    def bits(self) -> Indices:
+        """``(N,)``, the lowest changed bit; -1 for no element, and for an effect on values."""
+        return _first_column(self.draws.bits)
 
 
 def inject_at_site(
@@ -232,16 +243,17 @@ def inject_at_site(
     target.verify()
     trials, elements = draws.neurons.shape
     if not elements:
-        nothing, missing = torch.full((trials,), torch.nan, device=faulty.device), np.full(trials, -1)
-        return SiteInjection(missing, missing, nothing, nothing, None)
-    neurons = draws.neurons[:, 0]
+        missing = torch.full((trials,), torch.nan, device=faulty.device)
+        return SiteInjection(draws, missing, missing, None)
     before, after, where = write.before[:, 0], write.after[:, 0], None
-    if (neurons < 0).any():
-        before, after = (values.masked_fill(~write.injected[:, 0], torch.nan) for values in (before, after))
+    without = draws.neurons[:, 0] < 0
+    if without.any():
+        before, after = (
+            values.masked_fill(torch.from_numpy(without).to(values.device), torch.nan) for values in (before, after)
+        )
     elif elements == 1:
-        images = torch.arange(trials, device=faulty.device)
-        where = site.index(images, torch.from_numpy(neurons).to(faulty.device), trials)
-    return SiteInjection(neurons, draws.bits[:, 0], before, after, where)
+        where = site.whole_index(*write.index, batch=trials)
+    return SiteInjection(draws, before, after, where)
 
 
 def write_values(tensor: Tensor, index: tuple[Tensor, ...], values: Tensor) -> None:
@@ -254,6 +266,20 @@ def write_values(tensor: Tensor, index: tuple[Tensor, ...], values: Tensor) -> N
         words(tensor)[index] = words(values)
     else:
         tensor[index] = values
+
+
+def _selection(draws: Draws, device: torch.device) -> Select:
+    """Return what selects the values of injected elements."""
+    injected = draws.neurons >= 0
+    if injected.all():  # The usual case, without a search for the elements.
+        return torch.flatten
+    mask = torch.from_numpy(injected).to(device)
+    return lambda values: values[mask]
+
+
+def _first_column(values: Indices) -> Indices:
+    """Return the first of K values of each trial, ``(N,)``; -1 where K is 0."""
+    return values[:, 0] if values.shape[1] else np.full(len(values), -1)
 
 
 def _count_different(first: Tensor, second: Tensor) -> int:

@@ -70,8 +70,8 @@ def require_effect(faults: Sequence[WrittenFault], report: InjectionReport) -> N
     """
     if not faults:
         return
-    before = [_words(one.write.before, one) for one in faults]
-    after = [_words(one.write.after, one) for one in faults]
+    before = [_words(one.write.replaced) for one in faults]
+    after = [_words(one.write.written) for one in faults]
     addresses = np.concatenate([one.write.addresses for one in faults])
     _, first, which = np.unique(addresses, return_index=True, return_inverse=True)
     parts = np.split(which, np.cumsum([len(part) for part in before])[:-1])
@@ -100,9 +100,8 @@ def require_effect(faults: Sequence[WrittenFault], report: InjectionReport) -> N
     report.without_effect += sum(int((x == y).sum()) for x, y in zip(before, after, strict=True))
 
 
-def _words(values: Tensor, written: WrittenFault) -> Words:
-    """Return the words of the injected values as unsigned numbers, ``(S,)``."""
-    word_bits = word_bits_of(values.dtype)
-    held = words(values)[written.write.injected].cpu().numpy().astype(np.int64).view(np.uint64)
-    low: Words = held & np.uint64((1 << word_bits) - 1)
+def _words(values: Tensor) -> Words:
+    """Return the words of ``(S,)`` values as unsigned numbers."""
+    held = words(values).cpu().numpy().astype(np.int64).view(np.uint64)
+    low: Words = held & np.uint64((1 << word_bits_of(values.dtype)) - 1)
     return low

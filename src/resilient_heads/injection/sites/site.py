@@ -90,7 +90,11 @@ class Site:
         if neurons.numel() and not (int(neurons.min()) >= 0 and int(neurons.max()) < self.neurons):
             wrong = int(neurons.min()) if int(neurons.min()) < 0 else int(neurons.max())
             raise FaultError(f"{self.name!r} has {self.neurons} neurons, from 0 on; found the index {wrong}.")
-        index = list(torch.unravel_index(neurons, self.shape))
+        return self.whole_index(images, *torch.unravel_index(neurons, self.shape), batch=batch)
+
+    def whole_index(self, images: Tensor, *inner: Tensor, batch: int) -> tuple[Tensor, ...]:
+        """Return an index of the tensor of a whole batch, given one of the view with images first."""
+        index = list(inner)
         if self.fold > 1:
             entry = index.pop(self.dim)
             images = entry * batch + images if self.interleaved else images * self.fold + entry
