@@ -119,7 +119,7 @@ def test_a_zero_detector_makes_zeros(data: tuple[nn.Module, tuple[Tensor, Tensor
 
 def test_strata_of_bits_know_single_flips_only(data: tuple[nn.Module, tuple[Tensor, Tensor]]) -> None:
     model, images = data
-    with pytest.raises(ArgumentError, match="are made of single flips"):
+    with pytest.raises(ArgumentError, match="consist of single flips"):
         rh.run_campaign(
             model,
             images,

@@ -71,7 +71,7 @@ def test_a_row_of_a_data_frame_is_enough(tmp_path: Path) -> None:
     assert found.faulty.argmax() == row.predicted
 
 
-def test_what_is_not_the_campaigns_is_refused() -> None:
+def test_replay_refuses_another_model_other_data_and_unknown_trials() -> None:
     whole = campaign(None)
     images, labels = labelled()
     with pytest.raises(ModelError, match="campaign's model has the sha256"):
@@ -79,7 +79,7 @@ def test_what_is_not_the_campaigns_is_refused() -> None:
     with pytest.raises(DataError, match="campaign's data has the sha256"):
         rh.replay(whole, net(), (images[:5], labels[:5]), site="fc", trial=0)
     for site, trial, message in (
-        ("fc9", 0, "expected one of: conv, fc"),
+        ("fc9", 0, "its sites are: conv, fc"),
         (2, 0, "numbered from 0 to 1"),
         ("fc", 90, "no trial 90 of 'fc'"),
         ("fc", -1, "no trial -1"),
@@ -88,8 +88,8 @@ def test_what_is_not_the_campaigns_is_refused() -> None:
             rh.replay(whole, net(), (images, labels), site=site, trial=trial)
 
 
-def test_a_trial_that_ends_otherwise_is_told() -> None:
-    """The same weights in another function: only the outcome can tell."""
+def test_replay_reports_a_trial_that_ends_differently() -> None:
+    """The same weights in another function: only the outcome shows the difference."""
     whole = campaign(None)
     changed = net()
     forward = changed.forward

@@ -67,7 +67,7 @@ def test_the_page_runs_from_top_to_bottom(server: HubServer, tmp_path: Path, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", "hf_test")
-    monkeypatch.setattr(rh.descriptions, "OpenAIChat", Chat)
+    monkeypatch.setattr(rh.text, "OpenAIChat", Chat)
 
     def minilm(*, options: EncoderOptions | None = None) -> RandomMiniLM:
         return RandomMiniLM(options)
