@@ -230,7 +230,7 @@ def test_initialisations_when_wrapping() -> None:
     assert (head.embed_dim, head.text, head.class_names[0]) == (384, None, "airplane")
     with pytest.raises(ArgumentError, match="does not apply to a head that exists"):
         wrap_model(model(), head=TextGuidedHead(8, (10, 4)), init="random")
-    with pytest.raises(ArgumentError, match='init must be "descriptions", "template" or "random"'):
+    with pytest.raises(ArgumentError, match='"descriptions", "template", "random" or "from_classifier", found "zeros"'):
         wrap_model(model(), embeddings="cifar10", init="zeros")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"cifar10, digits, stl10"):
         wrap_model(model())

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from resilient_heads.checks import one_of, whole_number
 from resilient_heads.errors import EmbeddingError, ModelError
-from resilient_heads.heads.fused_cosine import FusedCosineHead, layer_of
+from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
 from resilient_heads.heads.pretrained.mixin import PretrainedHead
-from resilient_heads.heads.protection.graph import SMALLEST_NORM, HeadGraph, Product
+from resilient_heads.heads.protection.algebra import SMALLEST_NORM
+from resilient_heads.heads.protection.graph import HeadGraph, Product
 from resilient_heads.heads.protection.layers import Protectable, protect_layer_
 from resilient_heads.heads.protection.options import Protection
 from resilient_heads.heads.wrappers import distribute_like, require_plain_tensor
@@ -82,6 +83,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
 
     latent: nn.Linear | nn.Conv2d
     projection: nn.Linear | nn.Conv2d
+    logit_scale: nn.Parameter
 
     def __init__(
         self,
@@ -112,17 +114,12 @@ class TextGuidedHead(PretrainedHead, Protectable):
             in_features = whole_number("in_features", in_features, least=1)
         self.normalize = normalize
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.latent = _latent_layer(in_features, self.embed_dim, bias=bias, conv=conv, factory=factory)
+        self.latent = _layer(in_features, self.embed_dim, bias=bias, conv=conv, **factory)
         if normalize:
             self.unit = UnitNorm(dim=1 if conv else -1)
-        if conv:
-            self.projection = nn.Conv2d(self.embed_dim, self.num_classes, 1, bias=False, **factory)
-        else:
-            self.projection = nn.Linear(self.embed_dim, self.num_classes, bias=False, **factory)
-        if normalize:
-            self.logit_scale = nn.Parameter(torch.empty(1, **factory))
-        else:
-            self.register_parameter("logit_scale", None)
+        self.projection = _layer(self.embed_dim, self.num_classes, bias=False, conv=conv, **factory)
+        scale = nn.Parameter(torch.empty(1, **factory)) if normalize else None
+        self.register_parameter("logit_scale", scale)
         self._reset_text()
         self.protect(protection)
 
@@ -160,7 +157,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
             HubError: The default encoder could not be downloaded; pass an encoder of this machine as ``encoder=``.
             EmbeddingError: The encoder's weights are damaged, or its vectors are not usable.
         """
-        if check_initialisation(init) == "random":
+        if one_of("init", init, get_args(Initialisation)) == "random":
             names = ClassDescriptions.match(class_names, None, templates=(TEMPLATE,)).class_names
             size = (len(names), encoder.embed_dim if encoder else _DEFAULT_DIM)
             head = cls(in_features, size, normalize=normalize, bias=bias, conv=conv)
@@ -173,10 +170,8 @@ class TextGuidedHead(PretrainedHead, Protectable):
         return cls(in_features, embeddings, normalize=normalize, bias=bias, conv=conv)
 
     @property
-    def fault_sites(self) -> tuple[str, ...]:
-        """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
-        if self.guard is not None:
-            return self.guarded_sites()
+    def plain_sites(self) -> tuple[str, ...]:
+        """The ``fault_sites`` of the head without protection."""
         return ("latent", "unit", "projection", "") if self.normalize else ("latent", "projection")
 
     @property
@@ -216,10 +211,8 @@ class TextGuidedHead(PretrainedHead, Protectable):
         products = (Product("latent", self.latent), Product("projection", self.projection))
         return HeadGraph(products, self.logit_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        if self.guard is not None and not self.training:
-            return self.guard.run(self.graph(), x, 1 if self.is_conv else -1)
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the logits, without protection."""
         latent = self.latent(x)
         if not self.normalize:
             return self.projection(latent)  # type: ignore[no-any-return]
@@ -266,20 +259,15 @@ class TextGuidedHead(PretrainedHead, Protectable):
         for name in ("latent", "projection"):
             require_plain_tensor(self.get_submodule(name).weight, f"The head's {name}.weight", "fuse")
         algebra = fuse_cosine if self.normalize else fuse_linear
-        weight, bias = algebra(
-            self.latent.weight.flatten(1),
-            self.latent.bias,
-            self.projection.weight.flatten(1),
-        )
-        layer = layer_of(weight, bias, conv=self.is_conv)
-        trained = self.latent.weight.requires_grad or self.projection.weight.requires_grad
-        for parameter in layer.parameters():
-            parameter.requires_grad_(trained)
+        weight, bias = algebra(self.latent.weight.flatten(1), self.latent.bias, self.projection.weight.flatten(1))
+        outputs, inputs = weight.shape
+        layer = _layer(inputs, outputs, bias=bias is not None, conv=self.is_conv, device="meta")
+        layer.weight = nn.Parameter(weight.reshape(layer.weight.shape))
+        layer.bias = None if bias is None else nn.Parameter(bias)
+        layer.requires_grad_(self.latent.weight.requires_grad or self.projection.weight.requires_grad)
         layer.train(self.training)
         if not self.normalize:
-            if self.protection is None:
-                return layer
-            return protect_layer_(layer, self.protection)
+            return layer if self.protection is None else protect_layer_(layer, self.protection)
         fused = FusedCosineHead(layer, self.num_classes, self.logit_scale)
         fused.class_names = self.class_names
         fused.protect(self.protection)
@@ -294,11 +282,6 @@ class TextGuidedHead(PretrainedHead, Protectable):
         )
 
 
-def check_initialisation(init: Initialisation) -> Initialisation:
-    """Return ``init``, or raise ArgumentError if it is not one of the choices."""
-    return one_of("init", init, get_args(Initialisation))
-
-
 def _checked_sizes(classes: object) -> tuple[int, int]:
     """Return ``(C, E)``, or raise EmbeddingError."""
     if isinstance(classes, tuple) and len(classes) == 2 and all(type(n) is int and n > 0 for n in classes):
@@ -308,16 +291,14 @@ def _checked_sizes(classes: object) -> tuple[int, int]:
     )
 
 
-def _latent_layer(
-    in_features: int | None, embed_dim: int, *, bias: bool, conv: bool, factory: dict[str, Any]
-) -> nn.Linear | nn.Conv2d:
-    """Return the layer from features to the text space; it is lazy while ``in_features`` is None."""
+def _layer(in_features: int | None, size: int, *, bias: bool, conv: bool, **factory: Any) -> nn.Linear | nn.Conv2d:
+    """Return a layer with ``size`` outputs; it is lazy while ``in_features`` is None."""
     if in_features is not None:
         if conv:
-            return nn.Conv2d(in_features, embed_dim, 1, bias=bias, **factory)
-        return nn.Linear(in_features, embed_dim, bias=bias, **factory)
+            return nn.Conv2d(in_features, size, 1, bias=bias, **factory)
+        return nn.Linear(in_features, size, bias=bias, **factory)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Lazy modules are a new feature")
         if conv:
-            return nn.LazyConv2d(embed_dim, 1, bias=bias, **factory)
-        return nn.LazyLinear(embed_dim, bias=bias, **factory)
+            return nn.LazyConv2d(size, 1, bias=bias, **factory)
+        return nn.LazyLinear(size, bias=bias, **factory)

@@ -22,10 +22,6 @@ def refuse_wrappers(model: nn.Module, action: Action) -> None:
 
     TorchScript and exported programs do not run the modules that they show. DDP and FSDP have registered the parameters
     of the old layer. A compiled module recompiles for new layers, but keeps the old parameters.
-
-    Args:
-        model: The model.
-        action: What the caller does to the model.
     """
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -53,13 +49,7 @@ def refuse_wrappers(model: nn.Module, action: Action) -> None:
 
 
 def require_plain_tensor(tensor: Any, name: str, action: Action) -> None:
-    """Raise ModelError unless a weight is an ordinary floating-point tensor.
-
-    Args:
-        tensor: The weight.
-        name: The weight's name, for the message.
-        action: What the caller does to the model.
-    """
+    """Raise ModelError unless the weight called ``name`` is an ordinary floating-point tensor."""
     if type(tensor) not in (Tensor, nn.Parameter) or not tensor.is_floating_point():
         raise ModelError(
             f"{name} is a {type(tensor).__name__} (quantised, sharded or computed); {action} first, then quantise or "

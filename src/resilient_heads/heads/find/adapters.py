@@ -10,19 +10,6 @@ from resilient_heads.heads.find.candidates import candidates, is_leaf, leaf_name
 from resilient_heads.heads.wrappers import Action
 
 
-def named_by_library(model: nn.Module, action: Action) -> tuple[str, ...] | None:
-    """Return the paths of the classifiers that timm or transformers name, or None for any other model.
-
-    Args:
-        model: The model.
-        action: What the caller does to the classifiers, for messages.
-
-    Raises:
-        ModelError: The model was built without a classifier.
-    """
-    return _timm(model, action) or _transformers(model, action)
-
-
 def with_auxiliary(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     """Add the classifiers of auxiliary branches (GoogLeNet, Inception), which only run in training mode."""
     classes = {place_of(model, name).num_classes for name in names if name}
@@ -41,8 +28,12 @@ def is_auxiliary(name: str) -> bool:
     return any(part.startswith("aux") for part in name.casefold().split("."))
 
 
-def _timm(model: nn.Module, action: Action) -> tuple[str, ...] | None:
-    """Return the classifiers that ``pretrained_cfg["classifier"]`` names, as a string or a tuple of strings."""
+def timm_classifiers(model: nn.Module, action: Action) -> tuple[str, ...] | None:
+    """Return the layers that ``pretrained_cfg["classifier"]`` names; None for a model that is not timm's.
+
+    Raises:
+        ModelError: The model was built without a classifier.
+    """
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if not isinstance(config, Mapping):
         return None
@@ -70,8 +61,12 @@ def _leaves_of(model: nn.Module, name: str, action: Action) -> list[str]:
     return leaves if isinstance(container, nn.ModuleList) else leaves[-1:]
 
 
-def _transformers(model: nn.Module, action: Action) -> tuple[str, ...] | None:
-    """Return the layers outside the backbone that have ``config.num_labels`` outputs."""
+def transformers_classifiers(model: nn.Module, action: Action) -> tuple[str, ...] | None:
+    """Return the layers outside the backbone that have ``config.num_labels`` outputs; None for other models.
+
+    Raises:
+        ModelError: The model was built without a classifier.
+    """
     if not any(kind.__name__ == "PreTrainedModel" for kind in type(model).__mro__):
         return None
     config: Any = getattr(model, "config", None)

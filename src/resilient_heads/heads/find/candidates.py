@@ -1,6 +1,7 @@
 """Which layers can be a classifier, and how messages name them."""
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ def out_features(leaf: Leaf) -> int:
     return leaf.out_channels if isinstance(leaf, nn.Conv2d) else leaf.out_features
 
 
-def is_leaf(module: nn.Module) -> bool:
+def is_leaf(module: nn.Module | None) -> TypeGuard[Leaf]:
     """Whether a module is a plain Linear or a plain 1x1 convolution: not lazy, quantised, sharded or adapted."""
     if type(module) is nn.Conv2d:
         plain = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
@@ -57,7 +58,7 @@ def is_leaf(module: nn.Module) -> bool:
     return type(module.weight) is nn.Parameter and module.weight.is_floating_point()
 
 
-def _is_linear(module: nn.Module) -> bool:
+def _is_linear(module: nn.Module | None) -> TypeGuard[nn.Linear]:
     """Whether a module computes exactly what nn.Linear does; a subclass may compute something else."""
     kind = type(module)
     return isinstance(module, nn.Linear) and f"{kind.__module__}.{kind.__qualname__}" in _PLAIN

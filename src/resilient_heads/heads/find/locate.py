@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from resilient_heads.errors import ArgumentError, ModelError
-from resilient_heads.heads.find.adapters import is_auxiliary, named_by_library, with_auxiliary
+from resilient_heads.heads.find.adapters import is_auxiliary, timm_classifiers, transformers_classifiers, with_auxiliary
 from resilient_heads.heads.find.candidates import Classifier, candidates, is_leaf, leaf_names, place_of, why_not
 from resilient_heads.heads.find.trace import Trace, trace
 from resilient_heads.heads.fused_cosine import FusedCosineHead
@@ -52,9 +52,12 @@ def find_classifiers(
     if names is not None:
         paths = _given(model, names, action)
     else:
-        paths = with_auxiliary(model, named_by_library(model, action) or (_by_position(model, seen, action),))
+        named = timm_classifiers(model, action) or transformers_classifiers(model, action)
+        paths = with_auxiliary(model, named or (_by_position(model, seen, action),))
     places = tuple(place_of(model, path) for path in paths)
-    _check_class_numbers(model, places)
+    if len({place.num_classes for place in places}) > 1:
+        sizes = ", ".join(f"{place.name!r} has {place.num_classes}" for place in places)
+        raise ModelError(f"{type(model).__name__}'s classifiers differ in their number of classes: {sizes}.")
     _check_ties(model, places)
     if example_input is not None and seen is None:
         raise ModelError(
@@ -110,13 +113,14 @@ def _layer_at(model: nn.Module, path: str, action: Action) -> str:
 
 def _by_position(model: nn.Module, seen: Trace | None, action: Action) -> str:
     """Return the module registered last among those with parameters, or the only layer that gives the output."""
-    last: tuple[str, nn.Module] | None = None
-    for path, module in model.named_modules():
-        if next(module.parameters(recurse=False), None) is not None and not is_auxiliary(path):
-            last = (path, module)
-    if last is None:
+    with_parameters: list[tuple[str, nn.Module]] = [
+        (path, module)
+        for path, module in model.named_modules()
+        if next(module.parameters(recurse=False), None) is not None and not is_auxiliary(path)
+    ]
+    if not with_parameters:
         raise ModelError(f"{type(model).__name__} has no parameters, so it has no classifier to replace.")
-    name, layer = last
+    name, layer = with_parameters[-1]
     if is_leaf(layer) and (not name or seen is None or seen.direct is None or name in seen.direct):
         return name
     if seen is not None and seen.direct is not None and len(seen.last) == 1:
@@ -144,13 +148,6 @@ def _refuse_quantised(model: nn.Module, action: Action) -> None:
                 f"{type(model).__name__} is quantised ({name!r} is a {type(module).__name__}); {action} it first, then "
                 "quantise."
             )
-
-
-def _check_class_numbers(model: nn.Module, places: tuple[Classifier, ...]) -> None:
-    """Raise ModelError unless all classifiers have the same number of classes."""
-    if len({place.num_classes for place in places}) > 1:
-        sizes = ", ".join(f"{place.name!r} has {place.num_classes}" for place in places)
-        raise ModelError(f"{type(model).__name__}'s classifiers differ in their number of classes: {sizes}.")
 
 
 def _check_ties(model: nn.Module, places: tuple[Classifier, ...]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from resilient_heads.heads.find.candidates import Leaf, is_leaf, out_features
+from resilient_heads.heads.find.candidates import is_leaf, out_features
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,7 @@ def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace | None
 def shapes_after(
     model: nn.Module, old: int, new: int, example_input: Tensor | None = None
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Return the output shapes that a model must have after its number of classes changed.
-
-    Args:
-        model: The model before the change.
-        old: Number of classes before.
-        new: Number of classes after.
-        example_input: As for :func:`trace`.
+    """Return the output shapes that a model must have after its number of classes changed from ``old`` to ``new``.
 
     Returns:
         One shape per output; None if the number stays, or if the model cannot be traced.
@@ -113,7 +107,8 @@ def _copy_without_weights(model: nn.Module) -> nn.Module:
 
 def _run(twin: nn.Module, batch: Tensor) -> Trace:
     """Run the copy once."""
-    names = {module: name for name, module in twin.named_modules() if is_leaf(module)}
+    leaves = {name: module for name, module in twin.named_modules() if is_leaf(module)}
+    names: dict[nn.Module, str] = {module: name for name, module in leaves.items()}
     fresh: dict[int, str] = {}
     kept: list[Tensor] = []
     ran: set[str] = set()
@@ -141,11 +136,11 @@ def _run(twin: nn.Module, batch: Tensor) -> Trace:
         if all(key in fresh for key in found)  # otherwise the model uses a parameter after the last layer
         for key in found
     }
-    direct = {name: out_features(_leaf(twin, name)) for name in sorted(reached)}
+    direct = {name: out_features(leaves[name]) for name in sorted(reached)}
     return Trace(
         ran=frozenset(ran),
         direct=direct if ends else None,
-        last=tuple(name for name in names.values() if name in pure),
+        last=tuple(name for name in leaves if name in pure),
         shapes=tuple(tuple(tensor.shape) for tensor in tensors),
         inputs=tuple(batch.shape),
     )
@@ -175,44 +170,33 @@ def _sources(tensor: Tensor) -> set[int]:
     return found
 
 
-def _leaf(model: nn.Module, name: str) -> Leaf:
-    """Return the layer at a path."""
-    leaf = model.get_submodule(name)
-    assert isinstance(leaf, nn.Linear | nn.Conv2d)
-    return leaf
-
-
 def _guesses(model: nn.Module) -> Iterator[Tensor]:
     """Yield batches of two that the model may accept, the likeliest first."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
-    shapes: dict[tuple[int, ...], None] = {}
     first = next((m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
     channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
-    for size in _recorded_sizes(model):
-        shapes[(2, *size) if len(size) > 2 else (2, channels, *size)] = None
-    if isinstance(first, nn.Linear):
-        shapes[2, first.in_features] = None
-    elif isinstance(first, nn.Conv1d):
-        shapes[2, first.in_channels, 64] = None
+    shapes = [size if len(size) > 2 else (channels, *size) for size in _recorded_sizes(model)]
+    if isinstance(first, nn.Conv1d):
+        shapes.append((first.in_channels, 64))
     elif isinstance(first, nn.Conv3d):
-        shapes[2, first.in_channels, 16, 112, 112] = None
-    if not isinstance(first, nn.Conv1d | nn.Conv3d):
-        for side in _IMAGE_SIZES:
-            shapes[2, channels, side, side] = None
-    for shape in shapes:
-        yield torch.empty(shape, dtype=dtype, device="meta")
+        shapes.append((first.in_channels, 16, 112, 112))
+    else:
+        if isinstance(first, nn.Linear):
+            shapes.append((first.in_features,))
+        shapes += [(channels, side, side) for side in _IMAGE_SIZES]
+    for shape in dict.fromkeys(shapes):
+        yield torch.empty((2, *shape), dtype=dtype, device="meta")
 
 
 def _recorded_sizes(model: nn.Module) -> Iterator[tuple[int, ...]]:
     """Yield the image sizes in a model's attributes and configuration."""
     config = getattr(model, "config", None)
     timm = getattr(model, "pretrained_cfg", None)
-    patches = getattr(model, "patch_embed", None)
     channels = getattr(config, "num_channels", None)
     named: Iterable[Any] = (
         getattr(config, "image_size", None),
-        getattr(patches, "img_size", None),
+        getattr(getattr(model, "patch_embed", None), "img_size", None),
         timm.get("input_size") if isinstance(timm, dict) else None,
         getattr(model, "image_size", None),
         getattr(config, "input_size", None),

@@ -14,13 +14,7 @@ class MeasuredCampaign(Protocol):
 
 
 def head_card(head: Any, *, campaign: MeasuredCampaign | None, licence: str, repo: str | None = None) -> bytes:
-    """Return the model card.
-
-    Args:
-        head: The head.
-        campaign: What ``run_campaign`` measured on a model with the head, or None.
-        licence: Licence identifier.
-        repo: Repository where the head is published, or None while the files only lie in a folder.
+    """Return the model card; ``repo`` is where the head is published, None while its files only lie in a folder.
 
     Raises:
         ModelError: ``campaign`` is not a campaign's result.

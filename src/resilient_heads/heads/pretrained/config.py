@@ -39,11 +39,7 @@ class HeadConfig:
 
     @classmethod
     def of(cls, head: Any, sha256: dict[str, str]) -> Self:
-        """Return the configuration of a head.
-
-        Args:
-            head: A ``TextGuidedHead``; its module imports this one.
-            sha256: Digest of each file beside it.
+        """Return the configuration of a ``TextGuidedHead``, whose module imports this one.
 
         Raises:
             ModelError: The head's ``in_features`` are still open.

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Self
 
+import torch
 from torch import nn
 
 from resilient_heads.heads.pretrained.card import MeasuredCampaign, head_card
@@ -47,10 +48,12 @@ class PretrainedHead(nn.Module):
             bias=config.bias,
             conv=config.conv,
             protection=config.protection,
+            device="meta",  # a damaged config.json may name huge sizes
             dtype=config.dtype,
         )
         head.class_names = config.class_names
         check_tensors(state, head.state_dict())
+        head.to_empty(device=torch.get_default_device())
         head.load_state_dict(state, strict=True)
         return head
 

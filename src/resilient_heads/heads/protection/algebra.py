@@ -10,12 +10,18 @@ for Matrix Operations*, 1984).
 Tolerance: rounding errors are modelled as independent with mean 0 (Higham and Mary, *A New Approach to Probabilistic
 Rounding Error Analysis*, 2019). With ``u`` the unit roundoff and K the inner size of the product, the sum of K errors
 stays within ``lambda sqrt(K) u`` with probability ``1 - 2 exp(-lambda^2 / 2)``.
+
+In all functions ``dim`` is the dimension of features and outputs, a weight is ``(O, K)``, a bias ``(O,)`` or None, and
+``input_norm`` is ``||x||`` with size 1 along ``dim``.
 """
 
 import math
 
 import torch
 from torch import Tensor
+
+SMALLEST_NORM = 2.0**-14
+"""Divisor of latent vectors that are shorter: the smallest normal float16, so that it is above 0 in every format."""
 
 _LAMBDA = 6.0
 """Standard deviations of rounding that raise no alarm; more has a probability below 4e-8. A false alarm is harmless."""
@@ -33,27 +39,17 @@ def norm_of(x: Tensor, dim: int) -> Tensor:
 
 
 def product_limit(input_norm: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor, dim: int) -> Tensor:
-    """Return the largest magnitude of each fault-free output of a product.
-
-    Args:
-        input_norm: ``||x||``, size 1 along ``dim``.
-        weight: ``(O, K)``.
-        bias: ``(O,)`` or None.
-        like: The product; its dtype and device count.
-        dim: The dimension of the outputs.
-    """
+    """Return the largest magnitude of each fault-free output of a product; ``like`` is the product."""
     limit = input_norm * _along(torch.linalg.vector_norm(weight, dim=1, dtype=input_norm.dtype), input_norm, dim)
     if bias is not None:
         limit = limit + _along(bias.abs().to(input_norm.dtype), input_norm, dim)
     return _slack(limit, like, weight.shape[1])
 
 
-def norm_limit(input_norm: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor, smallest: float) -> Tensor:
-    """Return the largest fault-free norm of a product: ``||W|| ||x|| + ||b||`` with the Frobenius norm of W."""
-    limit = input_norm * torch.linalg.vector_norm(weight, dtype=input_norm.dtype)
-    if bias is not None:
-        limit = limit + torch.linalg.vector_norm(bias, dtype=input_norm.dtype)
-    limit = _slack(limit.clamp_min(smallest), like, weight.shape[0] + weight.shape[1])
+def norm_limit(input_norm: Tensor, weight: Tensor, bias: Tensor | None, like: Tensor) -> Tensor:
+    """Return the largest fault-free norm of a product, at least ``SMALLEST_NORM``; ``like`` is the product."""
+    limit = _largest_norm(input_norm, weight, bias).clamp_min(SMALLEST_NORM)
+    limit = _slack(limit, like, weight.shape[0] + weight.shape[1])
     # The norm is infinite without a fault where the sum of squares overflows.
     added = torch.float64 if like.dtype == torch.float64 else torch.float32
     return torch.where(limit > math.sqrt(torch.finfo(added).max) / 2, math.inf, limit)
@@ -86,10 +82,10 @@ def replace_beyond(values: Tensor, limit: Tensor) -> Tensor:
     return torch.where(inside, values, 0.0)
 
 
-def clamp_norm(norm: Tensor, smallest: float, limit: Tensor) -> Tensor:
-    """Clamp a norm to its smallest value and its limit; NaN becomes the smallest value."""
-    inside = ((norm >= smallest) & (norm <= limit)) | ~(limit < math.inf)
-    return torch.where(inside, norm, torch.where(norm > limit, limit.to(norm.dtype), smallest))
+def clamp_norm(norm: Tensor, limit: Tensor) -> Tensor:
+    """Clamp a norm to ``SMALLEST_NORM`` and its limit; NaN becomes ``SMALLEST_NORM``."""
+    inside = ((norm >= SMALLEST_NORM) & (norm <= limit)) | ~(limit < math.inf)
+    return torch.where(inside, norm, torch.where(norm > limit, limit.to(norm.dtype), SMALLEST_NORM))
 
 
 def total(values: Tensor, dim: int) -> Tensor:
@@ -98,36 +94,18 @@ def total(values: Tensor, dim: int) -> Tensor:
 
 
 def expected_total(x: Tensor, weight: Tensor, bias: Tensor | None, dim: int) -> Tensor:
-    """Return the ABFT checksum of a product: what its outputs must sum to.
-
-    Args:
-        x: Size K along ``dim``.
-        weight: ``(O, K)``.
-        bias: ``(O,)`` or None.
-        dim: The dimension of the features.
-    """
+    """Return the ABFT checksum of a product: what its outputs must sum to."""
     rows = _along(weight.sum(dim=0, dtype=wide(x)), x, dim)
     expected = (x * rows).sum(dim=dim, keepdim=True)
     return expected if bias is None else expected + bias.sum(dtype=wide(x))
 
 
 def product_tolerance(input_norm: Tensor, weight: Tensor, bias: Tensor | None, result: Tensor, dim: int) -> Tensor:
-    """Return by how much rounding may change the sum of a product.
-
-    Args:
-        input_norm: ``||x||``, size 1 along ``dim``.
-        weight: ``(O, K)``.
-        bias: ``(O,)`` or None.
-        result: The product, size O along ``dim``.
-        dim: The dimension of the features.
-    """
-    largest = input_norm * torch.linalg.vector_norm(weight, dtype=input_norm.dtype)
-    if bias is not None:
-        largest = largest + torch.linalg.vector_norm(bias, dtype=input_norm.dtype)
+    """Return by how much rounding may change the sum of a product; ``result`` is the product."""
     outputs, inner = weight.shape
     inputs = _input_roundoff(result) * (2 * outputs) ** 0.5
     relative = _accumulation_roundoff(result) * (inner + 1) ** 0.5 * _of_sums(result, outputs) + inputs
-    tolerance: Tensor = _LAMBDA * relative * largest + rounding_tolerance(result, dim)
+    tolerance: Tensor = _LAMBDA * relative * _largest_norm(input_norm, weight, bias) + rounding_tolerance(result, dim)
     return tolerance
 
 
@@ -157,6 +135,12 @@ def median_of_three(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
     middle = torch.where(middle > low, middle, low)
     pair = torch.where(second == third, second, middle)
     return torch.where((first == second) | (first == third), first, pair)
+
+
+def _largest_norm(input_norm: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``||W|| ||x|| + ||b||`` with the Frobenius norm of W: no product without rounding has a larger norm."""
+    largest: Tensor = input_norm * torch.linalg.vector_norm(weight, dtype=input_norm.dtype)
+    return largest if bias is None else largest + torch.linalg.vector_norm(bias, dtype=input_norm.dtype)
 
 
 def _of_sums(result: Tensor, size: int) -> float:

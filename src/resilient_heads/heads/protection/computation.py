@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.heads.protection import algebra
-from resilient_heads.heads.protection.graph import SMALLEST_NORM, HeadGraph, Product
+from resilient_heads.heads.protection.algebra import SMALLEST_NORM
+from resilient_heads.heads.protection.graph import HeadGraph, Product
 from resilient_heads.heads.protection.parts import Bounded, BoundedNorm, Check
 
 
@@ -34,12 +35,10 @@ class Pass:
 
     Attributes:
         graph: What the head computes.
-        dim: The dimension of features and classes.
         excess: By how much each checksum exceeds its tolerance; filled as the pass proceeds.
     """
 
     graph: HeadGraph
-    dim: int
     excess: list[Tensor] = field(default_factory=list)
 
 
@@ -59,7 +58,7 @@ class Step:
         values: The tensor.
         input_norm: Norm of the product's input; None without protection.
         limit: Largest magnitude of a fault-free value; None without bounds.
-        checksum: What the values must sum to; None without checks.
+        checksum: None without checks.
     """
 
     values: Tensor
@@ -108,46 +107,44 @@ class Computation(nn.Module):
         if checks:
             self._add("excess")
 
-    def run(self, graph: HeadGraph, x: Tensor, dim: int) -> tuple[Tensor, Tensor | None]:
-        """Return the logits and, with checks, each checksum's excess over its tolerance, side by side along ``dim``."""
+    def run(self, graph: HeadGraph, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the logits and, with checks, each checksum's excess over its tolerance, side by side."""
         if self.copy is Copy.NEGATED_INPUT:
             x = self._emit("input", -x)
-        current = Pass(graph, dim)
+        current = Pass(graph)
         if graph.log_scale is None:
             logits = self._linear(current, x)
         else:
             step, norm = self._cosine(current, x) if graph.scores is None else self._fused_cosine(current, x)
             logits = self._scaled(current, step, graph.log_scale, norm)
-        return logits, self._emit("excess", torch.cat(current.excess, dim=dim)) if current.excess else None
+        return logits, self._emit("excess", torch.cat(current.excess, dim=graph.dim)) if current.excess else None
 
     def _linear(self, current: Pass, x: Tensor) -> Tensor:
         """Return the logits of a linear head."""
         for product in current.graph.products:
             step = self._product(current, product, x)
-            self._check(current, product.name, step)
+            self._check(current, product.name, step.values, step.checksum)
             x = step.values
         return x if self.copy is Copy.FIRST else self._emit("logits", -x)
 
     def _cosine(self, current: Pass, x: Tensor) -> tuple[Step, Tensor]:
         """Return the cosines of a head of two products, and the norm of its latent vector."""
-        first, last = current.graph.products
+        (first, last), dim = current.graph.products, current.graph.dim
         latent = self._product(current, first, x)
-        self._check(current, first.name, latent)
-        norm, norm_limit = self._norm(current, latent, latent.values.norm(2.0, current.dim, True))
+        self._check(current, first.name, latent.values, latent.checksum)
+        norm, norm_limit = self._norm(current, latent, latent.values.norm(2.0, dim, True))
         unit = self._emit("unit", latent.values / norm)
         if norm_limit is not None:
-            size = latent.values.shape[current.dim]
-            unit = self._restrict("unit", unit, algebra.unit_limit(norm_limit, unit, size))
-        step = Step(unit, checksum=self._ratio_checksum(current, latent.values, norm, unit))
-        self._check(current, "unit", step)
+            unit, _ = self._restrict("unit", unit, algebra.unit_limit(norm_limit, unit, latent.values.shape[dim]))
+        self._check(current, "unit", unit, self._ratio_checksum(latent.values, norm, unit, dim))
         return self._product(current, last, unit), norm
 
     def _fused_cosine(self, current: Pass, x: Tensor) -> tuple[Step, Tensor]:
         """Return the cosines of a head of one product, and the norm of its latent vector."""
-        (product,), dim, scores = current.graph.products, current.dim, current.graph.scores
+        (product,), dim, scores = current.graph.products, current.graph.dim, current.graph.scores
         assert scores is not None
         both = self._product(current, product, x)
-        self._check(current, product.name, both)
+        self._check(current, product.name, both.values, both.checksum)
         sizes = [scores, both.values.shape[dim] - scores]
         numerator, factor = torch.split_with_sizes(both.values, sizes, dim)
         vector = Step(factor, both.input_norm, both.limit)
@@ -155,8 +152,8 @@ class Computation(nn.Module):
         cosine = self._emit("cosine", numerator / norm)
         if both.limit is not None:
             limit = torch.split_with_sizes(both.limit, sizes, dim)[0]
-            cosine = self._restrict("cosine", cosine, algebra.ratio_limit(limit, norm))
-        return Step(cosine, checksum=self._ratio_checksum(current, numerator, norm, cosine)), norm
+            cosine, _ = self._restrict("cosine", cosine, algebra.ratio_limit(limit, norm))
+        return Step(cosine, checksum=self._ratio_checksum(numerator, norm, cosine, dim)), norm
 
     def _product(self, current: Pass, product: Product, x: Tensor) -> Step:
         """Return a matrix product."""
@@ -168,13 +165,11 @@ class Computation(nn.Module):
             y = self._emit(product.name, y)
         if not (self.bounds or self.checks):
             return Step(y)
-        x, dim, (weight, bias) = x.to(y.dtype), current.dim, product.parameters(y.dtype)
+        x, dim, (weight, bias) = x.to(y.dtype), current.graph.dim, product.parameters(y.dtype)
         input_norm = self._emit(f"{product.name}_reach", algebra.norm_of(x, dim))
         limit = checksum = None
         if self.bounds:
-            limit = algebra.product_limit(input_norm, weight, bias, y, dim)
-            limit = self._emit(f"{product.name}_limit", limit)
-            y = self._emit(f"{product.name}_bounded", y, limit)
+            y, limit = self._restrict(product.name, y, algebra.product_limit(input_norm, weight, bias, y, dim))
         if self.checks:
             expected = algebra.expected_total(x, weight, bias, dim)
             checksum = Checksum(expected, algebra.product_tolerance(input_norm, weight, bias, y, dim))
@@ -182,53 +177,50 @@ class Computation(nn.Module):
 
     def _norm(self, current: Pass, vector: Step, norm: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the norm of the latent vector, at least ``SMALLEST_NORM``, and its limit."""
-        values, dim, limit = vector.values, current.dim, None
+        values, dim, limit = vector.values, current.graph.dim, None
         norm = self._emit("norm", norm.clamp_min(SMALLEST_NORM))
         if vector.limit is not None and vector.input_norm is not None:
             weight, bias = current.graph.products[0].parameters(values.dtype)
-            limit = algebra.norm_limit(vector.input_norm, weight, bias, values, SMALLEST_NORM)
-            limit = self._emit("norm_limit", limit)
-            norm = self._emit("norm_bounded", norm, limit, SMALLEST_NORM)
+            limit = algebra.norm_limit(vector.input_norm, weight, bias, values)
+            norm, limit = self._restrict("norm", norm, limit)
         if self.checks:
             again = algebra.norm_of(values, dim).clamp_min(SMALLEST_NORM)
             tolerance = algebra.norm_tolerance(norm, values.shape[dim])
-            self._check(current, "norm", Step(norm, checksum=Checksum(again, tolerance)))
+            self._check(current, "norm", norm, Checksum(again, tolerance))
         return norm, limit
 
     def _scaled(self, current: Pass, cosine: Step, log_scale: Tensor, norm: Tensor) -> Tensor:
         """Return the logits of a cosine head: the cosines times the learned scale."""
-        dtype = cosine.values.dtype
+        dtype, dim = cosine.values.dtype, current.graph.dim
         scale = _scale(log_scale, self.copy.value, dtype, norm)
         scale = self._emit("scale", scale if self.copy is Copy.FIRST else -scale)
         logits = self._emit("logits", cosine.values * scale)
         if cosine.checksum is not None:
             again = self._emit("scale_again", _scale(log_scale, _CHECKED_SCALE, dtype, norm))
-            total = algebra.total(again, current.dim)
-            self._check(current, "scale", Step(scale, checksum=Checksum(total, total * 0)))
-            tolerance = cosine.checksum.tolerance * again + algebra.rounding_tolerance(logits, current.dim)
-            checksum = Checksum(cosine.checksum.expected * again, tolerance)
-            self._check(current, "logits", Step(logits, checksum=checksum))
+            total = algebra.total(again, dim)
+            self._check(current, "scale", scale, Checksum(total, total * 0))
+            tolerance = cosine.checksum.tolerance * again + algebra.rounding_tolerance(logits, dim)
+            self._check(current, "logits", logits, Checksum(cosine.checksum.expected * again, tolerance))
         return logits
 
-    def _ratio_checksum(self, current: Pass, numerator: Tensor, norm: Tensor, ratio: Tensor) -> Checksum | None:
+    def _ratio_checksum(self, numerator: Tensor, norm: Tensor, ratio: Tensor, dim: int) -> Checksum | None:
         """Return what values divided by a norm must sum to."""
         if not self.checks:
             return None
-        expected = algebra.total(numerator, current.dim) / norm
-        return Checksum(expected, algebra.rounding_tolerance(ratio, current.dim))
+        return Checksum(algebra.total(numerator, dim) / norm, algebra.rounding_tolerance(ratio, dim))
 
-    def _check(self, current: Pass, name: str, step: Step) -> None:
+    def _check(self, current: Pass, name: str, values: Tensor, checksum: Checksum | None) -> None:
         """Compare a tensor's sum with its ABFT checksum."""
-        if step.checksum is not None:
-            total = algebra.total(step.values, current.dim)
-            excess = self._emit(f"{name}_check", step.checksum.expected, total, step.checksum.tolerance)
-            current.excess.append(excess)
+        if checksum is not None:
+            total = algebra.total(values, current.graph.dim)
+            current.excess.append(self._emit(f"{name}_check", checksum.expected, total, checksum.tolerance))
 
-    def _restrict(self, name: str, values: Tensor, limit: Tensor) -> Tensor:
-        """Return a tensor after range restriction."""
-        return self._emit(f"{name}_bounded", values, self._emit(f"{name}_limit", limit))
+    def _restrict(self, name: str, values: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a tensor after range restriction, and its limit."""
+        limit = self._emit(f"{name}_limit", limit)
+        return self._emit(f"{name}_bounded", values, limit), limit
 
-    def _emit(self, name: str, *values: Tensor | float) -> Tensor:
+    def _emit(self, name: str, *values: Tensor) -> Tensor:
         """Return the output of the module of that name, where faults can be injected."""
         output: Tensor = self.get_submodule(name)(*values)
         return output

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-SMALLEST_NORM = 2.0**-14
-"""Divisor of latent vectors that are shorter: the smallest normal float16, so that it is above 0 in every format."""
-
 
 @dataclass(frozen=True, slots=True)
 class Product:
@@ -51,3 +48,8 @@ class HeadGraph:
     products: tuple[Product, ...]
     log_scale: Tensor | None = None
     scores: int | None = None
+
+    @property
+    def dim(self) -> int:
+        """The dimension of features and classes."""
+        return 1 if isinstance(self.products[0].layer, nn.Conv2d) else -1

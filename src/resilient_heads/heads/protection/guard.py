@@ -26,21 +26,15 @@ class Guard(nn.Module):
         self.choice = Choice() if protection.checksum else None
         self.vote = Vote() if protection.median else None
 
-    def run(self, graph: HeadGraph, x: Tensor, dim: int) -> Tensor:
-        """Return the logits.
-
-        Args:
-            graph: What the head computes now; its tensors may have moved since the guard was built.
-            x: Input of the head.
-            dim: The dimension of features and classes.
-        """
-        logits, excess = self.first.run(graph, x, dim)
+    def run(self, graph: HeadGraph, x: Tensor) -> Tensor:
+        """Return the logits; ``graph`` names the head's present tensors, which may have moved since it was built."""
+        logits, excess = self.first.run(graph, x)
         if self.second is not None:
-            again, _ = self.second.run(graph, x, dim)
+            again, _ = self.second.run(graph, x)
             if self.choice is not None:
-                logits = self.choice(logits, again, excess, dim)
+                logits = self.choice(logits, again, excess, graph.dim)
             if self.third is not None and self.vote is not None:
-                logits = self.vote(logits, again, self.third.run(graph, x, dim)[0])
+                logits = self.vote(logits, again, self.third.run(graph, x)[0])
         return logits
 
     def sites(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from resilient_heads.checks import instance_of
+from resilient_heads.errors import ModelError
 from resilient_heads.heads.protection.graph import HeadGraph, Product
 from resilient_heads.heads.protection.guard import Guard
 from resilient_heads.heads.protection.options import Protection
@@ -17,10 +18,28 @@ class Protectable(nn.Module):
         """Return what the head computes."""
         raise NotImplementedError
 
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the logits, without protection."""
+        raise NotImplementedError
+
     @property
-    def features_dim(self) -> int:
-        """The dimension of features and classes."""
-        return 1 if isinstance(self.graph().products[0].layer, nn.Conv2d) else -1
+    def plain_sites(self) -> tuple[str, ...]:
+        """The ``fault_sites`` of the head without protection."""
+        return ("",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        if self.guard is None or self.training:
+            return self.compute(x)
+        return self.guard.run(self.graph(), x)
+
+    @property
+    def fault_sites(self) -> tuple[str, ...]:
+        """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
+        if self.guard is None:
+            return self.plain_sites
+        layers = (product.name for product in self.graph().products if product.runs)
+        return (*layers, *(f"guard.{name}" for name in self.guard.sites()), "")
 
     @property
     def protection(self) -> Protection | None:
@@ -37,12 +56,6 @@ class Protectable(nn.Module):
             instance_of("protection", protection, Protection, example="rh.Protection(checksum=True)")
         self.guard = None if protection is None else Guard(self.graph(), protection)
 
-    def guarded_sites(self) -> tuple[str, ...]:
-        """Return the names of the modules whose outputs are the protected head's tensors; ``""`` is the head itself."""
-        assert self.guard is not None
-        layers = tuple(product.name for product in self.graph().products if product.runs)
-        return (*layers, *(f"guard.{name}" for name in self.guard.sites()), "")
-
 
 class _ProtectedLayer(Protectable):
     """A plain layer that is protected: the same object, whose class is changed while the protection lasts.
@@ -58,22 +71,15 @@ class _ProtectedLayer(Protectable):
         del self.guard, self.plain_type
         self.__class__ = kind  # type: ignore[assignment]
 
-    @property
-    def fault_sites(self) -> tuple[str, ...]:
-        """Names of the modules whose outputs are this layer's tensors; ``""`` is the layer itself."""
-        return self.guarded_sites() if self.guard is not None else ("",)
-
     def graph(self) -> HeadGraph:
         """Return what the layer computes."""
         assert isinstance(self, nn.Linear | nn.Conv2d)
         return HeadGraph((Product("projection", self, runs=False),))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        if self.guard is None or self.training:
-            logits: Tensor = super().forward(x)
-            return logits
-        return self.guard.run(self.graph(), x, self.features_dim)
+    def compute(self, x: Tensor) -> Tensor:
+        """Return the logits as the plain layer computes them."""
+        logits: Tensor = super(Protectable, self).forward(x)
+        return logits
 
 
 class ProtectedLinear(_ProtectedLayer, nn.Linear):
@@ -96,3 +102,11 @@ def protect_layer_(layer: nn.Linear | nn.Conv2d, protection: Protection) -> Prot
 def find_protectable(model: nn.Module) -> dict[str, Protectable]:
     """Return the heads of a model that can be protected as they are, by dotted path."""
     return {name: module for name, module in model.named_modules() if isinstance(module, Protectable)}
+
+
+def find_protected(model: nn.Module) -> dict[str, Protectable]:
+    """Return the protected heads of a model by dotted path, or raise ModelError if it has none."""
+    heads = {name: head for name, head in find_protectable(model).items() if head.guard is not None}
+    if not heads:
+        raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
+    return heads

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -10,9 +9,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resilient_heads.checks import instance_of
-from resilient_heads.errors import ModelError
-from resilient_heads.heads.protection.layers import find_protectable
+from resilient_heads.heads.protection.layers import find_protected
 from resilient_heads.heads.protection.parts import Bounded, BoundedNorm, Choice, Vote
+
+Args = tuple[Any, ...]
+Count = Callable[[Args, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,7 @@ class ProtectionMonitor:
 
     def __init__(self, model: nn.Module) -> None:
         instance_of("model", model, nn.Module, example="torchvision.models.resnet18()")
-        heads = {name: head for name, head in find_protectable(model).items() if head.guard is not None}
-        if not heads:
-            raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
+        heads = find_protected(model)
         self._names = tuple(heads)
         self._sums: dict[tuple[str, str], Tensor] = {}
         self._handles: list[RemovableHandle] = []
@@ -68,15 +67,13 @@ class ProtectionMonitor:
             for module in head.modules():
                 counted = ("rows", _rows) if module is head else _COUNTED.get(type(module))
                 if counted is not None:
-                    counter = _Counter(self._sums, name, counted[0], head.features_dim, counted[1])
+                    counter = _Counter(self._sums, name, counted[0], head.graph().dim, counted[1])
                     self._handles.append(module.register_forward_hook(counter))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     @property
@@ -106,9 +103,9 @@ class _Counter:
     head: str
     field: str
     dim: int
-    count: Callable[[tuple[Any, ...], Tensor, int], Tensor]
+    count: Count
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def __call__(self, module: nn.Module, args: Args, output: Tensor) -> None:
         """Count one call of the module."""
         if self.field == "rows" and module.training:
             return
@@ -116,23 +113,23 @@ class _Counter:
         self.sums[key] = self.sums[key] + number if key in self.sums else number
 
 
-def _rows(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+def _rows(args: Args, output: Tensor, dim: int) -> Tensor:
     """Return the number of rows."""
     return torch.tensor(output.numel() // output.shape[dim])
 
 
-def _restricted(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+def _restricted(args: Args, output: Tensor, dim: int) -> Tensor:
     """Return the number of values that range restriction replaced."""
     return _differ(args[0], output).sum()
 
 
-def _alarms(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+def _alarms(args: Args, output: Tensor, dim: int) -> Tensor:
     """Return the number of rows with a checksum alarm."""
     fine: Tensor = args[2] <= 0
     return (~fine).any(dim=dim).sum()
 
 
-def _outvoted(args: tuple[Any, ...], output: Tensor, dim: int) -> Tensor:
+def _outvoted(args: Args, output: Tensor, dim: int) -> Tensor:
     """Return the number of rows with a logit on which the three computations disagree."""
     first, second, third = args
     return (_differ(first, output) | _differ(second, output) | _differ(third, output)).any(dim=dim).sum()
@@ -143,7 +140,7 @@ def _differ(one: Tensor, other: Tensor) -> Tensor:
     return (one != other) & ~(one.isnan() & other.isnan())
 
 
-_COUNTED: dict[type[nn.Module], tuple[str, Callable[[tuple[Any, ...], Tensor, int], Tensor]]] = {
+_COUNTED: dict[type[nn.Module], tuple[str, Count]] = {
     Bounded: ("restricted_values", _restricted),
     BoundedNorm: ("restricted_values", _restricted),
     Choice: ("checksum_alarms", _alarms),

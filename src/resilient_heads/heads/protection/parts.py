@@ -17,9 +17,9 @@ class Bounded(nn.Module):
 class BoundedNorm(nn.Module):
     """Range restriction of a norm."""
 
-    def forward(self, norm: Tensor, limit: Tensor, smallest: float) -> Tensor:
-        """Return the norm, clamped to ``smallest`` and ``limit``."""
-        return algebra.clamp_norm(norm, smallest, limit)
+    def forward(self, norm: Tensor, limit: Tensor) -> Tensor:
+        """Return the norm, clamped to ``algebra.SMALLEST_NORM`` and ``limit``."""
+        return algebra.clamp_norm(norm, limit)
 
 
 class Check(nn.Module):

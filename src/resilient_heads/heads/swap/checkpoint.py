@@ -8,8 +8,8 @@ another head, and accept a checkpoint without any head.
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.find.locate import find_heads
@@ -101,13 +101,7 @@ def _compare_heads(model: nn.Module, state: Mapping[str, Any], prefix: str) -> N
 
 
 def _compare_head(expected: dict[str, Tensor], saved: dict[str, Any], start: str) -> None:
-    """Raise ModelError if the saved tensors are not those of a head.
-
-    Args:
-        expected: The head's tensors by name.
-        saved: The checkpoint's tensors in the place of the head, by name.
-        start: Prefix of the head's names in the checkpoint.
-    """
+    """Raise ModelError unless the tensors that the checkpoint has under the prefix ``start`` are those of a head."""
     unexpected = set(saved) - set(expected)
     if unexpected and unexpected <= _PLAIN:  # a partial loader may have added the model's tensors
         raise ModelError(
@@ -125,8 +119,7 @@ def _compare_head(expected: dict[str, Tensor], saved: dict[str, Any], start: str
         )
     for key, tensor in expected.items():
         other = saved.get(key)
-        lazy = torch.nn.parameter.is_lazy(tensor)
-        if isinstance(other, Tensor) and not lazy and other.shape != tensor.shape:
+        if isinstance(other, Tensor) and not is_lazy(tensor) and other.shape != tensor.shape:
             raise ModelError(
                 f"{start}{key} is {tuple(other.shape)} in the checkpoint, {tuple(tensor.shape)} in the model; nothing "
                 "was loaded. Wrap the model with the embeddings that it had when it was saved."

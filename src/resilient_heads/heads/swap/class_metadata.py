@@ -21,24 +21,20 @@ class ClassMetadata:
     pickled, or becomes part of a larger model.
 
     Attributes:
-        counts: (distance, attribute, number of classes).
+        num_classes: The classifier's number of classes.
+        counts: (distance, attribute) of each attribute that holds this number.
         labels: (distance, id2label, label2id) of transformers configurations.
     """
 
-    counts: tuple[tuple[int, str, int], ...]
+    num_classes: int
+    counts: tuple[tuple[int, str], ...]
     labels: tuple[tuple[int, dict[int, str], dict[str, int]], ...]
 
 
 def read_metadata(model: nn.Module, name: str, num_classes: int) -> ClassMetadata:
-    """Return what the modules around a classifier say about its classes.
-
-    Args:
-        model: The model.
-        name: The classifier's path.
-        num_classes: The classifier's number of classes; counts of another size do not belong to it.
-    """
+    """Return what the modules around the classifier at path ``name`` say about its classes; skip other numbers."""
     counts = tuple(
-        (distance, attribute, num_classes)
+        (distance, attribute)
         for distance, module in _modules_around(model, name)
         for attribute in _COUNTS
         if type(vars(module).get(attribute)) is int and vars(module)[attribute] == num_classes
@@ -48,21 +44,21 @@ def read_metadata(model: nn.Module, name: str, num_classes: int) -> ClassMetadat
         for distance, module in _modules_around(model, name)
         if (config := _labelled(module)) is not None and len(config.id2label) == num_classes
     )
-    return ClassMetadata(counts, labels)
+    return ClassMetadata(num_classes, counts, labels)
 
 
 def update(model: nn.Module, name: str, before: ClassMetadata, num_classes: int, names: Sequence[str] | None) -> None:
-    """Set the new classes in the modules around a classifier, and make ``reset_classifier`` refuse.
+    """Set the new classes in the modules around a classifier in place, and make ``reset_classifier`` refuse.
 
     Args:
-        model: The model, changed in place.
+        model: The model.
         name: The classifier's path.
         before: What :func:`read_metadata` returned.
         num_classes: The new number of classes.
         names: Names of the new classes; None keeps the labels unless their number changed.
     """
     around = dict(_modules_around(model, name))
-    for distance, attribute, _ in before.counts:
+    for distance, attribute in before.counts:
         setattr(around[distance], attribute, num_classes)
     for distance, old, _ in before.labels:
         config: Any = around[distance].config
@@ -79,8 +75,8 @@ def update(model: nn.Module, name: str, before: ClassMetadata, num_classes: int,
 def restore(model: nn.Module, name: str, before: ClassMetadata) -> None:
     """Undo :func:`update`."""
     around = dict(_modules_around(model, name))
-    for distance, attribute, count in before.counts:
-        setattr(around[distance], attribute, count)
+    for distance, attribute in before.counts:
+        setattr(around[distance], attribute, before.num_classes)
     for distance, id2label, label2id in before.labels:
         config: Any = around[distance].config
         config.id2label, config.label2id = dict(id2label), dict(label2id)

@@ -1,13 +1,14 @@
 """Build the head for a classifier: its class embeddings, its sizes, its device and dtype."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
+from resilient_heads.checks import one_of
 from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.heads.find.candidates import Classifier
-from resilient_heads.heads.text_guided import Initialisation, TextGuidedHead, check_initialisation
+from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.text.descriptions.class_descriptions import ClassDescriptions
 from resilient_heads.text.descriptions.questions import TEMPLATE
 from resilient_heads.text.embeddings import ClassEmbeddings
@@ -17,27 +18,14 @@ from resilient_heads.text.hub.settings import HubSettings
 from resilient_heads.text.prebuilt.bundled import bundled_names, load_bundled
 from resilient_heads.text.prebuilt.load import load_embeddings
 
-Start = Initialisation | Literal["from_classifier"]
+Start = Literal["descriptions", "template", "random", "from_classifier"]
 
 
 def text_for(
     place: Classifier, embeddings: ClassEmbeddings | str | None, init: Start, offline: bool
 ) -> ClassEmbeddings:
-    """Return the class embeddings that a head starts from.
-
-    Args:
-        place: The classifier; its number of classes decides if ``embeddings`` is None.
-        embeddings: Embeddings, the name of prebuilt ones, or None.
-        init: As in ``wrap_model``; this function encodes the template.
-        offline: Never use the network.
-
-    Raises:
-        ArgumentError: ``embeddings`` or ``init`` has a wrong type or value.
-        ModelError: ``embeddings`` is None and the number of classes is not 1,000.
-        EmbeddingError: No prebuilt embeddings have that name.
-    """
-    if init != "from_classifier":
-        check_initialisation(init)
+    """Return the class embeddings that a head starts from, for the arguments of ``wrap_model``."""
+    one_of("init", init, get_args(Start))
     text = _embeddings_for(place, embeddings, offline)
     if init == "template":
         sentences = ClassDescriptions.match(text.class_names, None, templates=(TEMPLATE,))
@@ -82,8 +70,8 @@ def build_head(place: Classifier, text: ClassEmbeddings, normalize: bool, init: 
     return head
 
 
-def check_fits(head: TextGuidedHead, place: Classifier) -> None:
-    """Raise ModelError unless the head has the classifier's kind and features."""
+def check_fits(head: TextGuidedHead, place: Classifier, new_classes: bool) -> None:
+    """Raise ModelError unless the head has the classifier's kind, features and (without ``new_classes``) classes."""
     conv = isinstance(place.leaf, nn.Conv2d)
     if head.is_conv != conv:
         raise ModelError(
@@ -93,6 +81,12 @@ def check_fits(head: TextGuidedHead, place: Classifier) -> None:
         raise ModelError(
             f"The classifier {place.name!r} has {place.in_features} input features, the head {head.in_features}; "
             f"build the head with in_features={place.in_features}, or with None to let wrap_model set it."
+        )
+    if head.num_classes != place.num_classes and not new_classes:
+        raise ModelError(
+            f"The classifier {place.name!r} has {place.num_classes} classes, the embeddings have {head.num_classes}. "
+            f"Build the model with num_classes={head.num_classes}, or pass new_classes=True to give it these classes "
+            "instead."
         )
 
 

@@ -12,6 +12,7 @@ from resilient_heads.heads.protection.layers import (
     ProtectedConv2d,
     ProtectedLinear,
     find_protectable,
+    find_protected,
     protect_layer_,
 )
 from resilient_heads.heads.protection.options import Protection
@@ -91,10 +92,7 @@ def unprotect_(model: M) -> M:
     """
     require_module(model)
     refuse_wrappers(model, "unprotect")
-    heads = {name: head for name, head in find_protectable(model).items() if head.protection is not None}
-    if not heads:
-        raise ModelError(f"{type(model).__name__} has no protected head; call protect_(model, ...) first.")
-    for head in heads.values():
+    for head in find_protected(model).values():
         if isinstance(head, ProtectedLinear | ProtectedConv2d):
             head.make_plain()
         else:

@@ -144,11 +144,7 @@ def warm_start_all(
 ) -> None:
     """Warm-start each head from the classifier that it replaces, in place, and log how well it reproduces it.
 
-    Args:
-        model: The model, still with its classifiers.
-        places: The classifiers.
-        heads: One head per classifier.
-        example_input: A batch that the model accepts, to measure the agreement on; None measures nothing.
+    The model still has its classifiers. Without ``example_input``, the agreement is not measured.
     """
     given: dict[str, Tensor] = {} if example_input is None else _features(model, places, example_input)
     for place, head in zip(places, heads, strict=True):

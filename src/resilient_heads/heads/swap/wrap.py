@@ -16,7 +16,6 @@ from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.swap.checkpoint import guard_loading
 from resilient_heads.heads.swap.class_metadata import ClassMetadata, allow_reset, read_metadata, restore, update
 from resilient_heads.heads.swap.fitting import Start, build_head, check_fits, fit_head, text_for
-from resilient_heads.heads.swap.replace import replace_module
 from resilient_heads.heads.swap.warm_start import warm_start_all
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.heads.wrappers import refuse_wrappers, require_module
@@ -93,7 +92,7 @@ def wrap_model(
     places = find_classifiers(model, classifier, example_input=example_input)
     heads = _heads_for(model, places, embeddings, head, normalize, init, offline)
     for place, each in zip(places, heads, strict=True):
-        _check_head(model, place, each, new_classes)
+        check_fits(each, place, new_classes)
     for place, each in zip(places, heads, strict=True):
         fit_head(each, place)
     if init == "from_classifier":
@@ -105,7 +104,7 @@ def wrap_model(
         each.__dict__[_REPLACED] = _Replaced(place.leaf, metadata)
         each.train(place.leaf.training)
         each.requires_grad_(place.leaf.weight.requires_grad)
-        replace_module(model, place.leaf, each)
+        _replace_module(model, place.leaf, each)
         update(model, place.name, metadata, each.num_classes, each.class_names)
     _check_shapes(model, expected, example_input)
     guard_loading(model)
@@ -143,7 +142,7 @@ def unwrap_model(model: M) -> M:
     for name, head in heads.items():
         replaced: _Replaced = head.__dict__.pop(_REPLACED)
         like = next(head.parameters())
-        replace_module(model, head, replaced.layer.to(device=like.device, dtype=like.dtype).train(head.training))
+        _replace_module(model, head, replaced.layer.to(device=like.device, dtype=like.dtype).train(head.training))
         restore(model, name, replaced.metadata)
     return model
 
@@ -196,15 +195,21 @@ def fuse(model: nn.Module) -> nn.Module:
     heads = {name: head for name, head in find_heads(model).items() if isinstance(head, TextGuidedHead)}
     if not heads:
         raise ModelError(f"{type(model).__name__} has no unfused text-guided head; call wrap_model(model) first.")
-    layers = {name: head.fused() for name, head in heads.items()}  # an error comes before the first replacement
-    for name, head in heads.items():
-        fused = layers[name]
+    layers = [head.fused() for head in heads.values()]  # an error comes before the first replacement
+    for (name, head), fused in zip(heads.items(), layers, strict=True):
         if not isinstance(fused, FusedCosineHead):
             allow_reset(model, name)  # the model is a stock one again
         elif _REPLACED in head.__dict__:
             fused.__dict__[_REPLACED] = head.__dict__[_REPLACED]
-        replace_module(model, head, fused)
+        _replace_module(model, head, fused)
     return model
+
+
+def _replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Replace a module of a model in place, under every name that the model has for it."""
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        parent, _, key = name.rpartition(".")
+        setattr(model.get_submodule(parent), key, new)
 
 
 def _require_unwrapped(model: nn.Module) -> None:
@@ -253,17 +258,6 @@ def _heads_for(
             "one head cannot replace them all; pass embeddings= instead."
         )
     return [head]
-
-
-def _check_head(model: nn.Module, place: Classifier, head: TextGuidedHead, new_classes: bool) -> None:
-    """Raise ModelError unless a head has the features and the classes of the classifier."""
-    check_fits(head, place)
-    if head.num_classes != place.num_classes and not new_classes:
-        raise ModelError(
-            f"{type(model).__name__}'s classifier {place.name!r} has {place.num_classes} classes, the embeddings "
-            f"have {head.num_classes}. Build the model with num_classes={head.num_classes}, or pass "
-            "new_classes=True to give it these classes instead."
-        )
 
 
 def _check_shapes(model: nn.Module, expected: tuple[tuple[int, ...], ...] | None, example_input: Tensor | None) -> None:
