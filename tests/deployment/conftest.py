@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import resilient_heads as rh
+from helpers.heads import random_embeddings
 from helpers.scripts import load_script
-from resilient_heads.text.embeddings import ClassEmbeddings
 
 HEADS = ("cosine", "linear", "fused cosine", "fused convolution")  # a fused linear head is a stock layer
 
@@ -23,12 +23,11 @@ def plain(*, conv: bool = False) -> nn.Sequential:
 def wrapped(kind: str = "cosine") -> nn.Sequential:
     """The same model with one kind of head, in evaluation mode, with large features."""
     torch.manual_seed(0)
-    rows = ClassEmbeddings(torch.randn(10, 12), tuple(f"name {row}" for row in range(10)))
     model = plain(conv="convolution" in kind)
     with torch.no_grad():
         model[3].weight.mul_(4)
         model[1].running_var.uniform_(0.5, 2)
-    rh.wrap_model(model, embeddings=rows, normalize="linear" not in kind)
+    rh.wrap_model(model, embeddings=random_embeddings(), normalize="linear" not in kind)
     return (rh.fuse(model) if "fused" in kind else model).eval()
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import resilient_heads as rh
+from helpers.heads import random_embeddings
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.swap.checkpoint import load_checkpoint
 
@@ -113,11 +114,7 @@ def test_an_average_of_weights_is_a_wrapped_model(make: Callable[[str], nn.Seque
 
 def test_copies_hold_the_replaced_layer_and_the_text_rows_only(make: Callable[[str], nn.Sequential]) -> None:
     """Return by how much a pickle of a wrapped model is larger than its weights, as docs/deployment.md says."""
-    model = rh.wrap_model(nn.Sequential(nn.Linear(4, 300), nn.Linear(300, 100)), embeddings=_rows(100, 50))
+    model = rh.wrap_model(nn.Sequential(nn.Linear(4, 300), nn.Linear(300, 100)), embeddings=random_embeddings(100, 50))
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     extra = len(pickle.dumps(model)) - weights
     assert abs(extra - 4 * (300 * 100 + 100 + 100 * 50)) < 20_000
-
-
-def _rows(classes: int, dimensions: int) -> "rh.ClassEmbeddings":
-    return rh.ClassEmbeddings(torch.randn(classes, dimensions), tuple(map(str, range(classes))))

@@ -67,7 +67,7 @@ def test_gradients_and_names_are_those_of_one_process(seen: dict[str, dict[str, 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 def test_state_dicts_travel_to_shards_and_back(seen: dict[str, dict[str, Any]], kind: str) -> None:
     assert seen[kind]["round trip"] == 0
-    assert "holds a plain classifier at '6'" in seen[kind]["plain checkpoint"]
+    assert "has a plain classifier at '6'" in seen[kind]["plain checkpoint"]
     assert seen[kind]["unchanged"]
 
 
@@ -79,7 +79,7 @@ def test_a_head_sharded_before_it_has_values_starts_at_its_text(seen: dict[str, 
 @pytest.mark.parametrize("action", ["wrap", "unwrap", "fuse"])
 def test_layers_inside_ddp_and_fsdp_are_not_swapped(seen: dict[str, dict[str, Any]], action: str) -> None:
     for kind in ("cosine", "linear"):
-        assert f"{action} the model itself first (.module), then distribute it" in seen[kind][f"ddp {action}"]
+        assert f"{action} the inner model (.module) first, then distribute it" in seen[kind][f"ddp {action}"]
         assert f"sharded by FSDP; {action} it first, then shard it" in seen[kind][f"fsdp {action}"]
 
 
@@ -91,6 +91,6 @@ def test_the_example_trains_as_one_process_does(example: Callable[[str], ModuleT
     before = {name: tensor.clone() for name, tensor in single.state_dict().items()}
     script.train(single, *script.digits(seed=0)[0].tensors, steps=4)
     for name, tensor in load_file(path).items():
-        own = single.state_dict()[name]
-        torch.testing.assert_close(tensor, own, rtol=1e-4, atol=1e-5)
-        assert (own - before[name]).abs().max() > 1e-4, name
+        expected = single.state_dict()[name]
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5)
+        assert (expected - before[name]).abs().max() > 1e-4, name

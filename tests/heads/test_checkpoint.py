@@ -6,16 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import resilient_heads as rh
+from helpers.heads import random_embeddings, snapshot
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.swap.checkpoint import load_checkpoint
-from resilient_heads.text.embeddings import ClassEmbeddings
-
-
-def rows(dimensions: int = 12) -> ClassEmbeddings:
-    return ClassEmbeddings(torch.randn(10, dimensions), tuple(f"name {i}" for i in range(10)))
 
 
 def build() -> nn.Sequential:
@@ -23,11 +19,7 @@ def build() -> nn.Sequential:
 
 
 def wrapped(dimensions: int = 12) -> nn.Sequential:
-    return rh.wrap_model(build(), embeddings=rows(dimensions))
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return rh.wrap_model(build(), embeddings=random_embeddings(dimensions=dimensions))
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]] = {
@@ -46,7 +38,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_before_a_weight_changes
 ) -> None:
     target, source, message = REFUSED[case]
     model = copied(target())
-    before = state(model)
+    before = snapshot(model)
     with pytest.raises(ModelError, match=message):
         model.load_state_dict(source().state_dict())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -75,7 +67,7 @@ def test_a_backbone_alone_loads_with_strict_false() -> None:
 
 def test_an_average_of_weights_keeps_the_check() -> None:
     average = torch.optim.swa_utils.AveragedModel(wrapped())
-    before = state(average)
+    before = snapshot(average)
     plain = torch.optim.swa_utils.AveragedModel(build())
     with pytest.raises(ModelError, match=r"at 'module\.2'"):
         average.load_state_dict(plain.state_dict())
@@ -85,7 +77,7 @@ def test_an_average_of_weights_keeps_the_check() -> None:
 def test_load_checkpoint_leaves_a_stock_model_unchanged_when_it_refuses() -> None:
     """PyTorch raises after it has overwritten the backbone, which is why this function exists."""
     model, other = build(), wrapped()
-    before = state(model)
+    before = snapshot(model)
     with pytest.raises(ModelError, match="has a text-guided head at '2'"):
         load_checkpoint(model, other.state_dict())
     wrong = {**build().state_dict(), "0.weight": torch.zeros(3, 3), "extra": torch.zeros(1)}
@@ -98,3 +90,10 @@ def test_load_checkpoint_leaves_a_stock_model_unchanged_when_it_refuses() -> Non
     fresh = build()
     assert load_checkpoint(model, fresh.state_dict()) is model
     assert torch.equal(model[0].weight, fresh[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_load_checkpoint_gives_a_lazy_layer_its_size() -> None:
+    lazy, plain = nn.Sequential(nn.LazyLinear(4)), nn.Sequential(nn.Linear(6, 4))
+    load_checkpoint(lazy, plain.state_dict())
+    assert torch.equal(lazy[0].weight, plain[0].weight)

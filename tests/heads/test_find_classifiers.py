@@ -9,15 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from helpers.heads import random_embeddings
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.find.locate import find_classifiers, find_heads
 from resilient_heads.heads.find.trace import trace
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.text.embeddings import ClassEmbeddings
-
-
-def rows(classes: int = 10) -> ClassEmbeddings:
-    return ClassEmbeddings(torch.randn(classes, 12), tuple(f"name {i}" for i in range(classes)))
 
 
 class Net(nn.Module):
@@ -82,27 +78,27 @@ class Counts(Net):
 
 
 def test_a_last_layer_that_never_runs_is_skipped() -> None:
-    model = rh.wrap_model(NeverRun(), embeddings=rows())
+    model = rh.wrap_model(NeverRun(), embeddings=random_embeddings())
     assert list(find_heads(model)) == ["fc"]
     assert model(torch.randn(3, 6)).shape == (3, 10)
     with pytest.raises(ModelError, match=r"'unused' does not give the output of NeverRun\. What gives it: fc"):
-        rh.wrap_model(NeverRun(), embeddings=rows(), classifier="unused")
+        rh.wrap_model(NeverRun(), embeddings=random_embeddings(), classifier="unused")
 
 
 @pytest.mark.parametrize("build", [SoftmaxAfter, WideInside])
 def test_the_classifier_is_found_behind_what_follows(build: type[nn.Module]) -> None:
-    assert list(find_heads(rh.wrap_model(build(), embeddings=rows()))) == ["fc"]
+    assert list(find_heads(rh.wrap_model(build(), embeddings=random_embeddings()))) == ["fc"]
 
 
 def test_a_second_classifier_is_never_overlooked() -> None:
     for name in (None, "fc", "second"):
         model = Two()
         with pytest.raises(ModelError, match=r'would stay and contribute.*classifier=\("(fc|second)", "(fc|second)"\)'):
-            rh.wrap_model(model, embeddings=rows(), classifier=name)
+            rh.wrap_model(model, embeddings=random_embeddings(), classifier=name)
         assert not rh.is_wrapped(model)
     before, x = model.state_dict(), torch.randn(3, 6)
     golden = model(x)
-    rh.wrap_model(model, embeddings=rows(), classifier=("fc", "second"))
+    rh.wrap_model(model, embeddings=random_embeddings(), classifier=("fc", "second"))
     assert list(find_heads(model)) == ["fc", "second"]
     assert all(isinstance(head, TextGuidedHead) for head in find_heads(model).values())
     assert torch.equal(rh.unwrap_model(model)(x), golden)
@@ -110,46 +106,46 @@ def test_a_second_classifier_is_never_overlooked() -> None:
     with pytest.raises(ModelError, match="one head cannot replace them all"):
         rh.wrap_model(model, head=TextGuidedHead(8, (10, 4)), classifier=("fc", "second"))
     with pytest.raises(ModelError, match="names a layer twice"):
-        rh.wrap_model(model, embeddings=rows(), classifier=("fc", "fc"))
+        rh.wrap_model(model, embeddings=random_embeddings(), classifier=("fc", "fc"))
     with pytest.raises(ModelError, match="names no layer"):
-        rh.wrap_model(model, embeddings=rows(), classifier=())
+        rh.wrap_model(model, embeddings=random_embeddings(), classifier=())
 
 
 def test_a_container_stands_for_the_only_layer_in_it() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 10), nn.Softmax(-1)))
-    assert list(find_heads(rh.wrap_model(model, embeddings=rows(), classifier="1"))) == ["1.1"]
+    assert list(find_heads(rh.wrap_model(model, embeddings=random_embeddings(), classifier="1"))) == ["1.1"]
     two = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 10)))
     with pytest.raises(ModelError, match=r"'1' is a Sequential; .*It contains 1\.0, 1\.1; name one of them"):
-        rh.wrap_model(two, embeddings=rows(), classifier="1")
+        rh.wrap_model(two, embeddings=random_embeddings(), classifier="1")
 
 
 def test_shared_weights_are_refused() -> None:
     with pytest.raises(ModelError, match="'fc' is shared with 'embedding'"):
-        rh.wrap_model(Tied(), embeddings=rows(), classifier="fc")
+        rh.wrap_model(Tied(), embeddings=random_embeddings(), classifier="fc")
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_a_lazy_layer_is_refused_with_what_to_do() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.LazyLinear(10))
     with pytest.raises(ModelError, match="LazyLinear without sizes; run the model once"):
-        rh.wrap_model(model, embeddings=rows())
+        rh.wrap_model(model, embeddings=random_embeddings())
     model(torch.randn(2, 6))
-    assert rh.is_wrapped(rh.wrap_model(model, embeddings=rows()))
+    assert rh.is_wrapped(rh.wrap_model(model, embeddings=random_embeddings()))
 
 
 def test_a_reparametrised_layer_is_refused() -> None:
     model = Net()
     nn.utils.parametrizations.weight_norm(model.fc)
     with pytest.raises(ModelError, match="ParametrizedLinear with a parametrization"):
-        rh.wrap_model(model, embeddings=rows(), classifier="fc")
+        rh.wrap_model(model, embeddings=random_embeddings(), classifier="fc")
 
 
 def test_an_output_that_does_not_follow_the_classes_is_refused() -> None:
     model = Counts()
     with pytest.raises(ModelError, match="something after the classifier depends on their number"):
-        rh.wrap_model(model, embeddings=rows(14), new_classes=True)
+        rh.wrap_model(model, embeddings=random_embeddings(14), new_classes=True)
     assert type(model.fc) is nn.Linear
-    assert rh.wrap_model(model, embeddings=rows())(torch.randn(3, 6)).shape == (3, 10)
+    assert rh.wrap_model(model, embeddings=random_embeddings())(torch.randn(3, 6)).shape == (3, 10)
 
 
 class Volume(Net):
@@ -166,9 +162,9 @@ def test_an_example_input_replaces_a_guess() -> None:
     seen = trace(Volume(), torch.randn(4, 5, 6))
     assert seen is not None
     assert (seen.direct, seen.last, seen.shapes) == ({"fc": 10}, ("fc",), ((4, 10),))
-    rh.wrap_model(Volume(), embeddings=rows(), example_input=torch.randn(4, 5, 6))
+    rh.wrap_model(Volume(), embeddings=random_embeddings(), example_input=torch.randn(4, 5, 6))
     with pytest.raises(ModelError, match=r"does not accept a batch of shape \(4, 5, 7\)"):
-        rh.wrap_model(Volume(), embeddings=rows(), example_input=torch.randn(4, 5, 7))
+        rh.wrap_model(Volume(), embeddings=random_embeddings(), example_input=torch.randn(4, 5, 7))
 
 
 def test_finding_classifiers_changes_nothing() -> None:
@@ -193,7 +189,7 @@ def test_auxiliary_classifiers_are_replaced_with_the_main_one(name: str) -> None
     models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
         model = models.get_model(name, init_weights=False)
-    rh.wrap_model(model, embeddings=rows(7), new_classes=True)
+    rh.wrap_model(model, embeddings=random_embeddings(7), new_classes=True)
     auxiliary = {"googlenet": ["aux1.fc2", "aux2.fc2"], "inception_v3": ["AuxLogits.fc"]}[name]
     assert sorted(find_heads(model)) == sorted(["fc", *auxiliary])
     outputs = model.train()(torch.empty(2, 3, 299, 299, device="meta"))
@@ -223,10 +219,10 @@ def test_timm_names_its_classifiers(name: str) -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False)
-    rh.wrap_model(model, embeddings=rows(7), new_classes=True)
+    rh.wrap_model(model, embeddings=random_embeddings(7), new_classes=True)
     assert sorted(find_heads(model)) == sorted(TIMM[name])
     assert find_classifiers(rh.unwrap_model(model))[0].name == TIMM[name][0]
-    rh.wrap_model(model, embeddings=rows(7), new_classes=True)
+    rh.wrap_model(model, embeddings=random_embeddings(7), new_classes=True)
     assert model.num_classes == 7
     with pytest.raises(ModelError, match="reset_classifier would silently replace"):
         model.reset_classifier(5)
@@ -242,7 +238,7 @@ def test_timms_linear_layer_is_a_classifier() -> None:
     layer, images = model.classifier, torch.randn(2, 3, 64, 64)
     assert type(layer) is not nn.Linear
     before = model(images)
-    rh.wrap_model(model, embeddings=rows(), init="from_classifier", normalize=False)
+    rh.wrap_model(model, embeddings=random_embeddings(), init="from_classifier", normalize=False)
     assert torch.allclose(model(images), before, atol=1e-4)
     assert torch.allclose(rh.fuse(copy.deepcopy(model))(images), before, atol=1e-4)
     assert rh.unwrap_model(model).classifier is layer
@@ -259,9 +255,9 @@ def test_another_subclass_of_linear_is_no_classifier() -> None:
     net.fc = Adapted(8, 10)
     net.pretrained_cfg = {"classifier": "fc"}  # as a model of timm's says it
     with pytest.raises(ModelError, match=r"classifier 'fc' is a Adapted"):
-        rh.wrap_model(net, embeddings=rows())
+        rh.wrap_model(net, embeddings=random_embeddings())
     with pytest.raises(ModelError, match="'fc' is a Adapted"):
-        rh.wrap_model(net, embeddings=rows(), classifier="fc")
+        rh.wrap_model(net, embeddings=random_embeddings(), classifier="fc")
 
 
 def test_timm_without_a_classifier_says_how_to_get_one() -> None:
@@ -269,7 +265,7 @@ def test_timm_without_a_classifier_says_how_to_get_one() -> None:
     with torch.device("meta"):
         model = timm.create_model("resnet18", pretrained=False, num_classes=0)
     with pytest.raises(ModelError, match=r"num_classes=0 .*model\.reset_classifier\(num_classes\)"):
-        rh.wrap_model(model, embeddings=rows())
+        rh.wrap_model(model, embeddings=random_embeddings())
 
 
 def hugging_face(kind: str, **options: Any) -> nn.Module:
@@ -292,7 +288,7 @@ def test_transformers_labels_follow(kind: str, heads: list[str]) -> None:
     old = (dict(model.config.id2label), dict(model.config.label2id))
     x = torch.randn(2, 3, 32, 32)
     golden = model(x).logits
-    rh.wrap_model(model, embeddings=rows(7), new_classes=True)
+    rh.wrap_model(model, embeddings=random_embeddings(7), new_classes=True)
     assert list(find_heads(model)) == heads
     assert model(x).logits.shape == (2, 7)
     assert (model.config.num_labels, model.config.id2label[6], model.config.label2id["name 6"]) == (7, "name 6", 6)
@@ -314,7 +310,7 @@ def test_inner_counts_follow_and_return_within_a_larger_model() -> None:
             return self.fc(x)
 
     model = nn.Sequential(nn.Linear(6, 8), Head())
-    rh.wrap_model(model, embeddings=rows(7), new_classes=True)
+    rh.wrap_model(model, embeddings=random_embeddings(7), new_classes=True)
     outer = nn.ModuleDict({"net": copy.deepcopy(model)})
     outer.num_classes = 99
     assert model[1].num_classes == outer["net"][1].num_classes == 7

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from helpers.heads import randomized
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear, norm_factor
@@ -40,15 +41,7 @@ def latent_of(layers: Layers, x: Tensor) -> np.ndarray:
     return z if bias is None else z + bias.numpy()
 
 
-def randomized(head: TextGuidedHead) -> TextGuidedHead:
-    """Move every parameter away from its start, so that unit rows and the initial scale hide nothing."""
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return head
-
-
-def sample(head: TextGuidedHead, batch: int = 6) -> Tensor:
+def random_input(head: TextGuidedHead, batch: int = 6) -> Tensor:
     weight = head.latent.weight
     shape = (batch, weight.shape[1], 3, 2) if head.is_conv else (batch, weight.shape[1])
     return torch.randn(shape, dtype=weight.dtype)
@@ -136,7 +129,7 @@ def test_fused_cosine_head_equals_the_head(
     assert isinstance(fused, FusedCosineHead)
     assert type(fused.layer) is (nn.Conv2d if conv else nn.Linear)
     assert fused.layer.weight.shape[0] == 9 + min(12, features + bias)
-    x = sample(head)
+    x = random_input(head)
     torch.testing.assert_close(fused(x), head(x), rtol=tolerance, atol=tolerance)
 
 
@@ -149,7 +142,7 @@ def test_fused_linear_head_is_a_plain_layer(bias: bool, conv: bool, dtype: torch
     assert type(fused) is (nn.Conv2d if conv else nn.Linear)
     stock = nn.Conv2d(20, 9, 1, bias=bias, dtype=dtype) if conv else nn.Linear(20, 9, bias=bias, dtype=dtype)
     stock.load_state_dict(fused.state_dict(), strict=True)
-    x = sample(head)
+    x = random_input(head)
     torch.testing.assert_close(stock(x), head(x), rtol=tolerance, atol=tolerance)
     assert repr(fused) == repr(stock)
 
@@ -160,7 +153,7 @@ def test_fused_linear_head_is_a_plain_layer(bias: bool, conv: bool, dtype: torch
 def test_bfloat16_heads_fuse_to_within_their_own_rounding(features: int, normalize: bool, conv: bool) -> None:
     head = TextGuidedHead(features, (9, 12), normalize=normalize, conv=conv, dtype=torch.bfloat16)
     fused = fuse(head)
-    x = sample(head)
+    x = random_input(head)
     logits = fused(x)
     assert logits.dtype == torch.bfloat16
     exact = copy.deepcopy(head).double()(x.double())

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from helpers.heads import randomized
 from resilient_heads.errors import ArgumentError, DescriptionError, EmbeddingError, HubError
 from resilient_heads.heads.swap.wrap import fuse
 from resilient_heads.heads.text_guided import TextGuidedHead
@@ -29,19 +30,12 @@ def embeddings(classes: int = C, dimensions: int = E, dtype: torch.dtype = torch
     return ClassEmbeddings(vectors, names, Provenance(encoder="toy"))
 
 
-def randomized(head: TextGuidedHead) -> TextGuidedHead:
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.3)
-    return head
-
-
 def make(kind: str) -> nn.Module:
     head = randomized(TextGuidedHead(F, embeddings(), normalize="cosine" in kind, conv="conv" in kind))
     return (fuse(head) if "fused" in kind else head).eval()
 
 
-def sample(kind: str, batch: int = 4) -> Tensor:
+def random_input(kind: str, batch: int = 4) -> Tensor:
     return torch.randn(batch, F, 3, 2) if "conv" in kind else torch.randn(batch, F)
 
 
@@ -190,7 +184,7 @@ def test_param_groups_hold_each_parameter_once_and_spare_bias_and_scale(normaliz
 @pytest.mark.parametrize("normalize", [False, True])
 def test_fault_sites_are_the_heads_tensors_in_order(normalize: bool, conv: bool) -> None:
     head = randomized(TextGuidedHead(F, embeddings(), normalize=normalize, conv=conv))
-    x = sample("conv" if conv else "")
+    x = random_input("conv" if conv else "")
     seen: dict[str, Tensor] = {}
     for name in head.fault_sites:
         head.get_submodule(name).register_forward_hook(
@@ -233,7 +227,7 @@ def _pickled(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copied", [copy.deepcopy, _pickled])
 def test_copies_give_the_same_bits(kind: str, copied: Callable[[nn.Module], nn.Module]) -> None:
-    module, x = make(kind), sample(kind)
+    module, x = make(kind), random_input(kind)
     twin = copied(module)
     assert torch.equal(twin(x), module(x))
     assert twin.class_names == module.class_names
@@ -250,7 +244,7 @@ def test_a_copy_can_still_be_reset_to_its_text() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("through", ["torch", "safetensors"])
 def test_state_dict_round_trip(kind: str, through: str) -> None:
-    module, x = make(kind), sample(kind)
+    module, x = make(kind), random_input(kind)
     if through == "torch":
         buffer = io.BytesIO()
         torch.save(module.state_dict(), buffer)
@@ -269,16 +263,16 @@ def test_symbolic_trace(kind: str) -> None:
     module = make(kind)
     traced = torch.fx.symbolic_trace(module)
     for batch in (1, 5):
-        x = sample(kind, batch)
+        x = random_input(kind, batch)
         assert torch.equal(traced(x), module(x))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_with_any_batch_size(kind: str) -> None:
     module = make(kind)
-    program = torch.export.export(module, (sample(kind),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(module, (random_input(kind),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for batch in (2, 7):
-        x = sample(kind, batch)
+        x = random_input(kind, batch)
         torch.testing.assert_close(program.module()(x), module(x))
 
 
@@ -286,21 +280,21 @@ def test_export_with_any_batch_size(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_torchscript_trace(kind: str) -> None:
     module = make(kind)
-    traced = torch.jit.trace(module, sample(kind))
-    x = sample(kind, 7)
+    traced = torch.jit.trace(module, random_input(kind))
+    x = random_input(kind, 7)
     assert torch.equal(traced(x), module(x))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiles_to_one_graph(kind: str) -> None:
-    module, x = make(kind), sample(kind)
+    module, x = make(kind), random_input(kind)
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), module(x))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_gives_bfloat16_logits(kind: str) -> None:
-    module, x = make(kind), sample(kind)
+    module, x = make(kind), random_input(kind)
     with torch.autocast("cpu", torch.bfloat16):
         logits = module(x)
     assert logits.dtype == torch.bfloat16
@@ -311,7 +305,7 @@ def test_autocast_gives_bfloat16_logits(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_have_the_dtype_of_the_head(kind: str, dtype: torch.dtype) -> None:
-    assert make(kind).to(dtype)(sample(kind).to(dtype)).dtype == dtype
+    assert make(kind).to(dtype)(random_input(kind).to(dtype)).dtype == dtype
 
 
 @pytest.mark.parametrize("conv", [False, True])
@@ -323,7 +317,7 @@ def test_open_features_are_set_by_the_first_batch(conv: bool, dtype: torch.dtype
         assert head.in_features is None
         assert "in_features=None" in repr(head)
         head.reset_parameters()
-        logits = head(sample("conv" if conv else "").to(dtype))
+        logits = head(random_input("conv" if conv else "").to(dtype))
     assert [str(warning.message) for warning in caught] == []
     assert logits.dtype == dtype
     assert head.in_features == F
@@ -337,7 +331,7 @@ def test_open_features_are_set_by_the_first_batch(conv: bool, dtype: torch.dtype
 def test_open_features_are_set_by_a_state_dict() -> None:
     known, head = make("cosine"), TextGuidedHead(None, embeddings())
     head.load_state_dict(known.state_dict(), strict=True)
-    x = sample("cosine")
+    x = random_input("cosine")
     assert torch.equal(head(x), known(x))
     assert head.in_features == F
 

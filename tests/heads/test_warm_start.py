@@ -8,15 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import resilient_heads as rh
+from helpers.heads import random_embeddings, snapshot
 from helpers.shared_data import FOLDER, cifar10, pretrained_resnet20
 from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.heads.swap.warm_start import warm_start_
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.text.embeddings import ClassEmbeddings
-
-
-def rows(classes: int, dimensions: int) -> ClassEmbeddings:
-    return ClassEmbeddings(torch.randn(classes, dimensions) + 0.5, tuple(f"name {i}" for i in range(classes)))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -25,7 +21,7 @@ def rows(classes: int, dimensions: int) -> ClassEmbeddings:
 def test_linear_head_gives_the_same_scores_and_cosine_head_the_same_decisions(
     bias: bool, conv: bool, dimensions: int
 ) -> None:
-    text, x = rows(10, dimensions), torch.randn(200, 8)
+    text, x = random_embeddings(10, dimensions), torch.randn(200, 8)
     plain = nn.Conv2d(8, 10, 1, bias=bias) if conv else nn.Linear(8, 10, bias=bias)
     given = x[:, :, None, None] if conv else x
     scores = plain(given).flatten(1)
@@ -50,7 +46,7 @@ def test_linear_head_gives_the_same_scores_and_cosine_head_the_same_decisions(
 
 def test_a_cosine_heads_scale_comes_closest_to_the_scores() -> None:
     plain, x = nn.Linear(8, 10), torch.randn(200, 8)
-    head = TextGuidedHead(8, rows(10, 16))
+    head = TextGuidedHead(8, random_embeddings(10, 16))
     warm_start_(head, plain, x)
     scores, best = plain(x), head.logit_scale.clone()
 
@@ -68,14 +64,14 @@ def test_more_classes_than_dimensions_lose_what_lies_outside_the_span() -> None:
     plain, x = nn.Linear(64, 40), torch.randn(500, 64)
     agreements = []
     for dimensions in (5, 20, 39, 40):
-        kept = warm_start_(TextGuidedHead(64, rows(40, dimensions), normalize=False), plain, x)
+        kept = warm_start_(TextGuidedHead(64, random_embeddings(40, dimensions), normalize=False), plain, x)
         assert kept.rank == dimensions
         assert kept.agreement is not None
         agreements.append(kept.agreement)
     assert agreements == sorted(agreements)
     assert agreements[0] < 0.6
     assert agreements[2] >= 0.995  # one less than the classes suffices: scores may move together
-    reference = warm_start_(TextGuidedHead(64, text := rows(40, 5), normalize=False), plain)
+    reference = warm_start_(TextGuidedHead(64, text := random_embeddings(40, 5), normalize=False), plain)
     weight = torch.cat([plain.weight, plain.bias[:, None]], 1).detach().double()
     weight = weight - weight.mean(0)
     basis = text.vectors.double() - text.vectors.double().mean(0)
@@ -91,13 +87,18 @@ def test_a_head_and_a_classifier_that_do_not_fit_are_refused() -> None:
         warm_start_(TextGuidedHead(8, (10, 12), bias=False), plain)
     with pytest.raises(ModelError, match="meta device"):
         warm_start_(TextGuidedHead(8, (10, 12)), nn.Linear(8, 10, device="meta"))
+    head = TextGuidedHead(8, (10, 12))
+    before = snapshot(head)
     with pytest.raises(ModelError, match=r"features must be \(N, 8\)"):
-        warm_start_(TextGuidedHead(8, (10, 12)), plain, torch.zeros(3, 7))
+        warm_start_(head, plain, torch.zeros(3, 7))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
     nn.init.constant_(plain.weight, float("nan"))
     with pytest.raises(ModelError, match="contain NaN or Inf"):
         warm_start_(TextGuidedHead(8, (10, 12)), plain)
     with pytest.raises(ArgumentError, match="cannot go with new_classes=True"):
-        rh.wrap_model(nn.Sequential(plain), embeddings=rows(7, 12), init="from_classifier", new_classes=True)
+        rh.wrap_model(
+            nn.Sequential(plain), embeddings=random_embeddings(7, 12), init="from_classifier", new_classes=True
+        )
 
 
 def trained_on_digits() -> tuple[nn.Sequential, Tensor, Tensor]:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torchvision import models
 
 import resilient_heads as rh
+from helpers.heads import random_embeddings, snapshot
 from resilient_heads.errors import ArgumentError, EmbeddingError, ModelError
 from resilient_heads.heads.find.locate import find_classifiers, find_heads
 from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.swap.wrap import fuse, is_wrapped, unwrap_model, wrap_model
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.text.embeddings import ClassEmbeddings
 
 F, C, E = 8, 10, 12
 
@@ -47,17 +47,9 @@ class Conv(nn.Module):
         return self.head(self.body(x).relu()).mean(dim=(2, 3))
 
 
-def embeddings(classes: int = C) -> ClassEmbeddings:
-    return ClassEmbeddings(torch.randn(classes, E), tuple(f"name {i}" for i in range(classes)))
-
-
 def inputs(model: nn.Module) -> Tensor:
     dtype = next(model.parameters()).dtype
     return torch.randn(5, 3, 4, 4, dtype=dtype) if isinstance(model, Conv) else torch.randn(5, 6, dtype=dtype)
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def assert_same_bits(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
@@ -73,7 +65,7 @@ def test_wrapping_replaces_the_classifier_and_nothing_else(build: type[nn.Module
     model = build()
     place = find_classifiers(model)[0]
     before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters() if place.name not in name}
-    text = embeddings()
+    text = random_embeddings()
     assert not is_wrapped(model)
     assert wrap_model(model, embeddings=text, normalize=normalize) is model
     assert is_wrapped(model)
@@ -99,7 +91,7 @@ def test_unwrapping_restores_every_bit(build: type[nn.Module], fused: bool) -> N
     model = build().eval()
     place, before, x = find_classifiers(model)[0], snapshot(model), inputs(model)
     golden = model(x)
-    wrap_model(model, embeddings=embeddings())
+    wrap_model(model, embeddings=random_embeddings())
     if fused:
         fuse(model)
     assert not torch.equal(model(x), golden)
@@ -114,14 +106,14 @@ def test_unwrapped_model_can_be_wrapped_and_unwrapped_again() -> None:
     model = Small()
     leaf = model.fc
     for _ in range(2):
-        unwrap_model(wrap_model(model, embeddings=embeddings()))
+        unwrap_model(wrap_model(model, embeddings=random_embeddings()))
     assert model.fc is leaf
 
 
 def test_unwrapping_follows_the_dtype_and_the_mode_that_the_head_has_now() -> None:
     model = Small().train()
     before = snapshot(model)
-    wrap_model(model, embeddings=embeddings()).double().eval()
+    wrap_model(model, embeddings=random_embeddings()).double().eval()
     unwrap_model(model)
     assert model.fc.weight.dtype == model.fc.bias.dtype == torch.float64
     assert not model.fc.training
@@ -131,14 +123,14 @@ def test_unwrapping_follows_the_dtype_and_the_mode_that_the_head_has_now() -> No
 def test_unwrapping_after_a_detour_through_half_precision_loses_nothing_of_the_classifier() -> None:
     model = Small()
     weight = model.fc.weight.detach().clone()
-    wrap_model(model, embeddings=embeddings()).bfloat16().float()
+    wrap_model(model, embeddings=random_embeddings()).bfloat16().float()
     assert torch.equal(unwrap_model(model).fc.weight, weight)
 
 
 def test_training_the_head_does_not_change_the_replaced_layer() -> None:
     model = Small()
     weight = model.fc.weight.detach().clone()
-    wrap_model(model, embeddings=embeddings())
+    wrap_model(model, embeddings=random_embeddings())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -149,7 +141,7 @@ def test_training_the_head_does_not_change_the_replaced_layer() -> None:
 def test_a_copy_of_a_wrapped_model_can_be_unwrapped(copied: Callable[[nn.Module], nn.Module]) -> None:
     model = Small().eval()
     leaf, before = model.fc, snapshot(model)
-    wrap_model(model, embeddings=embeddings())
+    wrap_model(model, embeddings=random_embeddings())
     twin = copied(model)
     x = inputs(model)
     assert torch.equal(twin(x), model(x))
@@ -160,10 +152,10 @@ def test_a_copy_of_a_wrapped_model_can_be_unwrapped(copied: Callable[[nn.Module]
 
 
 def test_the_state_dict_of_a_wrapped_model_does_not_hold_the_replaced_layer() -> None:
-    model = wrap_model(Small(), embeddings=embeddings())
+    model = wrap_model(Small(), embeddings=random_embeddings())
     names = {name for name in model.state_dict() if name.startswith("fc.")}
     assert names == {"fc.latent.weight", "fc.latent.bias", "fc.projection.weight", "fc.logit_scale"}
-    twin = wrap_model(Small(), embeddings=embeddings())
+    twin = wrap_model(Small(), embeddings=random_embeddings())
     twin.load_state_dict(model.state_dict(), strict=True)
     assert_same_bits(model.state_dict(), twin.state_dict())
 
@@ -180,10 +172,10 @@ def test_head_takes_over_dtype_device_mode_and_requires_grad(
         leaf = find_classifiers(model)[0].leaf
         leaf.train(training).requires_grad_(training)
         if given == "embeddings":
-            wrap_model(model, embeddings=embeddings())
+            wrap_model(model, embeddings=random_embeddings())
         else:
             where: dict[str, Any] = {"in_features": F} if given == "head" else {"in_features": None, "device": device}
-            wrap_model(model, head=TextGuidedHead(classes=embeddings(), conv=build is Conv, **where))
+            wrap_model(model, head=TextGuidedHead(classes=random_embeddings(), conv=build is Conv, **where))
         (head,) = find_heads(model).values()
         assert all(module.training == training for module in head.modules())
         for parameter in head.parameters():
@@ -199,11 +191,11 @@ def test_head_takes_over_dtype_device_mode_and_requires_grad(
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_latent_has_a_bias_where_the_classifier_had_one(bias: bool) -> None:
-    assert (wrap_model(Small(bias=bias), embeddings=embeddings()).fc.latent.bias is not None) == bias
+    assert (wrap_model(Small(bias=bias), embeddings=random_embeddings()).fc.latent.bias is not None) == bias
 
 
 def test_a_given_head_is_not_copied() -> None:
-    head, model = TextGuidedHead(F, embeddings(), normalize=False), Small()
+    head, model = TextGuidedHead(F, random_embeddings(), normalize=False), Small()
     before = snapshot(head)
     assert wrap_model(model, head=head).fc is head
     assert_same_bits(before, head.state_dict())
@@ -211,7 +203,7 @@ def test_a_given_head_is_not_copied() -> None:
 
 @pytest.mark.parametrize("build", [Small, Conv])
 def test_open_features_are_set_without_a_warning(build: type[nn.Module]) -> None:
-    text = embeddings()
+    text = random_embeddings()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         head = TextGuidedHead(None, text, conv=build is Conv)
@@ -236,12 +228,12 @@ def test_prebuilt_embeddings_by_name_and_by_default() -> None:
 
 def test_new_classes_change_the_models_number_of_classes_and_unwrapping_changes_it_back() -> None:
     model = Small()
-    wrap_model(model, embeddings=embeddings(7), new_classes=True)
+    wrap_model(model, embeddings=random_embeddings(7), new_classes=True)
     assert model.num_classes == 7
     assert model(inputs(model)).shape == (5, 7)
     unwrap_model(fuse(model))
     assert model.num_classes == C
-    conv = wrap_model(Conv(), head=TextGuidedHead(F, embeddings(7), conv=True), new_classes=True)
+    conv = wrap_model(Conv(), head=TextGuidedHead(F, random_embeddings(7), conv=True), new_classes=True)
     assert not hasattr(conv, "num_classes")
     assert conv(inputs(conv)).shape == (5, 7)
     assert not hasattr(unwrap_model(conv), "num_classes")
@@ -250,11 +242,11 @@ def test_new_classes_change_the_models_number_of_classes_and_unwrapping_changes_
 def test_a_named_layer_is_replaced_instead_of_the_last() -> None:
     model = Small()
     with pytest.raises(ModelError, match=r"'aside' does not give the output of Small\. What gives it: fc"):
-        wrap_model(model, embeddings=embeddings(F), classifier="aside")
-    wrap_model(model, embeddings=embeddings(), classifier="fc")
+        wrap_model(model, embeddings=random_embeddings(F), classifier="aside")
+    wrap_model(model, embeddings=random_embeddings(), classifier="fc")
     assert list(find_heads(model)) == ["fc"]
     nested = nn.Sequential(nn.Flatten(), Small())
-    wrap_model(nested, embeddings=embeddings(), classifier="1.fc")
+    wrap_model(nested, embeddings=random_embeddings(), classifier="1.fc")
     assert list(find_heads(nested)) == ["1.fc"]
     assert isinstance(unwrap_model(nested)[1].fc, nn.Linear)
 
@@ -271,7 +263,7 @@ def test_find_classifier_describes_the_place() -> None:
 
 @pytest.mark.parametrize("build", [Small, Conv])
 def test_fusing_a_linear_head_gives_a_stock_model(build: type[nn.Module]) -> None:
-    model = wrap_model(build().double().eval(), embeddings=embeddings(), normalize=False)
+    model = wrap_model(build().double().eval(), embeddings=random_embeddings(), normalize=False)
     x = inputs(model)
     expected = model(x)
     assert fuse(model) is model
@@ -288,7 +280,7 @@ def test_fusing_a_linear_head_gives_a_stock_model(build: type[nn.Module]) -> Non
 
 @pytest.mark.parametrize("build", [Small, Conv])
 def test_fusing_a_cosine_head_keeps_the_logits(build: type[nn.Module]) -> None:
-    model = wrap_model(build().double().eval(), embeddings=embeddings())
+    model = wrap_model(build().double().eval(), embeddings=random_embeddings())
     model.requires_grad_(False)
     x = inputs(model)
     expected = model(x)
@@ -302,11 +294,11 @@ def test_fusing_a_cosine_head_keeps_the_logits(build: type[nn.Module]) -> None:
     with pytest.raises(ModelError, match="call wrap_model"):
         fuse(model)
     with pytest.raises(ModelError, match="already has a text-guided head"):
-        wrap_model(model, embeddings=embeddings())
+        wrap_model(model, embeddings=random_embeddings())
 
 
 def test_fuse_reaches_every_head_of_a_model() -> None:
-    pair = nn.ModuleList([wrap_model(Small().double().eval(), embeddings=embeddings()) for _ in range(2)])
+    pair = nn.ModuleList([wrap_model(Small().double().eval(), embeddings=random_embeddings()) for _ in range(2)])
     x = inputs(pair)
     expected = [model(x) for model in pair]
     fuse(pair)
@@ -318,7 +310,7 @@ def test_fuse_reaches_every_head_of_a_model() -> None:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_a_wrapped_model_learns(normalize: bool) -> None:
-    model = wrap_model(Small(3).train(), embeddings=embeddings(3), normalize=normalize)
+    model = wrap_model(Small(3).train(), embeddings=random_embeddings(3), normalize=normalize)
     labels = torch.arange(60) % 3
     x = torch.randn(3, 6)[labels] + 0.3 * torch.randn(60, 6)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
@@ -338,7 +330,7 @@ def test_a_wrapped_model_learns(normalize: bool) -> None:
 def test_a_relu_behind_the_classifier_raises_a_warning() -> None:
     model = nn.Sequential(nn.Conv2d(3, C, 1), nn.ReLU())
     with pytest.warns(UserWarning, match=r"A ReLU follows the classifier '0'.*never negative") as caught:
-        wrap_model(model, embeddings=embeddings())
+        wrap_model(model, embeddings=random_embeddings())
     assert [warning.filename for warning in caught] == [__file__]
 
 
@@ -370,7 +362,7 @@ def with_lazy_classifier() -> nn.Module:
 BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Exception], str]] = {
     "wrong number of classes": (
         resnet18,
-        {"embeddings": embeddings(10)},
+        {"embeddings": random_embeddings(10)},
         ModelError,
         r"'fc' has 1000 classes, the embeddings have 10\. Build .* num_classes=10, or pass new_classes=True",
     ),
@@ -381,96 +373,96 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         r"has 10 classes, the embeddings have 7\. Build the model with num_classes=7, or pass new_classes=True",
     ),
     "wrapped twice": (
-        lambda: wrap_model(Small(), embeddings=embeddings()),
-        {"embeddings": embeddings()},
+        lambda: wrap_model(Small(), embeddings=random_embeddings()),
+        {"embeddings": random_embeddings()},
         ModelError,
         r"Small already has a text-guided head at 'fc'; call unwrap_model\(model\) first",
     ),
     "compiled": (
         lambda: torch.compile(Small(), backend="eager"),
-        {"embeddings": embeddings()},
+        {"embeddings": random_embeddings()},
         ModelError,
         "The model is compiled.*; wrap it first, then compile it",
     ),
     "compiled in place": (
         compiled_in_place,
-        {"embeddings": embeddings()},
+        {"embeddings": random_embeddings()},
         ModelError,
         "The model is compiled.*; wrap it first, then compile it",
     ),
     "compiled within": (
         lambda: nn.Sequential(torch.compile(nn.Linear(3, F), backend="eager"), nn.Linear(F, C)),
-        {"embeddings": embeddings()},
+        {"embeddings": random_embeddings()},
         ModelError,
         "contains a compiled module; wrap it first, then compile it",
     ),
     "classifier removed": (
         lambda: headless(resnet18()),
-        {"embeddings": embeddings()},
+        {"embeddings": random_embeddings()},
         ModelError,
         "ResNet has no classifier where one was expected: its last layer 'layer4.1.bn2' is a BatchNorm2d",
     ),
     "classifier removed, others left": (
         lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4)),
-        {"embeddings": embeddings()},
+        {"embeddings": random_embeddings()},
         ModelError,
         r"Name it: classifier=\"1\" \(candidates: 0, 1\)",
     ),
     "no parameters": (
         lambda: nn.Sequential(nn.ReLU()),
-        {"embeddings": embeddings()},
+        {"embeddings": random_embeddings()},
         ModelError,
         "Sequential has no parameters, so it has no classifier to replace",
     ),
     "a model that is the classifier": (
         lambda: nn.Linear(F, C),
-        {"embeddings": embeddings()},
+        {"embeddings": random_embeddings()},
         ModelError,
         "The model is itself a Linear layer; pass the model that contains it, or use a TextGuidedHead",
     ),
     "unknown path": (
         Small,
-        {"embeddings": embeddings(), "classifier": "head"},
+        {"embeddings": random_embeddings(), "classifier": "head"},
         ModelError,
         r"Small has no layer named 'head'\. Name it: classifier=\"fc\" \(candidates: body, aside, fc\)",
     ),
     "empty path": (
         Small,
-        {"embeddings": embeddings(), "classifier": ""},
+        {"embeddings": random_embeddings(), "classifier": ""},
         ModelError,
         r"Small has no layer named ''\. Name it: classifier=\"fc\"",
     ),
     "path to another kind of layer": (
         Small,
-        {"embeddings": embeddings(), "classifier": "norm"},
+        {"embeddings": random_embeddings(), "classifier": "norm"},
         ModelError,
         r"'norm' is a BatchNorm1d; a classifier must be a Linear or a 1x1 Conv2d\. Name it: classifier=\"fc\"",
     ),
     "large convolution": (
         lambda: nn.Sequential(nn.Conv2d(3, C, 3)),
-        {"embeddings": embeddings()},
+        {"embeddings": random_embeddings()},
         ModelError,
         "its last layer '0' is a Conv2d. The model has no Linear and no 1x1 Conv2d layer",
     ),
     "grouped convolution": (
         lambda: nn.Sequential(nn.Conv2d(F, C, 1, groups=2)),
-        {"embeddings": embeddings(), "classifier": "0"},
+        {"embeddings": random_embeddings(), "classifier": "0"},
         ModelError,
         "a classifier must be a Linear or a 1x1 Conv2d",
     ),
     "strided convolution": (
         lambda: nn.Sequential(nn.Conv2d(F, C, 1, stride=2)),
-        {"embeddings": embeddings(), "classifier": "0"},
+        {"embeddings": random_embeddings(), "classifier": "0"},
         ModelError,
         "a classifier must be a Linear or a 1x1 Conv2d",
     ),
     "padded convolution": (
         lambda: nn.Sequential(nn.Conv2d(F, C, 1, padding=1)),
-        {"embeddings": embeddings(), "classifier": "0"},
+        {"embeddings": random_embeddings(), "classifier": "0"},
         ModelError,
         "a classifier must be a Linear or a 1x1 Conv2d",
     ),
-    "lazy classifier": (with_lazy_classifier, {"embeddings": embeddings()}, ModelError, "'fc' is a LazyLinear"),
+    "lazy classifier": (with_lazy_classifier, {"embeddings": random_embeddings()}, ModelError, "'fc' is a LazyLinear"),
     "wrong number of features": (
         Small,
         {"head": TextGuidedHead(F + 1, (C, E))},
@@ -497,7 +489,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
     ),
     "head and embeddings": (
         Small,
-        {"head": TextGuidedHead(F, (C, E)), "embeddings": embeddings()},
+        {"head": TextGuidedHead(F, (C, E)), "embeddings": random_embeddings()},
         ArgumentError,
         "Pass either embeddings= or head=, not both",
     ),
@@ -542,7 +534,7 @@ def test_bad_input_is_refused_and_the_model_unchanged(case: str) -> None:
 
 def test_errors_are_value_errors_too() -> None:
     with pytest.raises(ValueError, match="not both"):
-        wrap_model(Small(), head=TextGuidedHead(F, (C, E)), embeddings=embeddings())
+        wrap_model(Small(), head=TextGuidedHead(F, (C, E)), embeddings=random_embeddings())
 
 
 def test_the_right_head_fits_after_a_wrong_one_was_refused() -> None:
@@ -580,7 +572,7 @@ def test_a_head_serves_one_model_at_a_time() -> None:
 def test_a_classifier_of_two_names_is_replaced_under_both(fused: bool) -> None:
     model = Small()
     model.last = leaf = model.fc
-    wrap_model(model, embeddings=embeddings())
+    wrap_model(model, embeddings=random_embeddings())
     if fused:
         fuse(model)
     assert model.last is model.fc
@@ -592,7 +584,7 @@ def test_a_classifier_of_two_names_is_replaced_under_both(fused: bool) -> None:
 def test_a_classifier_without_values_cannot_be_restored() -> None:
     with torch.device("meta"):
         model = Small()
-    wrap_model(model, embeddings=embeddings()).to_empty(device="cpu")
+    wrap_model(model, embeddings=random_embeddings()).to_empty(device="cpu")
     with pytest.raises(ModelError, match="'fc' replaced was on the meta device and has no values"):
         unwrap_model(model)
     assert is_wrapped(model)
@@ -608,17 +600,17 @@ def test_unwrap_refuses_a_head_that_wrap_did_not_put_there() -> None:
     with pytest.raises(ModelError, match="Small is not wrapped"):
         unwrap_model(Small())
     unwrapped = Small()
-    unwrapped.fc = TextGuidedHead(F, embeddings())
+    unwrapped.fc = TextGuidedHead(F, random_embeddings())
     with pytest.raises(ModelError, match="wrap_model did not put the head at 'fc' there"):
         unwrap_model(unwrapped)
     assert isinstance(unwrapped.fc, TextGuidedHead)
     with pytest.raises(ModelError, match="the head itself"):
-        unwrap_model(TextGuidedHead(F, embeddings()))
+        unwrap_model(TextGuidedHead(F, random_embeddings()))
     taken_out = wrap_model(Small(), head=unwrapped.fc)
     unwrap_model(taken_out)
     with pytest.raises(ModelError, match="wrap_model did not put the head at 'fc' there"):
         unwrap_model(unwrapped)
-    mixed = nn.ModuleList([wrap_model(Small(), embeddings=embeddings()), unwrapped])
+    mixed = nn.ModuleList([wrap_model(Small(), embeddings=random_embeddings()), unwrapped])
     with pytest.raises(ModelError, match=r"did not put the head at '1\.fc' there"):
         unwrap_model(mixed)
     assert is_wrapped(mixed[0])

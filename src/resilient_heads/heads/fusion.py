@@ -6,6 +6,8 @@ With latent ``z = W x + b`` and projection ``P``:
 - cosine head: ``s P z / ||z||``. The scores ``P z`` are linear in ``x``. The norm equals that of another linear map,
   which is not larger than the latent layer: ``||z|| = ||R [x; 1]||`` for any ``R`` with ``R^T R = [W b]^T [W b]``. One
   matrix product gives the C scores and the vector ``R [x; 1]``, whose norm divides them.
+
+Shapes: ``latent`` is ``(E, F)``, ``bias`` ``(E,)`` or None, ``projection`` ``(C, E)``.
 """
 
 import torch
@@ -14,11 +16,6 @@ from torch import Tensor
 
 def fuse_linear(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of the layer that computes ``projection @ (latent @ x + bias)``.
-
-    Args:
-        latent: ``(E, F)``.
-        bias: ``(E,)`` or None.
-        projection: ``(C, E)``.
 
     Returns:
         ``(C, F)`` and ``(C,)`` or None, in the dtype of ``latent``; they are computed in float64.
@@ -30,10 +27,6 @@ def fuse_linear(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tupl
 
 def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the smallest linear map whose output has the same norm as the latent vector, for every input.
-
-    Args:
-        latent: ``(E, F)``.
-        bias: ``(E,)`` or None.
 
     Returns:
         ``(K, F)`` and ``(K,)`` or None with ``K = min(E, F + 1)`` (``min(E, F)`` without bias): the latent layer
@@ -48,11 +41,6 @@ def norm_factor(latent: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | N
 
 def fuse_cosine(latent: Tensor, bias: Tensor | None, projection: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of the layer that gives the C scores and then the vector of size K with the norm.
-
-    Args:
-        latent: ``(E, F)``.
-        bias: ``(E,)`` or None.
-        projection: ``(C, E)``.
 
     Returns:
         ``(C + K, F)`` and ``(C + K,)`` or None; logits are ``scale * y[:C] / ||y[C:]||``.

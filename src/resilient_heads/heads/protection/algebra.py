@@ -122,6 +122,11 @@ def norm_tolerance(norm: Tensor, size: int) -> Tensor:
     return tolerance
 
 
+def equal(one: Tensor, other: Tensor) -> Tensor:
+    """Return where two tensors are equal; NaN equals NaN."""
+    return (one == other) | (one.isnan() & other.isnan())
+
+
 def median_of_three(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
     """Return the elementwise median (TMR); a NaN counts as one of the two values that are left out.
 

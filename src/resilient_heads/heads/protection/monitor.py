@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resilient_heads.checks import instance_of
+from resilient_heads.heads.protection.algebra import equal
 from resilient_heads.heads.protection.layers import find_protected
 from resilient_heads.heads.protection.parts import Bounded, BoundedNorm, Choice, Vote
 
@@ -120,7 +121,7 @@ def _rows(args: Args, output: Tensor, dim: int) -> Tensor:
 
 def _restricted(args: Args, output: Tensor, dim: int) -> Tensor:
     """Return the number of values that range restriction replaced."""
-    return _differ(args[0], output).sum()
+    return (~equal(args[0], output)).sum()
 
 
 def _alarms(args: Args, output: Tensor, dim: int) -> Tensor:
@@ -131,13 +132,8 @@ def _alarms(args: Args, output: Tensor, dim: int) -> Tensor:
 
 def _outvoted(args: Args, output: Tensor, dim: int) -> Tensor:
     """Return the number of rows with a logit on which the three computations disagree."""
-    first, second, third = args
-    return (_differ(first, output) | _differ(second, output) | _differ(third, output)).any(dim=dim).sum()
-
-
-def _differ(one: Tensor, other: Tensor) -> Tensor:
-    """Return where two tensors differ; NaN equals NaN."""
-    return (one != other) & ~(one.isnan() & other.isnan())
+    first, second, third = (equal(logits, output) for logits in args)
+    return (~(first & second & third)).any(dim=dim).sum()
 
 
 _COUNTED: dict[type[nn.Module], tuple[str, Count]] = {

@@ -44,8 +44,7 @@ class Choice(nn.Module):
         """Return logits; an ``excess`` along ``dim`` that is above 0 or NaN is an alarm."""
         fine = (excess <= 0).all(dim=dim, keepdim=True)
         # A negated copy gives -0 instead of 0, and NaN with the other sign.
-        same = (first == second) | (first.isnan() & second.isnan())
-        return torch.where(fine | same, first, second)
+        return torch.where(fine | algebra.equal(first, second), first, second)
 
 
 class Vote(nn.Module):

@@ -59,7 +59,7 @@ def load_checkpoint(model: M, state: Mapping[str, Any]) -> M:
     shapes = [
         f"{name} is {tuple(state[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model"
         for name, tensor in expected.items()
-        if isinstance(tensor, Tensor) and isinstance(state.get(name), Tensor) and state[name].shape != tensor.shape
+        if _has_other_shape(state.get(name), tensor)
     ]
     differences = [f"missing: {', '.join(missing[:_SHOWN])}"] if missing else []
     differences += [f"unexpected: {', '.join(unexpected[:_SHOWN])}"] if unexpected else []
@@ -118,9 +118,15 @@ def _compare_head(expected: dict[str, Tensor], saved: dict[str, Any], start: str
             "was saved."
         )
     for key, tensor in expected.items():
-        other = saved.get(key)
-        if isinstance(other, Tensor) and not is_lazy(tensor) and other.shape != tensor.shape:
+        if _has_other_shape(saved.get(key), tensor):
             raise ModelError(
-                f"{start}{key} is {tuple(other.shape)} in the checkpoint, {tuple(tensor.shape)} in the model; nothing "
-                "was loaded. Wrap the model with the embeddings that it had when it was saved."
+                f"{start}{key} is {tuple(saved[key].shape)} in the checkpoint, {tuple(tensor.shape)} in the model; "
+                "nothing was loaded. Wrap the model with the embeddings that it had when it was saved."
             )
+
+
+def _has_other_shape(saved: object, expected: object) -> bool:
+    """Whether two values are tensors of different shapes; a lazy parameter fits any shape."""
+    if not isinstance(saved, Tensor) or not isinstance(expected, Tensor) or is_lazy(saved) or is_lazy(expected):
+        return False
+    return saved.shape != expected.shape

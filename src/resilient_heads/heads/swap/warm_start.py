@@ -63,7 +63,8 @@ def warm_start_(head: TextGuidedHead, classifier: Leaf, features: Tensor | None 
         How well the head reproduces the classifier.
 
     Raises:
-        ModelError: Sizes differ, a value is not finite, or the classifier has a bias and the head has none.
+        ModelError: Sizes differ, a value is not finite, or the classifier has a bias and the head has none. The head is
+            unchanged then.
 
     >>> import torch, resilient_heads as rh
     >>> head, classifier = rh.TextGuidedHead(8, rh.load_embeddings("cifar10")), torch.nn.Linear(8, 10)
@@ -71,6 +72,11 @@ def warm_start_(head: TextGuidedHead, classifier: Leaf, features: Tensor | None 
     1.0
     """
     weight, bias, projection = _matrices(head, classifier)
+    latent, inputs = head.latent, weight.shape[1]
+    if features is not None:
+        if features.ndim != 2 or features.shape[1] != inputs or not len(features):
+            raise ModelError(f"features must be (N, {inputs}) with N > 0, found {tuple(features.shape)}.")
+        features = features.detach().cpu().double()
     target = weight if bias is None else torch.cat([weight, bias[:, None]], dim=1)
     rank = int(torch.linalg.matrix_rank(projection))
     exact = rank == projection.shape[0]
@@ -82,13 +88,10 @@ def warm_start_(head: TextGuidedHead, classifier: Leaf, features: Tensor | None 
     reproduced = projection @ solution
     total = centred.square().sum()
     lost = (centred - (reproduced - reproduced.mean(dim=0))).square().sum() / total if total > 0 else total
-    latent, inputs = head.latent, weight.shape[1]
     latent.weight.copy_(solution[:, :inputs].reshape(latent.weight.shape))
     if latent.bias is not None:
         latent.bias.copy_(solution[:, inputs] if bias is not None else torch.zeros_like(latent.bias))
-    agreement = None
-    if features is not None:
-        agreement = _measure(head, weight, bias, solution, projection, _checked(features, inputs))
+    agreement = None if features is None else _measure(head, weight, bias, solution, projection, features)
     images = 0 if features is None else len(features)
     return WarmStart(exact=exact, rank=rank, lost=float(lost), agreement=agreement, images=images)
 
@@ -112,13 +115,6 @@ def _matrices(head: TextGuidedHead, classifier: Leaf) -> tuple[Tensor, Tensor | 
             "The weights of the classifier or of the head contain NaN or Inf; a warm start needs finite ones."
         )
     return wide[0], wide[2] if classifier.bias is not None else None, wide[1]
-
-
-def _checked(features: Tensor, inputs: int) -> Tensor:
-    """Return features in float64 on the CPU; raise ModelError for a wrong shape."""
-    if features.ndim != 2 or features.shape[1] != inputs or not len(features):
-        raise ModelError(f"features must be (N, {inputs}) with N > 0, found {tuple(features.shape)}.")
-    return features.detach().cpu().double()
 
 
 def _measure(

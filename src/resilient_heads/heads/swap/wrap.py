@@ -86,8 +86,12 @@ def wrap_model(
     >>> rh.wrap_model(net, embeddings="cifar10")[2].class_names[:3]
     ('airplane', 'automobile', 'bird')
     """
-    require_module(model)
-    _require_unwrapped(model)
+    if is_wrapped(model):
+        raise ModelError(
+            f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
+            "call unwrap_model(model) first."
+        )
+    refuse_wrappers(model, "wrap")
     _check_choices(embeddings, head, init, new_classes)
     places = find_classifiers(model, classifier, example_input=example_input)
     heads = _heads_for(model, places, embeddings, head, normalize, init, offline)
@@ -210,16 +214,6 @@ def _replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
         parent, _, key = name.rpartition(".")
         setattr(model.get_submodule(parent), key, new)
-
-
-def _require_unwrapped(model: nn.Module) -> None:
-    """Raise ModelError if the model is wrapped already, or something around it would miss the new head."""
-    if is_wrapped(model):
-        raise ModelError(
-            f"{type(model).__name__} already has a text-guided head at {next(iter(find_heads(model)))!r}; "
-            "call unwrap_model(model) first."
-        )
-    refuse_wrappers(model, "wrap")
 
 
 def _check_choices(embeddings: object, head: TextGuidedHead | None, init: Start, new_classes: bool) -> None:
