@@ -7,13 +7,14 @@ from typing import Any, Self
 
 import torch
 
+from resilient_heads.checks import strings, true_or_false, whole_number
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.protection.options import Protection
 
 CONFIG, WEIGHTS, TEXT, CARD = "config.json", "model.safetensors", "embeddings.safetensors", "README.md"
 FORMAT = "resilient_heads.head/1"
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-_LARGEST_SIZE = 2**24
+_LARGEST_SIZE = 2**24 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,18 +90,12 @@ class HeadConfig:
 def _check(record: dict[str, Any]) -> None:
     """Raise ValueError for a value that no head has."""
     for name in ("in_features", "num_classes", "embed_dim"):
-        if type(record[name]) is not int or not 0 < record[name] < _LARGEST_SIZE:
-            raise ValueError(f"{name} is {record[name]!r}")
+        whole_number(name, record[name], least=1, most=_LARGEST_SIZE, error=ValueError)
     for name in ("normalize", "bias", "conv", "text"):
-        if type(record[name]) is not bool:
-            raise ValueError(f"{name} is {record[name]!r}")
+        true_or_false(name, record[name], error=ValueError)
     files = {WEIGHTS, TEXT} if record["text"] else {WEIGHTS}
     digests, names = record["sha256"], record["class_names"]
     if not isinstance(digests, dict) or set(digests) != files:
         raise ValueError(f"sha256 must name {sorted(files)}")
-    if names is None:
-        return
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("class_names must be a list of strings")
-    if len(names) != record["num_classes"]:
+    if names is not None and len(strings("class_names", names, example='["cat"]')) != record["num_classes"]:
         raise ValueError(f"{len(names)} class_names do not fit num_classes={record['num_classes']}")
