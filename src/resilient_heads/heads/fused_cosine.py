@@ -31,7 +31,7 @@ class FusedCosineHead(Protectable):
         self._sizes = [num_classes, int(layer.weight.shape[0]) - num_classes]
 
     @property
-    def plain_sites(self) -> tuple[str, ...]:
+    def _plain_sites(self) -> tuple[str, ...]:
         """The ``fault_sites`` of the head without protection."""
         return ("layer", "")
 
@@ -39,7 +39,7 @@ class FusedCosineHead(Protectable):
         """Return what the head computes."""
         return HeadGraph((Product("layer", self.layer),), self.logit_scale, self.num_classes)
 
-    def compute(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor) -> Tensor:
         """Return the logits, ``(..., C)``, without protection."""
         scores, factor = self.layer(x).split(self._sizes, dim=self._dim)
         norm = torch.linalg.vector_norm(factor, dim=self._dim, keepdim=True).clamp_min(SMALLEST_NORM)

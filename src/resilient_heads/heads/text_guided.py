@@ -170,7 +170,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
         return cls(in_features, embeddings, normalize=normalize, bias=bias, conv=conv)
 
     @property
-    def plain_sites(self) -> tuple[str, ...]:
+    def _plain_sites(self) -> tuple[str, ...]:
         """The ``fault_sites`` of the head without protection."""
         return ("latent", "unit", "projection", "") if self.normalize else ("latent", "projection")
 
@@ -211,7 +211,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
         products = (Product("latent", self.latent), Product("projection", self.projection))
         return HeadGraph(products, self.logit_scale)
 
-    def compute(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor) -> Tensor:
         """Return the logits, without protection."""
         latent = self.latent(x)
         if not self.normalize:

@@ -18,26 +18,26 @@ class Protectable(nn.Module):
         """Return what the head computes."""
         raise NotImplementedError
 
-    def compute(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor) -> Tensor:
         """Return the logits, without protection."""
         raise NotImplementedError
 
     @property
-    def plain_sites(self) -> tuple[str, ...]:
+    def _plain_sites(self) -> tuple[str, ...]:
         """The ``fault_sites`` of the head without protection."""
         return ("",)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
         if self.guard is None or self.training:
-            return self.compute(x)
+            return self._compute(x)
         return self.guard.run(self.graph(), x)
 
     @property
     def fault_sites(self) -> tuple[str, ...]:
         """Names of the modules whose outputs are this head's tensors, in order; ``""`` is the head itself."""
         if self.guard is None:
-            return self.plain_sites
+            return self._plain_sites
         layers = (product.name for product in self.graph().products if product.runs)
         return (*layers, *(f"guard.{name}" for name in self.guard.sites()), "")
 
@@ -76,7 +76,7 @@ class _ProtectedLayer(Protectable):
         assert isinstance(self, nn.Linear | nn.Conv2d)
         return HeadGraph((Product("projection", self, runs=False),))
 
-    def compute(self, x: Tensor) -> Tensor:
+    def _compute(self, x: Tensor) -> Tensor:
         """Return the logits as the plain layer computes them."""
         logits: Tensor = super(Protectable, self).forward(x)
         return logits
