@@ -178,13 +178,13 @@ def test_files_of_somebody_else_are_never_replaced(tmp_path: Path, name: str) ->
         {"class_names": {"a": 1, "b": 2, "c": 3, "d": 4}},
     ],
 )
-def test_a_damaged_config_is_refused_before_a_head_is_built(
+def test_a_damaged_config_is_refused_before_a_head_takes_memory(
     tmp_path: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained().save_pretrained(tmp_path)
     record = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**record, **change}))
-    monkeypatch.setattr(TextGuidedHead, "__init__", None)  # nothing is built
+    monkeypatch.setattr(TextGuidedHead, "to_empty", None)  # the head stays on the meta device
     with pytest.raises(ModelError, match=r"config\.json"):
         TextGuidedHead.from_pretrained(tmp_path)
 
