@@ -1,4 +1,4 @@
-"""The rows of what ships in the wheel are in the order of the labels, by lists that were made elsewhere."""
+"""The bundled classes are in the order of the labels, as lists of other projects give it."""
 
 import re
 
@@ -19,8 +19,8 @@ possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
 sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree
 wolf woman worm
 """.split()  # noqa: SIM905
-# ``class_label.names`` on the card of Food-101's repository on the Hub. That order is the one of the data set's own
-# list of labels; torchvision sorts the names instead, which puts "cheese_plate" before "cheesecake".
+# ``class_label.names`` on the card of Food-101's repository on the Hub. It is the order of the data set's list of
+# labels; torchvision sorts the names instead, which puts "cheese_plate" before "cheesecake".
 FOOD101_HUB = """
 apple_pie baby_back_ribs baklava beef_carpaccio beef_tartare beet_salad beignets bibimbap bread_pudding
 breakfast_burrito bruschetta caesar_salad cannoli caprese_salad carrot_cake ceviche cheesecake cheese_plate
@@ -34,7 +34,7 @@ peking_duck pho pizza pork_chop poutine prime_rib pulled_pork_sandwich ramen rav
 sashimi scallops seaweed_salad shrimp_and_grits spaghetti_bolognese spaghetti_carbonara spring_rolls steak
 strawberry_shortcake sushi tacos takoyaki tiramisu tuna_tartare waffles
 """.split()  # noqa: SIM905
-# torchvision's own words for the rows whose word in WordNet stands for two classes.
+# torchvision's names for the rows whose word in WordNet stands for two classes.
 RENAMED = {"crane bird": "crane", "maillot tank suit": "maillot"}
 
 
@@ -47,30 +47,30 @@ def plain(text: str) -> str:
     ("name", "expected"),
     [("cifar10", CIFAR10), ("stl10", STL10), ("cifar100", CIFAR100), ("food101", sorted(FOOD101_HUB))],
 )
-def test_small_datasets(name: str, expected: list[str]) -> None:
-    assert [own.replace(" ", "_") for own in load_descriptions(name).class_names] == expected
+def test_small_datasets_have_the_order_of_their_labels(name: str, expected: list[str]) -> None:
+    assert [label.replace(" ", "_") for label in load_descriptions(name).class_names] == expected
 
 
-def test_imagenet_by_the_list_that_the_names_come_from() -> None:
+def test_imagenet_has_the_order_of_torchvision() -> None:
     meta = pytest.importorskip("torchvision.models._meta", reason="needs torchvision")
     assert load_descriptions("imagenet1k").class_names == tuple(meta._IMAGENET_CATEGORIES)
 
 
-def test_imagenet_by_wordnet() -> None:
-    """Timm knows the rows as synsets, and WordNet their words and definitions; torchvision had no hand in either."""
+def test_imagenet_has_the_order_of_wordnet_synsets() -> None:
+    """The list of timm names each row's synset and its definition, independently of torchvision."""
     info = pytest.importorskip("timm.data", reason="open_clip brings timm").ImageNetInfo("imagenet-1k")
     words = [{plain(word) for word in info.index_to_description(row).split(",")} for row in range(1000)]
     names = load_descriptions("imagenet1k").class_names
-    keys = [plain(RENAMED.get(own, own)) for own in names]
+    keys = [plain(RENAMED.get(label, label)) for label in names]
     assert [(row, names[row]) for row in range(1000) if keys[row] not in words[row]] == []
-    # These three pairs alone could be exchanged unseen, so what they mean is looked at.
+    # An exchange within these three pairs would pass the check above, so compare their definitions.
     pairs = {(i, j) for i in range(1000) for j in range(i) if keys[i] in words[j] and keys[j] in words[i]}
     assert {tuple(sorted({names[i], names[j]})) for i, j in pairs} == {
         ("Cardigan", "cardigan"),
         ("crane", "crane bird"),
         ("maillot", "maillot tank suit"),
     }
-    for own, meant in {
+    for label, meant in {
         "Cardigan": "corgi",
         "cardigan": "garment|jacket|sweater|knitted",
         "crane bird": "bird",
@@ -78,7 +78,7 @@ def test_imagenet_by_wordnet() -> None:
         "maillot": "tights|dancer|acrobat",
         "maillot tank suit": "bathing suit",
     }.items():
-        assert re.search(meant, info.index_to_description(names.index(own), detailed=True).partition(":")[2]), own
+        assert re.search(meant, info.index_to_description(names.index(label), detailed=True).partition(":")[2]), label
 
 
 def test_food101_on_the_hub_has_another_order() -> None:

@@ -10,12 +10,14 @@ from resilient_heads.text.embeddings import ClassEmbeddings
 from resilient_heads.text.hub.settings import HubSettings
 
 
-def test_embed(tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names, said, output = tmp_path / "names.json", tmp_path / "d.json", tmp_path / "e.safetensors"
+def test_embed_uses_descriptions_or_a_template(
+    tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, sentences, output = tmp_path / "names.json", tmp_path / "d.json", tmp_path / "e.safetensors"
     names.write_text('["dog", "cat"]')
-    said.write_text('{"cat": ["It purrs."], "dog": ["It barks."], "cow": ["It moos."]}')
+    sentences.write_text('{"cat": ["It purrs."], "dog": ["It barks."], "cow": ["It moos."]}')
     arguments = ["embed", "--classes", str(names), "--encoder", f"local-dir:{tiny_clip}", "--output", str(output)]
-    assert main([*arguments, "--descriptions", str(said)]) == 0
+    assert main([*arguments, "--descriptions", str(sentences)]) == 0
     described = ClassEmbeddings.load(output)
     assert described.class_names == ("dog", "cat")
     assert main(arguments) == 0
@@ -31,12 +33,14 @@ def test_embed_refuses_an_unwritable_output_before_encoding(tmp_path: Path, caps
     names = tmp_path / "names.json"
     names.write_text('["cat"]')
     for output in (tmp_path, names / "e.safetensors"):
-        # No such encoder: it is not asked for.
+        # The encoder does not exist, so the command must refuse before it loads one.
         assert main(["embed", "--classes", str(names), "--encoder", "no", "--output", str(output)]) == 1
         assert "--output must be a file in a folder" in capsys.readouterr().err
 
 
-def test_list_show_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bundled_and_saved_embeddings_are_listed_shown_and_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["embeddings", "list"]) == 0
     assert "food101" in capsys.readouterr().out
     assert main(["embeddings", "show", "cifar10"]) == 0
@@ -53,7 +57,7 @@ def test_list_show_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["embeddings", "verify", str(path)]) == 1
 
 
-def test_publish(
+def test_publish_writes_a_folder_and_uploads_it(
     server: HubServer,
     settings: HubSettings,
     tmp_path: Path,
@@ -76,14 +80,14 @@ def test_publish(
 def test_embed_prints_the_class_order_and_the_encoder(
     tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names, said = tmp_path / "names.json", tmp_path / "d.json"
+    names, sentences = tmp_path / "names.json", tmp_path / "d.json"
     names.write_text('["dog", "cat"]')
-    said.write_text('{"cat": ["It purrs."], "dog": ["It barks."]}')
-    arguments = ["embed", "--descriptions", str(said), "--encoder", f"local-dir:{tiny_clip}"]
+    sentences.write_text('{"cat": ["It purrs."], "dog": ["It barks."]}')
+    arguments = ["embed", "--descriptions", str(sentences), "--encoder", f"local-dir:{tiny_clip}"]
     arguments += ["--output", str(tmp_path / "e.safetensors")]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert f"Class order: as in {said} (cat, dog)" in printed
+    assert f"Class order: as in {sentences} (cat, dog)" in printed
     assert "pass --classes names.json" in printed
     made = ClassEmbeddings.load(tmp_path / "e.safetensors").provenance
     assert f"at {made.encoder_revision}, weights sha256 {made.weights_sha256}" in printed
@@ -103,9 +107,9 @@ def test_embed_prints_the_class_order_and_the_encoder(
 def test_embed_refuses_with_a_message(
     tiny_clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
-    said = tmp_path / "d.json"
-    said.write_text(json.dumps({"cat": ["It purrs " * 60]}))
-    arguments = ["embed", "--descriptions", str(said), "--encoder", f"local-dir:{tiny_clip}"]
+    sentences = tmp_path / "d.json"
+    sentences.write_text(json.dumps({"cat": ["It purrs " * 60]}))
+    arguments = ["embed", "--descriptions", str(sentences), "--encoder", f"local-dir:{tiny_clip}"]
     assert main([*arguments, "--output", str(tmp_path / "e.safetensors"), *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Every block of docs/embeddings.md runs as it stands, against a Hub, an encoder and a language model of the test."""
+"""Every block of docs/embeddings.md runs unchanged, with a Hub, an encoder and a language model of the test."""
 
 import re
 import shlex
@@ -21,7 +21,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "embeddings.md"
 
 
 class RandomMiniLM(BatchedEncoder):
-    """An encoder that goes by MiniLM's name and needs no weights."""
+    """An encoder with the name and the digests of MiniLM, but without weights."""
 
     id, revision, weights_sha256, context_length, embed_dim = MINILM, f"sha256:{MINILM_SHA256}", MINILM_SHA256, 256, 8
 

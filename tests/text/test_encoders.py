@@ -125,7 +125,7 @@ NO_SENTENCES = [
 
 @pytest.mark.parametrize(("texts", "message"), NO_SENTENCES)
 def test_sentences_that_are_no_strings_are_refused(texts: Any, message: str, tiny_clip: Path, tmp_path: Path) -> None:
-    """Every encoder that runs without a download, at its public face."""
+    """Every encoder that needs no download."""
     encoders: list[Any] = [
         Counting(),
         OpenClipEncoder(f"local-dir:{tiny_clip}"),
@@ -146,7 +146,9 @@ def test_transformers_refuse_sentences_that_are_no_strings(tmp_path: Path) -> No
 
 @pytest.mark.real_encoder
 @pytest.mark.parametrize(("texts", "message"), NO_SENTENCES)
-def test_minilm_refuses_what_is_no_sentence(texts: Any, message: str, minilm: SentenceTransformerEncoder) -> None:
+def test_minilm_refuses_sentences_that_are_no_strings(
+    texts: Any, message: str, minilm: SentenceTransformerEncoder
+) -> None:
     with pytest.raises(DescriptionError, match=message):
         minilm.encode(texts)
 
@@ -304,7 +306,7 @@ def _tiny_sibling(transformers: Any, folder: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Siglip", "Siglip2", "MetaClip2"])
-def test_siblings_equal_their_models(tmp_path: Path, kind: str) -> None:
+def test_siglip_and_metaclip_towers_equal_their_models(tmp_path: Path, kind: str) -> None:
     """SigLIP sees its padding, so all texts are padded to the context; the others may be padded to the longest."""
     transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
     _tiny_sibling(transformers, tmp_path, kind)
@@ -348,7 +350,7 @@ def test_transformers_encoder_from_the_hub_is_pinned(
         TransformersEncoder("owner/other", hub=dataclasses.replace(settings, offline=True))
 
 
-def test_precomputed_encoder_looks_up() -> None:
+def test_precomputed_encoder_looks_sentences_up_in_its_table() -> None:
     encoder = PrecomputedEncoder({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 4.0])}, id="table")
     assert isinstance(encoder, TextEncoder)
     assert encoder.encode(["b", "a", "b"]).tolist() == [[3, 4], [1, 2], [3, 4]]
@@ -366,7 +368,7 @@ def test_missing_extra_names_the_install_line(tmp_path: Path, monkeypatch: pytes
         SentenceTransformerEncoder(tmp_path)
 
 
-def test_encoder_names() -> None:
+def test_short_encoder_names_are_resolved_and_unknown_ones_refused() -> None:
     assert encoder_id("minilm-l6") == "all-MiniLM-L6-v2"
     with pytest.raises(EmbeddingError, match="No encoder is named"):
         named_encoder("word2vec")
@@ -388,7 +390,7 @@ lawn_mower rocket streetcar tank tractor
 def nearest(vectors: Tensor) -> tuple[dict[str, str], int]:
     """Return each class's nearest neighbour, and how many of them share its superclass (4 by chance)."""
     names = [name.replace(" ", "_") for name in _cifar100()]
-    group = {name: row for row, own in enumerate(SUPERCLASSES.split("|")) for name in own.split()}
+    group = {name: row for row, members in enumerate(SUPERCLASSES.split("|")) for name in members.split()}
     assert set(group) == set(names)
     unit = torch.nn.functional.normalize(vectors.double(), dim=1)
     found = (unit @ unit.T).fill_diagonal_(-1).argmax(dim=1)
@@ -398,7 +400,7 @@ def nearest(vectors: Tensor) -> tuple[dict[str, str], int]:
 
 @pytest.mark.real_encoder
 def test_minilm_puts_similar_classes_close_together(minilm: SentenceTransformerEncoder) -> None:
-    """56 of 100 bare names have their nearest neighbour in their own superclass, and 73 classes by description."""
+    """56 of 100 bare names have their nearest neighbour in the same superclass, and 73 classes by description."""
     by_name, of_names = nearest(minilm.encode([name.replace("_", " ") for name in _cifar100()]))
     by_text, of_texts = nearest(load_bundled("cifar100").vectors)
     assert of_names >= 50
@@ -407,7 +409,7 @@ def test_minilm_puts_similar_classes_close_together(minilm: SentenceTransformerE
     for one, other in (pair.split() for pair in alike.split(", ")):
         for found in (by_name, by_text):
             assert (found[one], found[other]) == (other, one)
-    # What a name alone leaves open, a description settles: a mouse has no keys, and an orange hangs on no plain.
+    # A description resolves an ambiguous name: this mouse is an animal, this apple a fruit.
     assert (by_name["mouse"], by_text["mouse"]) == ("keyboard", "hamster")
     assert (by_name["apple"], by_text["apple"]) == ("leopard", "pear")
     shuffled = load_bundled("cifar100").vectors[torch.randperm(100, generator=torch.Generator().manual_seed(0))]

@@ -224,7 +224,7 @@ def test_an_interrupt_waits_neither_for_a_retry_nor_for_a_stalled_server(tmp_pat
 
 
 def test_an_answer_after_the_end_of_the_run_is_not_written(tmp_path: Path) -> None:
-    with AnswerFile(tmp_path / "answers.jsonl") as store:
+    with AnswerFile.open(tmp_path / "answers.jsonl") as store:
         store.add("a", "a?", "In time.", model="m")
     store.add("b", "b?", "Too late.", model="m")
     assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 1
@@ -233,11 +233,10 @@ def test_an_answer_after_the_end_of_the_run_is_not_written(tmp_path: Path) -> No
 def test_an_answer_file_that_was_repaired_can_be_opened_again(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
     file.write_text("not json\n\n")
-    store = AnswerFile(file)
-    with pytest.raises(DescriptionError, match="Line 1"):
-        store.__enter__()
+    with pytest.raises(DescriptionError, match="Line 1"), AnswerFile.open(file):
+        pass
     file.unlink()
-    with store:
+    with AnswerFile.open(file) as store:
         store.add("a", "a?", "In time.", model="m")
     assert len(file.read_text().splitlines()) == 1
 

@@ -1,4 +1,4 @@
-"""Which weights were taken: pinned where they are known, checked, logged and recorded."""
+"""The weights of encoders are pinned where they are known, checked, logged and recorded."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from resilient_heads.text.encoders.pins import MINILM_SHA256, PINS, Pin
 from resilient_heads.text.encoders.precomputed import PrecomputedEncoder
 from resilient_heads.text.hub.settings import HubSettings
 
-SAID = rh.ClassDescriptions.match(["cat", "dog"], {"cat": ["It purrs."], "dog": ["It barks."]})
+DESCRIPTIONS = rh.ClassDescriptions.match(["cat", "dog"], {"cat": ["It purrs."], "dog": ["It barks."]})
 
 
 def sha256(content: bytes) -> str:
@@ -30,8 +30,8 @@ def sha256(content: bytes) -> str:
 
 
 @pytest.fixture
-def usual(server: HubServer, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> Pin:
-    """Put a tiny model onto the server, where the usual weights lie, and pin it."""
+def pinned(server: HubServer, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch) -> Pin:
+    """Put a tiny model onto the server in place of ViT-B-16/openai, and pin it."""
     files = {path.name: path.read_bytes() for path in tiny_clip.iterdir()}
     repo = PINS["ViT-B-16/openai"].repo
     pin = Pin(repo=repo, revision=server.commit(repo, files), sha256=sha256(files["open_clip_model.safetensors"]))
@@ -49,31 +49,31 @@ def test_the_pins_are_full_digests() -> None:
 
 
 def test_pinned_weights_are_downloaded_at_their_commit_and_checked(
-    server: HubServer, settings: HubSettings, usual: Pin, caplog: pytest.LogCaptureFixture
+    server: HubServer, settings: HubSettings, pinned: Pin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.commit(usual.repo, {"open_clip_model.safetensors": b"main has moved on"})
+    server.commit(pinned.repo, {"open_clip_model.safetensors": b"main has moved on"})
     encoder = OpenClipEncoder(hub=settings)
-    assert (encoder.revision, encoder.weights_sha256) == (usual.revision, usual.sha256)
-    assert f"ViT-B-16/openai at {usual.revision}, weights sha256 {usual.sha256}" in caplog.text
-    assert not any(f"/{usual.repo}/revision/main" in request for request in server.requests)
-    made = rh.embed_classes(SAID, encoder).provenance
-    assert (made.encoder_revision, made.weights_sha256) == (usual.revision, usual.sha256)
+    assert (encoder.revision, encoder.weights_sha256) == (pinned.revision, pinned.sha256)
+    assert f"ViT-B-16/openai at {pinned.revision}, weights sha256 {pinned.sha256}" in caplog.text
+    assert not any(f"/{pinned.repo}/revision/main" in request for request in server.requests)
+    made = rh.embed_classes(DESCRIPTIONS, encoder).provenance
+    assert (made.encoder_revision, made.weights_sha256) == (pinned.revision, pinned.sha256)
 
 
 def test_other_bytes_at_the_pinned_commit_are_refused(
-    server: HubServer, settings: HubSettings, usual: Pin, tiny_clip: Path
+    server: HubServer, settings: HubSettings, pinned: Pin, tiny_clip: Path
 ) -> None:
     server.fault = "corrupt"
-    with pytest.raises(EmbeddingError, match=rf"expected {usual.sha256}.*damaged or replaced"):
+    with pytest.raises(EmbeddingError, match=rf"expected {pinned.sha256}.*damaged or replaced"):
         OpenClipEncoder("ViT-B-16/openai", hub=settings)
 
 
 def test_another_revision_is_used_and_recorded(
-    server: HubServer, settings: HubSettings, usual: Pin, tiny_clip: Path
+    server: HubServer, settings: HubSettings, pinned: Pin, tiny_clip: Path
 ) -> None:
     content = (tiny_clip / "open_clip_model.safetensors").read_bytes()
     changed = content[:-1] + bytes([content[-1] ^ 1])
-    newer = server.commit(usual.repo, {"open_clip_model.safetensors": changed})
+    newer = server.commit(pinned.repo, {"open_clip_model.safetensors": changed})
     encoder = OpenClipEncoder("ViT-B-16/openai", revision=newer, hub=settings)
     assert (encoder.revision, encoder.weights_sha256) == (newer, sha256(changed))
 
@@ -114,7 +114,7 @@ def test_minilm_weights_have_the_known_digest(monkeypatch: pytest.MonkeyPatch) -
 
 
 class Loaded:
-    """Stands for ``named_encoder``: notes what it is asked for."""
+    """Replaces ``named_encoder`` and records its arguments."""
 
     def __init__(self, revision: str) -> None:
         self.revision = revision
@@ -122,7 +122,7 @@ class Loaded:
 
     def __call__(self, name: str, *, revision: str | None, hub: HubSettings | None) -> PrecomputedEncoder:
         self.asked.append((name, revision, HubSettings.from_options(hub).offline))
-        table = {f"a photo of a {own}": torch.randn(4) for own in ("cat", "dog")}
+        table = {f"a photo of a {animal}": torch.randn(4) for animal in ("cat", "dog")}
         return PrecomputedEncoder(table, id=name, revision=self.revision)
 
 

@@ -212,6 +212,20 @@ def test_another_revision_is_checked_against_its_own_manifest(
         load_embeddings("cifar10", revision="f" * 40)
 
 
+def test_a_branch_is_asked_for_its_newest_manifest(server: HubServer, settings: HubSettings, tmp_path: Path) -> None:
+    for seed in range(2):
+        folder = write_folder({"pets": made(seed)}, tmp_path / str(seed))
+        manifest = Manifest(bundled={}, hub=publish(folder, "owner/embeddings", hub=settings))
+        assert torch.equal(load(manifest, settings, revision="main").vectors, made(seed).vectors)
+    offline = dataclasses.replace(settings, offline=True)
+    assert torch.equal(load(manifest, offline, revision="main").vectors, made(1).vectors)
+
+
+def test_settings_never_show_their_token(settings: HubSettings) -> None:
+    assert settings.token == "hf_test"
+    assert "hf_test" not in repr(settings)
+
+
 @pytest.mark.parametrize("fault", [401, 503])
 def test_a_refused_upload_is_reported(server: HubServer, settings: HubSettings, tmp_path: Path, fault: int) -> None:
     folder = write_folder({"pets": made()}, tmp_path / "out")

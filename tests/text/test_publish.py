@@ -1,4 +1,4 @@
-"""A published folder says what it is, proves what it holds, and leaves nothing to fill in."""
+"""A published folder has a manifest with digests and a card whose code runs unchanged."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Model repositories from the Hub: pinned, from the cache first, and never waited for without need."""
+"""Model repositories from the Hub: pinned, from the cache first, and with time limits."""
 
 import dataclasses
 import time
@@ -75,7 +75,7 @@ def test_the_cached_commit_is_used_while_the_hub_fails(
     assert "answered 503" in caplog.text
     assert f"Using the cached commit {commit}" in caplog.text
     assert newest_commit("owner/model", revision=None, settings=settings) == commit
-    server.fault = 404  # gone on purpose, so nothing of it is used unasked
+    server.fault = 404  # a deleted repository is no temporary failure, so the cached commit is not used
     with pytest.raises(HubError):
         fetch(settings)
 

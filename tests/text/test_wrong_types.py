@@ -1,4 +1,4 @@
-"""What is no argument at all gets one of our errors."""
+"""A wrong argument raises an error of the library that says what was expected."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import resilient_heads as rh
-from resilient_heads.errors import ArgumentError, DescriptionError, EmbeddingError, HubError, ModelError
+from resilient_heads.errors import ArgumentError, DescriptionError, EmbeddingError, ModelError
 from resilient_heads.text.descriptions.matching import match_report
 from resilient_heads.text.embeddings import Provenance
 from resilient_heads.text.hub.settings import HubSettings
@@ -57,7 +57,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a sparse tensor": (
         lambda _: rh.ClassEmbeddings(torch.eye(2).to_sparse(), ("cat", "dog")),
         EmbeddingError,
-        r"dense tensor, found torch.sparse_coo; pass vectors.to_dense\(\)",
+        r"dense .* tensor .* found torch.sparse_coo; pass vectors.to_dense\(\)",
     ),
     "no values": (
         lambda _: rh.ClassEmbeddings(torch.eye(2, device="meta"), ("cat", "dog")),
@@ -85,10 +85,10 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "a number in the record": (lambda _: Provenance(encoder=1), EmbeddingError, "provenance encoder must be a str"),
     "settings that are an address": (
         lambda _: rh.load_embeddings("digits", hub="https://hub"),
-        HubError,
-        r"hub must be HubSettings\(endpoint=",
+        ArgumentError,
+        r"hub must be a HubSettings, such as HubSettings\(endpoint=",
     ),
-    "a secret of the wrong type": (lambda _: HubSettings(token=b"secret"), HubError, "token .* of type bytes"),
+    "a secret of the wrong type": (lambda _: HubSettings(token=b"secret"), ArgumentError, "token .* of type bytes"),
     "a manifest that is a path": (
         lambda _: rh.load_embeddings("digits", manifest="m.json"),
         ArgumentError,
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     ),
     "a revision that is a number": (
         lambda _: rh.load_embeddings("digits", revision=1),
-        EmbeddingError,
+        ArgumentError,
         "revision must",
     ),
     "an encoder that is a name": (
@@ -131,7 +131,7 @@ CASES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_wrong_types(kind: str, tmp_path: Path) -> None:
+def test_a_wrong_argument_is_refused_with_a_message(kind: str, tmp_path: Path) -> None:
     call, error, message = CASES[kind]
     with pytest.raises(error, match=message):
         call(tmp_path / "e.safetensors")

@@ -107,20 +107,14 @@ class ClassEmbeddings:
                 "expected one non-empty vector for each class."
             )
         finite, nonzero = self.vectors.isfinite().all(dim=1), self.vectors.ne(0).any(dim=1)
-        if not bool(finite.all()):
-            raise EmbeddingError(
-                f"The embedding of class {self._first(~finite)} contains NaN or Inf. A mean over no description gives "
-                "NaN: check that each class has a description."
-            )
-        if not bool(nonzero.all()):
-            raise EmbeddingError(
-                f"The embedding of class {self._first(~nonzero)} is all zeros, so it has no direction."
-            )
+        for usable, defect in (
+            (finite, "contains NaN or Inf; the mean over no description is NaN, so check that the class has one"),
+            (nonzero, "is all zeros, so it has no direction"),
+        ):
+            if not bool(usable.all()):
+                position = int(usable.logical_not().nonzero()[0])
+                raise EmbeddingError(f"The embedding of class {position} ({names[position]!r}) {defect}.")
         warn_about_duplicates(names)
-
-    def _first(self, mask: Tensor) -> str:
-        position = int(mask.nonzero()[0])
-        return f"{position} ({self.class_names[position]!r})"
 
     def __repr__(self) -> str:
         return (
@@ -203,18 +197,15 @@ class ClassEmbeddings:
         try:
             tensors = load_tensors(content)
             record = _read_record(content)
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise EmbeddingError(f"{name} is truncated, or is not a file of class embeddings: {error}.") from error
-        if record.get("format") != _FORMAT or set(tensors) != {_TENSOR}:
-            raise EmbeddingError(
-                f"{name} has no class embeddings: expected the format {_FORMAT!r} with one tensor {_TENSOR!r}, "
-                f"found {record.get('format')!r} with {sorted(tensors)}."
-            )
-        try:
+            if record.get("format") != _FORMAT or set(tensors) != {_TENSOR}:
+                raise ValueError(
+                    f"expected the format {_FORMAT!r} with one tensor {_TENSOR!r}, found {record.get('format')!r} "
+                    f"with {sorted(tensors)}"
+                )
             class_names = tuple(record["class_names"])
             provenance = Provenance.from_dict(record["provenance"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise EmbeddingError(f"The metadata of {name} is damaged: {error}.") from error
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise EmbeddingError(f"{name} is damaged, or is not a file of class embeddings: {error}.") from error
         return cls(_at_least_float32(tensors[_TENSOR]), class_names, provenance)
 
     @classmethod
@@ -250,17 +241,19 @@ class ClassEmbeddings:
 
 def _check_matrix(vectors: Tensor) -> None:
     """Raise EmbeddingError unless ``vectors`` is a dense floating-point matrix with values."""
-    if not isinstance(vectors, Tensor) or vectors.ndim != 2:
-        kind = f"shape {tuple(vectors.shape)}" if isinstance(vectors, Tensor) else type(vectors).__name__
-        raise EmbeddingError(f"Class embeddings must be a tensor of shape (classes, dimensions), found {kind}.")
-    if vectors.dtype not in _DTYPES:
-        raise EmbeddingError(f"Class embeddings must be floating point, found {vectors.dtype}.")
-    if vectors.layout != torch.strided:
-        raise EmbeddingError(
-            f"Class embeddings must be a dense tensor, found {vectors.layout}; pass vectors.to_dense()."
-        )
-    if vectors.is_meta:
-        raise EmbeddingError("Class embeddings must have values, found a tensor on the meta device.")
+    if not isinstance(vectors, Tensor):
+        defect = f"found {type(vectors).__name__}"
+    elif vectors.ndim != 2:
+        defect = f"found shape {tuple(vectors.shape)}"
+    elif vectors.dtype not in _DTYPES:
+        defect = f"found dtype {vectors.dtype}"
+    elif vectors.layout != torch.strided:
+        defect = f"found {vectors.layout}; pass vectors.to_dense()"
+    elif vectors.is_meta:
+        defect = "found one without values, on the meta device"
+    else:
+        return
+    raise EmbeddingError(f"vectors must be a dense floating-point tensor of shape (classes, dimensions), {defect}.")
 
 
 def _at_least_float32(vectors: Tensor) -> Tensor:

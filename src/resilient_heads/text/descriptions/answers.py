@@ -1,24 +1,24 @@
 """Answers of a language model: which ones are usable, and the file that keeps them."""
 
+import contextlib
 import json
 import logging
 import os
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from filelock import FileLock, Timeout
-
 from resilient_heads.errors import DescriptionError, LanguageModelError
+from resilient_heads.files import locked
 from resilient_heads.text.descriptions.texts import is_garbled
 
 logger = logging.getLogger(__name__)
 
 _MAX_CHARACTERS = 2000
 _LINE_START = b'{"class": "'
-_UNKNOWN_MODEL = "unknown"
 # How a model declines: in the first person, or by calling itself an AI.
 _REFUSAL = re.compile(
     r"(well, |unfortunately,? |but )*"
@@ -64,16 +64,11 @@ def clean_answer(answer: object) -> str:
 
 
 class AnswerFile:
-    """Finished answers, kept in memory and appended to a file. Use it as a context manager, once.
-
-    Args:
-        path: The file, one JSON object a line; None keeps the answers in memory only. One process at a time may use it.
+    """Finished answers, kept in memory and appended to a file; :meth:`open` makes one.
 
     Attributes:
+        path: The file, one JSON object a line; None keeps the answers in memory only.
         answers: (class name, question) to answer.
-
-    Raises:
-        DescriptionError: On entry: another process uses the file, or the file holds something else than answers.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -81,33 +76,34 @@ class AnswerFile:
         self.answers: dict[tuple[str, str], Answer] = {}
         self._writing = threading.Lock()
         self._closed = False
-        # The system releases the lock when the process ends, even if the process is killed.
-        self._file_lock = None if path is None else FileLock(f"{path}.lock")
 
-    def __enter__(self) -> Self:
-        if self.path is None or self._file_lock is None:
-            return self
-        if self.path.is_dir():
-            raise DescriptionError(f"answers must be a file, but {self.path} is a folder; name a file in it.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._file_lock.acquire(blocking=False)
-        except Timeout as error:
-            raise DescriptionError(
-                f"{self.path} is in use: another run writes its answers there. Wait for that run, or name another file."
-            ) from error
-        try:
-            self._read(self.path)
-        except BaseException:
-            self._file_lock.release()
-            raise
-        return self
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path | None) -> Iterator[Self]:
+        """Read a file of answers, and keep other processes from using it inside the block.
 
-    def __exit__(self, *raised: object) -> None:
-        with self._writing:
-            self._closed = True
-        if self._file_lock is not None:
-            self._file_lock.release()
+        Raises:
+            DescriptionError: Another process uses the file, or the file holds something else than answers.
+        """
+        file = cls(path)
+        with contextlib.ExitStack() as stack:
+            if path is not None:
+                if path.is_dir():
+                    raise DescriptionError(f"answers must be a file, but {path} is a folder; name a file in it.")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(locked(f"{path}.lock", wait=False))
+                except BlockingIOError as error:
+                    raise DescriptionError(
+                        f"{path} is in use: another run writes its answers there. Wait for that run, or name another "
+                        "file."
+                    ) from error
+                file._read(path)
+            try:
+                yield file
+            finally:
+                with file._writing:
+                    file._closed = True
 
     def add(self, name: str, question: str, text: str, *, model: str) -> None:
         """Append an answer to the file; drop it if the file is already closed and may belong to another run."""
@@ -134,7 +130,7 @@ class AnswerFile:
             try:
                 record = json.loads(line)
                 key, text = (str(record["class"]), str(record["question"])), record["answer"]
-                model = str(record.get("model", _UNKNOWN_MODEL))
+                model = str(record.get("model", "unknown"))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 if number == len(lines) and line.startswith(_LINE_START[: len(line)]) and not line.endswith(b"}"):
                     logger.warning("%s ends with an incomplete answer of an earlier run; asking it again.", path)

@@ -58,14 +58,7 @@ class AskOptions:
 def ask_all(
     questions: Sequence[Question], llm: LanguageModel, *, model: str, file: AnswerFile, options: AskOptions
 ) -> None:
-    """Ask every question and add the answers to ``file``.
-
-    Args:
-        questions: What to ask.
-        llm: A function from prompt to answer.
-        model: Name of the model, which the file records with each answer.
-        file: Where the answers go.
-        options: How to ask.
+    """Ask every question and add the answers to ``file``, which records the name ``model`` with each.
 
     Raises:
         LanguageModelError: A question has no usable answer, or the model refused permanently.

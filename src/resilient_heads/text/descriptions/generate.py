@@ -67,7 +67,7 @@ def generate_descriptions(
     prompts_of = dict(zip(prompts.class_names, prompts.sentences, strict=True))
     model = str(getattr(llm, "id", "") or getattr(llm, "__name__", type(llm).__name__))
     path = None if answers is None else as_path(answers, "answers", error=DescriptionError)
-    with AnswerFile(path) as file:
+    with AnswerFile.open(path) as file:
         open_questions = [
             Question(name, prompt)
             for name, asked in prompts_of.items()

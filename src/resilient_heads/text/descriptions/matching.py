@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from resilient_heads.errors import DescriptionError
-from resilient_heads.text.descriptions.texts import (
-    NameIndex,
-    check_texts,
-    first_few,
-    is_garbled,
-    warn_about_duplicates,
-)
+from resilient_heads.text.descriptions.texts import NameIndex, check_texts, first_few, is_garbled, warn_about_duplicates
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +88,13 @@ def match_report(class_names: Sequence[str], descriptions: Mapping[str, Sequence
 def match_sentences(
     names: Sequence[str], descriptions: Descriptions | None, templates: Sequence[str]
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the sentences of each class: its descriptions, then the templates with its name.
-
-    The arguments are those of :meth:`ClassDescriptions.match`.
-    """
-    templates = _check_templates(templates)
+    """Return each class's descriptions and filled templates; the arguments are those of ClassDescriptions.match."""
+    templates = check_texts("templates", templates, example='("a photo of a {}",)', error=DescriptionError)
+    for template in templates:
+        if template.count("{}") != 1:
+            raise DescriptionError(f'A template needs exactly one {{}}, found {template!r}; try "a photo of a {{}}".')
     if descriptions is None and not templates:
-        raise DescriptionError(
-            'Pass descriptions, templates, or both; for example templates=("a photo of a {}",).',
-        )
+        raise DescriptionError('Pass descriptions, templates, or both; for example templates=("a photo of a {}",).')
     if descriptions is None:
         described: list[tuple[str, ...]] = [()] * len(names)
     elif isinstance(descriptions, Mapping):
@@ -123,11 +115,7 @@ def match_sentences(
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names as a tuple.
-
-    Raises:
-        DescriptionError: There are no names, or one is empty or not a usable string.
-    """
+    """Return the class names as a tuple; raise DescriptionError if there are none, or one is not usable."""
     names = check_texts("class_names", class_names, example='["cat", "dog"]', error=DescriptionError)
     if not names:
         raise DescriptionError("class_names is empty; pass one name for each class.")
@@ -184,11 +172,3 @@ def _clean(name: str, sentences: Sequence[str]) -> tuple[str, ...]:
     if len(distinct) < len(cleaned):  # a repeated sentence would have twice the weight in the mean
         logger.warning("%r has %d repeated descriptions; each counts once.", name, len(cleaned) - len(distinct))
     return distinct
-
-
-def _check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    checked = check_texts("templates", templates, example='("a photo of a {}",)', error=DescriptionError)
-    for template in checked:
-        if template.count("{}") != 1:
-            raise DescriptionError(f'A template needs exactly one {{}}, found {template!r}; try "a photo of a {{}}".')
-    return checked

@@ -14,14 +14,7 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")
 
 
 def check_texts(name: str, texts: Any, *, example: str, error: type[Exception]) -> tuple[str, ...]:
-    """Return a sequence of strings as a tuple; raise ``error`` if it is something else or UTF-8 cannot encode it.
-
-    Args:
-        name: The argument's name.
-        texts: What the caller passed.
-        example: Code that makes a correct value.
-        error: Class of the error to raise.
-    """
+    """Return a sequence of strings as a tuple; raise ``error`` if it is something else or UTF-8 cannot encode it."""
     checked = strings(name, texts, example=example, may_be_empty=True, error=error)
     for position, text in enumerate(checked):
         check_encodable(f"{name}[{position}]", text, error=error)

@@ -22,14 +22,8 @@ def check_sentences(sentences: Sequence[str]) -> tuple[str, ...]:
 class BatchedEncoder(ABC):
     """Base class of the encoders that run a tokenizer and a text tower.
 
-    A subclass sets the attributes and implements :meth:`count_tokens` and :meth:`run`.
-
-    Attributes:
-        id: Name of the encoder.
-        revision: Commit, or ``"sha256:..."`` of its weights or of all files in its folder.
-        weights_sha256: Hex digest of the file with its weights.
-        context_length: Maximal number of tokens of a sentence.
-        embed_dim: Dimension of an embedding, E.
+    A subclass sets the attributes, which :class:`~resilient_heads.text.encoders.protocol.TextEncoder` explains, and
+    implements :meth:`count_tokens` and :meth:`run`.
     """
 
     id: str

@@ -14,10 +14,7 @@ SHORT_NAMES = {"minilm-l6": MINILM, "clip-vit-b-16": "ViT-B-16/openai", "clip-vi
 
 
 def encoder_id(name: str) -> str:
-    """Return the full name of an encoder.
-
-    Raises:
-        EmbeddingError: No encoder can have that name.
+    """Return the full name of an encoder; raise EmbeddingError if no encoder can have that name.
 
     >>> encoder_id("clip-vit-b-16")
     'ViT-B-16/openai'
@@ -60,12 +57,7 @@ def named_encoder(
 def planned_identity(name: str, *, revision: str | None, hub: HubSettings) -> tuple[str, str]:
     """Return the id and the revision that :func:`named_encoder`'s encoder would have, without loading it.
 
-    Returns:
-        The revision is "" if only the Hub knows it and the Hub does not answer.
-
-    Raises:
-        EmbeddingError: As for :func:`named_encoder`.
-        HubError: The Hub has no such revision.
+    The revision is "" if only the Hub knows it and the Hub does not answer.
     """
     full_name = encoder_id(name)
     if full_name == MINILM:

@@ -21,32 +21,18 @@ _LOCAL, _HUB = "local-dir:", "hf-hub:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The files of a model on this machine.
-
-    Attributes:
-        id: Name of the encoder in provenances.
-        revision: Commit, or ``"sha256:..."`` of the files of a folder.
-        config: Arguments of open_clip's model class.
-        weights: The safetensors file.
-        weights_sha256: Its hex digest.
-        tokenizer: Argument of open_clip's ``get_tokenizer``.
-    """
+    """The files of a model on this machine, and what provenances record of them."""
 
     id: str
     revision: str
-    config: dict[str, Any]
+    config: dict[str, Any]  # arguments of open_clip's model class
     weights: Path
     weights_sha256: str
-    tokenizer: str
+    tokenizer: str  # argument of open_clip's get_tokenizer
 
 
 def find_source(model: str, *, revision: str | None, hub: HubSettings) -> Source:
-    """Download a model if needed, and check its files. The arguments are those of :class:`OpenClipEncoder`.
-
-    Raises:
-        EmbeddingError: open_clip does not know the model, or files are missing or not the pinned ones.
-        HubError: The files cannot be downloaded.
-    """
+    """Download a model if needed, and check its files. The arguments are those of :class:`OpenClipEncoder`."""
     if not isinstance(model, str):
         raise EmbeddingError(
             f'model must be a name such as "ViT-B-16/openai", "hf-hub:OWNER/NAME" or "local-dir:FOLDER"; '
@@ -54,29 +40,21 @@ def find_source(model: str, *, revision: str | None, hub: HubSettings) -> Source
         )
     if model.startswith(_LOCAL):
         return _source_in_folder(model, revision)
-    expected: str | None = None
-    names: Sequence[str] = _WEIGHTS
-    if model in PINS:
-        pin = PINS[model]
-        repo, names, revision = pin.repo, _WEIGHTS[:1], revision or pin.revision
-        expected = pin.sha256 if revision == pin.revision else None
-    elif model.startswith(_HUB):
-        repo = model.removeprefix(_HUB)
-    else:
-        _, repo, name = known_to_open_clip(model)
-        names = (name,) if name else names
+    repo, names, revision = _repository(model, revision)
     folder = fetch_snapshot(repo, (_CONFIG, *_TOKENIZER), any_of=names, revision=revision, settings=hub)
-    # After the download, so that a failed download is reported before open_clip's import has taken seconds.
-    config = None if model.startswith(_HUB) else known_to_open_clip(model)[0]
+    names_repository = model.startswith(_HUB)
+    config = _config(folder) if names_repository else known_to_open_clip(model)[0]
     weights = _weights(folder, names)
-    built_in_tokenizer = config is not None and not config["text_cfg"].get("hf_tokenizer_name")
+    pin = PINS.get(model)
+    expected = pin.sha256 if pin is not None and revision == pin.revision else None
+    # open_clip includes its own tokenizer; any other one is in the pinned snapshot.
+    built_in_tokenizer = not names_repository and not config["text_cfg"].get("hf_tokenizer_name")
     return Source(
         id=model,
         revision=folder.name,
-        config=_config(folder) if config is None else config,
+        config=config,
         weights=weights,
         weights_sha256=weights_digest(weights, expected=expected, encoder=model),
-        # open_clip includes its own tokenizer; any other one is in the pinned snapshot.
         tokenizer=model.rpartition("/")[0] if built_in_tokenizer else f"{_LOCAL}{folder}",
     )
 
@@ -89,18 +67,23 @@ def planned_source(model: str, *, revision: str | None, hub: HubSettings) -> tup
     if model.startswith(_LOCAL):
         source = _source_in_folder(model, revision)
         return source.id, source.revision
-    if revision is None and model in PINS:
-        return model, PINS[model].revision
-    repo = model.removeprefix(_HUB) if model.startswith(_HUB) else known_to_open_clip(model)[1]
+    repo, _, revision = _repository(model, revision)
     return model, newest_commit(repo, revision=revision, settings=hub)
 
 
-def known_to_open_clip(model: str) -> tuple[dict[str, Any], str, str]:
-    """Return an architecture's config, the repository of a tag's weights, and their file ("" for the usual names).
+def _repository(model: str, revision: str | None) -> tuple[str, Sequence[str], str | None]:
+    """Return a model's repository, the possible names of its weights, and the revision: the given or the pinned one."""
+    if model in PINS:  # without importing open_clip, so that a failed download is reported before that takes seconds
+        pin = PINS[model]
+        return pin.repo, _WEIGHTS[:1], revision or pin.revision
+    if model.startswith(_HUB):
+        return model.removeprefix(_HUB), _WEIGHTS, revision
+    _, repo, name = known_to_open_clip(model)
+    return repo, (name,) if name else _WEIGHTS, revision
 
-    Raises:
-        EmbeddingError: open_clip lists no such model, or its weights are not on the Hub.
-    """
+
+def known_to_open_clip(model: str) -> tuple[dict[str, Any], str, str]:
+    """Return an architecture's config, the repository of a tag's weights, and their file ("" for the usual names)."""
     import open_clip  # takes seconds and hundreds of megabytes
 
     architecture, _, tag = model.rpartition("/")

@@ -10,13 +10,7 @@ from resilient_heads.files import file_sha256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """Known weights of an encoder.
-
-    Attributes:
-        repo: Repository on the Hub.
-        revision: Commit.
-        sha256: Hex digest of the safetensors file with the weights.
-    """
+    """Known weights of an encoder: repository on the Hub, commit, and hex digest of the safetensors file."""
 
     repo: str
     revision: str
@@ -43,16 +37,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 
 
 def weights_digest(path: Path, *, expected: str | None, encoder: str) -> str:
-    """Return the sha256 of a file with weights.
-
-    Args:
-        path: The file.
-        expected: Hex digest that the file must have; None accepts any.
-        encoder: Name of the encoder in the error message.
-
-    Raises:
-        EmbeddingError: The digest is not the expected one.
-    """
+    """Return the sha256 of a file with weights; raise EmbeddingError unless it is the expected one, if there is one."""
     digest = file_sha256(path)
     if expected is not None and digest != expected:
         raise EmbeddingError(

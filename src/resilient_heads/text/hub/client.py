@@ -25,12 +25,7 @@ _UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXI
 
 @contextlib.contextmanager
 def translate_errors(failure: str, settings: HubSettings) -> Iterator[None]:
-    """Turn errors of the Hub client inside the block into HubError.
-
-    Args:
-        failure: What then has failed, as the start of the message, such as ``"owner/name could not be downloaded"``.
-        settings: How the block reaches the Hub.
-    """
+    """Turn errors of the Hub client inside the block into HubError; the message starts with ``failure``."""
     try:
         yield
     except Exception as error:
@@ -42,12 +37,7 @@ def translate_errors(failure: str, settings: HubSettings) -> Iterator[None]:
 
 
 def download(fetch: Callable[[str | Path | None], str], settings: HubSettings) -> Path:
-    """Download into the client's cache, or into a temporary folder if the cache cannot be written.
-
-    Args:
-        fetch: Downloads into a cache folder (None is the client's default) and returns the path.
-        settings: Which cache folder to use.
-    """
+    """Call ``fetch`` with the cache folder (None is the client's), or a temporary folder if the cache is read-only."""
     try:
         return Path(fetch(settings.cache_dir))
     except OSError as error:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from resilient_heads.errors import HubError
-
-PUBLIC_ADDRESS = "https://huggingface.co"
+from resilient_heads.checks import instance_of
+from resilient_heads.errors import ArgumentError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,37 +21,35 @@ class HubSettings:
         token: Access token; None uses ``HF_TOKEN``, or else the token that ``hf auth login`` stored.
 
     Raises:
-        HubError: A value has the wrong type.
+        ArgumentError: A value has the wrong type.
 
     Example:
-        >>> from resilient_heads.text.hub.settings import HubSettings
-        >>> HubSettings(endpoint="https://hub.example.org/").address
+        >>> import resilient_heads as rh
+        >>> rh.text.HubSettings(endpoint="https://hub.example.org/").address
         'https://hub.example.org'
     """
 
     offline: bool = False
     endpoint: str | None = None
     cache_dir: str | Path | None = None
-    token: str | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)  # a secret
 
     def __post_init__(self) -> None:
         for name in ("endpoint", "token"):
             if not isinstance(getattr(self, name), str | None):
                 kind = type(getattr(self, name)).__name__  # never the value: it may be a secret
-                raise HubError(f"{name} of HubSettings must be a string or None, found a value of type {kind}.")
+                raise ArgumentError(f"{name} of HubSettings must be a string or None, found a value of type {kind}.")
         if not isinstance(self.cache_dir, str | Path | None):
-            raise HubError(f"cache_dir of HubSettings must be a path or None, found {self.cache_dir!r:.60}.")
+            raise ArgumentError(f"cache_dir of HubSettings must be a path or None, found {self.cache_dir!r:.60}.")
 
     @classmethod
     def from_options(cls, hub: Self | None, *, offline: bool = False) -> Self:
         """Combine the ``hub=`` and ``offline=`` arguments of a function.
 
         Raises:
-            HubError: ``hub`` is neither None nor a HubSettings.
+            ArgumentError: ``hub`` is neither None nor a HubSettings.
         """
-        if hub is not None and not isinstance(hub, cls):
-            raise HubError(f'hub must be HubSettings(endpoint="https://..."), found {hub!r:.60}.')
-        settings = hub or cls()
+        settings = cls() if hub is None else instance_of("hub", hub, cls, example='HubSettings(endpoint="https://...")')
         return dataclasses.replace(settings, offline=True) if offline else settings
 
     @property
@@ -66,4 +63,10 @@ class HubSettings:
     @property
     def address(self) -> str:
         """Address of the Hub, without a slash at the end."""
-        return (self.endpoint or os.environ.get("HF_ENDPOINT") or PUBLIC_ADDRESS).rstrip("/")
+        return (self.endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def check_revision(name: str, revision: str | None) -> None:
+    """Raise ArgumentError unless ``revision`` may name a commit, branch or tag; None is the default revision."""
+    if revision is not None and (not isinstance(revision, str) or not revision.strip()):
+        raise ArgumentError(f"{name} must be a commit, branch or tag, or None; found {revision!r:.60}.")

@@ -4,11 +4,11 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resilient_heads.errors import HubError
 from resilient_heads.text.hub.client import TIMEOUT, download, translate_errors
-from resilient_heads.text.hub.settings import HubSettings
+from resilient_heads.text.hub.settings import HubSettings, check_revision
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -35,8 +35,19 @@ def fetch_snapshot(
         HubError: The files cannot be downloaded.
     """
     folder = _cached(repo, revision, files, any_of, settings)
+    if folder is None and settings.is_offline:
+        raise HubError(f"{_title(repo, revision)} is not in the cache, and offline mode forbids downloading it.")
     if folder is None or not (settings.is_offline or folder.name == revision):
-        folder = _newest(repo, revision, files, any_of, settings, cached=folder)
+        try:
+            listing = _listing(repo, revision, settings)
+        except HubError as error:
+            if folder is None or not error.temporary:
+                raise
+            logger.warning("%s Using the cached commit %s instead.", error, folder.name)
+        else:
+            present = {sibling.rfilename for sibling in listing.siblings or ()}
+            patterns = [*files, *[name for name in any_of if name in present][:1]]
+            folder = _download(repo, revision, patterns, settings)
     if revision != folder.name:
         logger.warning("Using %s at commit %s. To pin it, pass revision=%r.", repo, folder.name, folder.name)
     return folder
@@ -45,8 +56,7 @@ def fetch_snapshot(
 def newest_commit(repo: str, *, revision: str | None, settings: HubSettings) -> str:
     """Return the commit that :func:`fetch_snapshot` would use, without downloading the files.
 
-    Returns:
-        40 hexadecimal digits, or "" if the cache does not know the commit and the Hub does not answer.
+    The commit is "" if the cache does not know it and the Hub does not answer.
 
     Raises:
         HubError: The Hub refuses access, or has no such repository or revision.
@@ -64,41 +74,13 @@ def newest_commit(repo: str, *, revision: str | None, settings: HubSettings) -> 
     return "" if cached is None else cached.name
 
 
-def _newest(
-    repo: str,
-    revision: str | None,
-    files: Sequence[str],
-    any_of: Sequence[str],
-    settings: HubSettings,
-    *,
-    cached: Path | None,
-) -> Path:
-    """Download the newest commit; return the cached one if the Hub does not answer."""
+def _download(repo: str, revision: str | None, patterns: Sequence[str], settings: HubSettings) -> Path:
     from huggingface_hub import snapshot_download
 
-    if settings.is_offline:
-        raise HubError(f"{_subject(repo, revision)} is not in the cache, and offline mode forbids downloading it.")
-    try:
-        listing = _listing(repo, revision, settings)
-    except HubError as error:
-        if cached is None or not error.temporary:
-            raise
-        logger.warning("%s Using the cached commit %s instead.", error, cached.name)
-        return cached
-    names = {sibling.rfilename for sibling in listing.siblings or ()}
-    patterns = [*files, *[name for name in any_of if name in names][:1]]
-    with translate_errors(f"{_subject(repo, revision)} could not be downloaded", settings):
+    location: dict[str, Any] = {"revision": revision, "endpoint": settings.address, "token": settings.token}
+    with translate_errors(f"{_title(repo, revision)} could not be downloaded", settings):
         return download(
-            lambda cache: str(
-                snapshot_download(
-                    repo,
-                    revision=revision,
-                    allow_patterns=patterns,
-                    cache_dir=cache,
-                    endpoint=settings.address,
-                    token=settings.token,
-                )
-            ),
+            lambda cache: str(snapshot_download(repo, allow_patterns=list(patterns), cache_dir=cache, **location)),
             settings,
         )
 
@@ -110,8 +92,7 @@ def _cached(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    if revision is not None and (not isinstance(revision, str) or not revision.strip()):
-        raise HubError(f"revision must be a commit, branch or tag, or None for the newest; found {revision!r:.60}.")
+    check_revision("revision", revision)
     for name in any_of or ("",):
         try:
             folder = snapshot_download(
@@ -133,10 +114,10 @@ def _listing(repo: str, revision: str | None, settings: HubSettings) -> "ModelIn
     """Ask the Hub once, without retries, for the commit and its files."""
     from huggingface_hub import HfApi
 
-    with translate_errors(f"{_subject(repo, revision)} could not be found", settings):
+    with translate_errors(f"{_title(repo, revision)} could not be found", settings):
         api = HfApi(endpoint=settings.address, token=settings.token)
         return api.model_info(repo, revision=revision or "main", timeout=TIMEOUT)
 
 
-def _subject(repo: str, revision: str | None) -> str:
+def _title(repo: str, revision: str | None) -> str:
     return f"{repo} at {revision or 'its newest commit'}"

@@ -34,20 +34,7 @@ def upload_folder(
     private: bool,
     settings: HubSettings,
 ) -> str:
-    """Upload files of a folder, create the repository if needed, and return the commit.
-
-    Args:
-        folder: Where the files are.
-        repo: ``"owner/name"``.
-        files: Names of the files.
-        message: Title of the commit.
-        repo_type: Kind of repository.
-        private: Make a new repository private.
-        settings: How to reach the Hub.
-
-    Raises:
-        HubError: The Hub refuses or cannot be reached.
-    """
+    """Upload files of a folder, create the repository if needed (``private`` or public), and return the commit."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=settings.address, token=settings.token)

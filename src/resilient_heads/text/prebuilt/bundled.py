@@ -31,13 +31,11 @@ def load_bundled(name: str, *, manifest: Manifest | None = None) -> ClassEmbeddi
     content = _asset(f"embeddings/{name}.safetensors")
     digest = hashlib.sha256(content).hexdigest()
     if digest != expected[name]:
-        found = f"sha256 {digest[:12]}, expected {expected[name][:12]}"
+        defect, advice = "are damaged", "reinstall the package"
         if digest == packaged[name]:
-            raise EmbeddingError(
-                f"This release bundles other embeddings {name!r} than the given manifest trusts ({found}). Install the "
-                "release that the manifest belongs to."
-            )
-        raise EmbeddingError(f"The bundled embeddings {name!r} are damaged ({found}); reinstall the package.")
+            defect, advice = "are not those that the given manifest trusts", "install the release that it belongs to"
+        digests = f"sha256 {digest[:12]}, expected {expected[name][:12]}"
+        raise EmbeddingError(f"The bundled embeddings {name!r} {defect} ({digests}); {advice}.")
     return ClassEmbeddings.from_bytes(content, name=f"{name}.safetensors")
 
 

@@ -4,12 +4,12 @@ import json
 import logging
 
 from resilient_heads.checks import instance_of
-from resilient_heads.errors import DescriptionError, EmbeddingError, HubError, MissingExtraError
+from resilient_heads.errors import ArgumentError, DescriptionError, EmbeddingError, HubError, MissingExtraError
 from resilient_heads.text.embeddings import ClassEmbeddings
 from resilient_heads.text.encoders.named import encoder_id
 from resilient_heads.text.encoders.pins import MINILM
-from resilient_heads.text.hub.files import HubFile, fetch_file
-from resilient_heads.text.hub.settings import HubSettings
+from resilient_heads.text.hub.files import fetch_file
+from resilient_heads.text.hub.settings import HubSettings, check_revision
 from resilient_heads.text.prebuilt.build import build_embeddings
 from resilient_heads.text.prebuilt.bundled import load_bundled, unknown_name
 from resilient_heads.text.prebuilt.manifest import HubEntry, Manifest
@@ -46,7 +46,7 @@ def load_embeddings(
         manifest: Embeddings to trust in place of the manifest in the package.
 
     Raises:
-        ArgumentError: ``manifest`` or ``hub`` has the wrong type.
+        ArgumentError: ``manifest``, ``hub`` or a revision has the wrong type, or both revisions are given.
         EmbeddingError: No such embeddings exist, or no place has them; the message gives the reason for each place.
         HubError: The embeddings at ``revision`` cannot be downloaded.
 
@@ -59,16 +59,15 @@ def load_embeddings(
         raise EmbeddingError(unknown_name(name))
     trusted = Manifest.of_package() if manifest is None else manifest
     instance_of("manifest", trusted, Manifest, example="Manifest.from_bytes(content)")
-    for argument, value in (("revision", revision), ("encoder_revision", encoder_revision)):
-        if value is not None and (not isinstance(value, str) or not value.strip()):
-            raise EmbeddingError(f"{argument} must be a commit, branch or tag, or None; found {value!r:.60}.")
+    check_revision("revision", revision)
+    check_revision("encoder_revision", encoder_revision)
     full_name = encoder_id(encoder)
     settings = HubSettings.from_options(hub, offline=offline)
     entry = trusted.find(name, full_name)
     if entry is None and name not in trusted.bundled:
         raise EmbeddingError(unknown_name(name))
     if encoder_revision is not None and revision is not None:
-        raise EmbeddingError("revision= chooses published embeddings, encoder_revision= builds; pass one of them.")
+        raise ArgumentError("revision= chooses published embeddings, encoder_revision= builds; pass one of them.")
     if encoder_revision is not None:
         return _build(name, full_name, encoder_revision, settings, reasons=[])
     if revision is not None:
@@ -78,8 +77,7 @@ def load_embeddings(
     reasons = []
     if entry is not None:
         try:
-            wanted = HubFile(repo=entry.repo, file=entry.file, revision=entry.revision, sha256=entry.sha256)
-            return ClassEmbeddings.from_bytes(fetch_file(wanted, settings), name=entry.file)
+            return _published(entry, entry.revision, entry.sha256, settings)
         except HubError as error:
             logger.warning("The embeddings of %s cannot be taken from the Hub: %s", name, error)
             reasons.append(f"Hub: {error}")
@@ -91,12 +89,16 @@ def load_embeddings(
 
 def _at_revision(entry: HubEntry, revision: str, settings: HubSettings) -> ClassEmbeddings:
     """Return published embeddings at a revision that the manifest does not pin."""
-    listing = fetch_file(HubFile(repo=entry.repo, file="manifest.json", revision=revision), settings)
+    listing = fetch_file(entry.repo, "manifest.json", revision=revision, settings=settings)
     try:
         expected = str(json.loads(listing)["files"][entry.file]["sha256"])
     except (ValueError, KeyError, TypeError) as error:
         raise HubError(f"The manifest of {entry.repo} at {revision} does not list {entry.file}.") from error
-    content = fetch_file(HubFile(repo=entry.repo, file=entry.file, revision=revision, sha256=expected), settings)
+    return _published(entry, revision, expected, settings)
+
+
+def _published(entry: HubEntry, revision: str, sha256: str, settings: HubSettings) -> ClassEmbeddings:
+    content = fetch_file(entry.repo, entry.file, revision=revision, sha256=sha256, settings=settings)
     return ClassEmbeddings.from_bytes(content, name=entry.file)
 
 

@@ -6,8 +6,8 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -21,12 +21,10 @@ from resilient_heads.text.prebuilt.card import CARD, dataset_card
 from resilient_heads.text.prebuilt.manifest import HubEntry
 
 _MANIFEST = "manifest.json"
-_PLACEHOLDER = "OWNER-AND-NAME"
 _FORMAT = "resilient_heads.published/1"
 
 
-@dataclass(frozen=True, slots=True)
-class _Listed:
+class _Listed(NamedTuple):
     """A file as the folder's manifest lists it."""
 
     name: str
@@ -160,10 +158,10 @@ def publish(
 def _outdated_files(folder: Path, kept: set[str]) -> list[Path]:
     """Return the files of an earlier call that go; refuse a folder with files that no earlier call wrote."""
     present = {path.name for path in folder.glob("*.safetensors")} if folder.is_dir() else set()
-    has_manifest, has_card = (folder / _MANIFEST).exists(), (folder / CARD).exists()
-    foreign = sorted(present - set(_read_manifest(folder))) if has_manifest else sorted(present)
-    if has_card and not has_manifest:
-        foreign.append(CARD)
+    if (folder / _MANIFEST).exists():
+        foreign = sorted(present - set(_read_manifest(folder)))
+    else:
+        foreign = [*sorted(present), *([CARD] if (folder / CARD).exists() else [])]
     if foreign:
         raise EmbeddingError(
             f"{folder} has {', '.join(foreign)}, which write_folder did not write there; name another folder."
@@ -175,10 +173,9 @@ def _name_repository(folder: Path, repo: str) -> None:
     """Write the repository's name into the card, unless somebody has edited it."""
     manifest = json.loads((folder / _MANIFEST).read_bytes())
     card = folder / CARD
-    # A card of an earlier upload differs in the name of the repository only.
-    earlier = re.escape(dataset_card(manifest, repo=_PLACEHOLDER)).replace(re.escape(_PLACEHOLDER), r"[^\s\"]+")
     content = card.read_text(encoding="utf-8") if card.is_file() else dataset_card(manifest)
-    if content == dataset_card(manifest) or re.fullmatch(earlier, content):
+    earlier = re.search(r'hf_hub_download\("(.+?)"', content)
+    if content == dataset_card(manifest, repo=earlier and earlier[1]):
         write_atomic(card, dataset_card(manifest, repo=repo).encode())
 
 
