@@ -74,8 +74,9 @@ def test_blanks_duplicates_and_accents_are_cleaned(tmp_path: Path, caplog: pytes
 
 
 def test_classes_of_the_same_name_share_their_description(tmp_path: Path) -> None:
-    with pytest.warns(DuplicateClassWarning):
+    with pytest.warns(DuplicateClassWarning) as warned:
         found = load({"crane": ["A bird."], "maillot": ["A suit."]}, tmp_path, ["crane", "maillot", "crane"])
+    assert len(warned) == 1
     assert found.sentences[0] == found.sentences[2]
 
 

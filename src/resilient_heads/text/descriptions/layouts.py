@@ -56,12 +56,8 @@ def parse(
             raise
         raise DescriptionError(f"{name} is not a JSON file: {error}.") from error
     provenance = _provenance(content, name)
-    table = _table_of_classes(content, name)
+    table = _table_of_classes(content, name, class_names)
     try:
-        if table is None and isinstance(content, dict):
-            table = _without_metadata(content, name, class_names)
-        elif table is None:
-            table = content
         if isinstance(table, dict):
             return [(key, _sentences(key, value)) for key, value in table.items()], provenance
         if isinstance(table, list):
@@ -95,10 +91,10 @@ def _provenance(content: Any, name: str) -> dict[str, str]:
     return provenance
 
 
-def _table_of_classes(content: Any, name: str) -> Any:
-    """Return what is below a key "classes" or "descriptions", if it is a table of classes, or None."""
+def _table_of_classes(content: Any, name: str, class_names: Sequence[str] | None) -> Any:
+    """Return the table below a key "classes" or "descriptions", or else the content without its metadata."""
     if not isinstance(content, dict):
-        return None
+        return content
     for key in ("classes", "descriptions"):
         # A class may be called "classes"; only an object or a list of objects is a table of classes.
         table = content.get(key)
@@ -111,11 +107,6 @@ def _table_of_classes(content: Any, name: str) -> Any:
                         f'it into {key!r}; if it is metadata, move it into "meta".'
                     )
             return table
-    return None
-
-
-def _without_metadata(content: dict[str, Any], name: str, class_names: Sequence[str] | None) -> dict[str, Any]:
-    """Leave out metadata keys among the classes; refuse them if the caller did not name the classes."""
     metadata = [key for key in content if key.casefold() in _NEVER_A_CLASS]
     if metadata and class_names is None:
         raise DescriptionError(

@@ -58,12 +58,16 @@ def match_report(class_names: Sequence[str], descriptions: Mapping[str, Sequence
         raise DescriptionError(
             f'descriptions must be a mapping such as {{"cat": ["It purrs."]}}, found {descriptions!r:.60}.'
         )
+    return _report(check_class_names(class_names), descriptions)
+
+
+def _report(names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> MatchReport:
     keys = check_texts("the keys of descriptions", list(descriptions), example='["cat"]', error=DescriptionError)
     index = NameIndex(keys)
     key_of: dict[str, str] = {}
     missing: list[str] = []
     ambiguous: dict[str, tuple[str, ...]] = {}
-    for name in dict.fromkeys(check_class_names(class_names)):
+    for name in dict.fromkeys(names):
         matching = tuple(keys[position] for position in index.positions(name))
         if len(matching) == 1:
             key_of[name] = matching[0]
@@ -129,7 +133,7 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _match_by_name(names: Sequence[str], descriptions: Mapping[str, Sequence[str]]) -> list[tuple[str, ...]]:
-    report = match_report(names, descriptions)
+    report = _report(names, descriptions)
     for name, keys in report.ambiguous.items():
         raise DescriptionError(f"The class {name!r} matches several descriptions ({first_few(keys)}); keep one.")
     if report.missing:

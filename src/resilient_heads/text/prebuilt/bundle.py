@@ -15,15 +15,14 @@ from resilient_heads.text.encoders.pooling import embed_classes
 from resilient_heads.text.encoders.sentence import SentenceTransformerEncoder
 from resilient_heads.text.prebuilt.manifest import Manifest
 
-ASSETS = Path(__file__).parents[2] / "assets"
 
-
-def bundle(assets: Path = ASSETS) -> None:
+def bundle() -> None:
     """Write the embeddings of every file of descriptions, and the manifest.
 
     Raises:
         MissingExtraError: The extra ``minilm`` is not installed.
     """
+    assets = Path(__file__).parents[2] / "assets"
     torch.set_num_threads(1)  # the number of threads decides the order of sums, and with it some last bits of float16
     encoder = SentenceTransformerEncoder.minilm()
     digests = {}
