@@ -38,7 +38,7 @@ def sentences(classes: int) -> list[list[str]]:
     ]
 
 
-def plain(folder: Path, texts: list[list[str]]) -> "object":
+def plain(folder: Path, texts: list[list[str]]) -> object:
     """Embed with open_clip alone."""
     import open_clip
     import torch
@@ -49,7 +49,7 @@ def plain(folder: Path, texts: list[list[str]]) -> "object":
         return torch.stack([model.encode_text(tokenizer(group), normalize=True).mean(dim=0) for group in texts])
 
 
-def ours(folder: Path, texts: list[list[str]]) -> "object":
+def ours(folder: Path, texts: list[list[str]]) -> object:
     """Embed with this library."""
     import resilient_heads as rh
 
@@ -82,27 +82,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architecture", default="ViT-B-32")
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--variant", choices=["plain", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=["write", "plain", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.variant:
-        measure(arguments.variant, arguments.folder, arguments.classes)
+    if arguments.step == "write":
+        write_model(arguments.architecture, arguments.folder)
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        writer = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import encode, pathlib; "
-        writer += f"encode.write_model({arguments.architecture!r}, pathlib.Path({name!r}))"
-        subprocess.run([sys.executable, "-c", writer], check=True)
+    if arguments.step:
+        measure(arguments.step, arguments.folder, arguments.classes)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # Each step runs in a fresh process, so that it shares no memory with the others.
+        command = [sys.executable, __file__, "--folder", folder, "--classes", str(arguments.classes)]
+        subprocess.run([*command, "--architecture", arguments.architecture, "--step", "write"], check=True)
         figures = {}
         for variant in ("plain", "ours"):
-            command = [sys.executable, __file__, "--variant", variant, "--folder", name]
-            command += ["--classes", str(arguments.classes)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run([*command, "--step", variant], check=True, capture_output=True, text=True)
             figures[variant] = json.loads(done.stdout.splitlines()[-1])
             print(variant, figures[variant])
         import torch
 
-        vectors = {variant: torch.load(folder / f"{variant}.pt") for variant in figures}
+        vectors = {variant: torch.load(Path(folder) / f"{variant}.pt") for variant in figures}
         worst = (vectors["plain"] - vectors["ours"]).abs().max().item()
     print(f"largest difference of two embeddings' entries: {worst:.1e}")
     for key in ("seconds", "peak_mib_above_imports"):

@@ -191,9 +191,9 @@ def test_a_damaged_config_is_refused_before_a_head_takes_memory(
 
 @pytest.mark.parametrize("repo", ["head", "a/b/c", "", "a b/c", None])
 def test_a_repository_without_an_owner_is_refused(tmp_path: Path, repo: Any) -> None:
-    with pytest.raises(HubError, match='must be "owner/name"'):
+    with pytest.raises(ArgumentError, match='must be "owner/name"'):
         trained().push_to_hub(repo)
-    with pytest.raises(HubError, match='must be "owner/name"'):
+    with pytest.raises(ArgumentError, match='must be "owner/name"'):
         publish(write_folder({"animals": TEXT}, tmp_path), repo)
     with pytest.raises(ModelError, match="folder must be a path"):
         trained().save_pretrained(None)  # type: ignore[arg-type]

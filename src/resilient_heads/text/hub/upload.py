@@ -4,18 +4,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from resilient_heads.errors import HubError
+from resilient_heads.errors import ArgumentError, HubError
 from resilient_heads.text.hub.client import TIMEOUT, RepoType, translate_errors
 from resilient_heads.text.hub.settings import HubSettings
 
 
 def check_upload(repo: str, settings: HubSettings) -> None:
-    """Raise HubError within seconds if an upload to ``repo`` cannot start.
+    """Raise HubError within seconds if an upload to ``repo`` cannot start, or ArgumentError if it is no name.
 
     The client's own uploading requests have no time limit for connecting.
     """
     if not isinstance(repo, str) or not re.fullmatch(r"[^/\s]+/[^/\s]+", repo):
-        raise HubError(f'repo must be "owner/name", found {repo!r:.80}.')
+        raise ArgumentError(f'repo must be "owner/name", found {repo!r:.80}.')
     if settings.is_offline:
         raise HubError("Publishing needs the network, and offline mode forbids it.")
     from huggingface_hub import get_session

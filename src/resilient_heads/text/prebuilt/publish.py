@@ -131,6 +131,7 @@ def publish(
         Entries for :class:`~resilient_heads.text.prebuilt.manifest.Manifest`.
 
     Raises:
+        ArgumentError: ``repo`` has another form, or ``hub`` another type.
         EmbeddingError: The folder does not verify.
         HubError: The Hub refuses or cannot be reached.
     """
