@@ -1,6 +1,6 @@
 """Run a forward slice again after a change of its source, on as few rows as possible."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,7 +34,7 @@ class _Statistics:
 
 @dataclass(slots=True)
 class _RowState:
-    """A rerun at one of its operations.
+    """The state of a rerun between two operations.
 
     Attributes:
         forward_slice: What to run.
@@ -70,16 +70,16 @@ class SliceRunner:
 
     Args:
         full: The pass over the full batch.
-        smaller: Returns the pass over fewer images, or None if there is none.
-        batch_sizes: Numbers of images to which the batch may shrink.
+        smaller: Returns the pass over so many images; None if there is none.
+        batch_sizes: Numbers of images to which the batch may shrink; by default it does not.
         windows: Runs the first operations on windows; None to run all on whole rows.
     """
 
     def __init__(
         self,
         full: RecordedPass,
-        smaller: Callable[[int], RecordedPass | None],
-        batch_sizes: tuple[int, ...],
+        smaller: Callable[[int], RecordedPass | None] = lambda size: None,
+        batch_sizes: Sequence[int] = (),
         windows: WindowRunner | None = None,
     ) -> None:
         self._full = full

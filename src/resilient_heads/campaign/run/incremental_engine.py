@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 _LEAST_BATCH = 4
 """Images from which on a batch can shrink: finding where they lie takes three of them."""
-_CHECKED_IMAGES = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,8 +80,8 @@ class IncrementalEngine:
         for name in list(self._slices):
             size = self._bytes(self._golden_inputs(name))
             if size > self._memory_limit:
-                limit = _readable(self._memory_limit)
-                self._exclude(name, f"it needs {_readable(size)} of golden content; memory_limit is {limit}")
+                limit = self._memory_limit / 1e6
+                self._exclude(name, f"it needs {size / 1e6:.2f} MB of golden content; memory_limit is {limit:.2f} MB")
 
     def block(self, names: Sequence[str], reason: str) -> None:
         """Take full passes for some sites from now on, and log why."""
@@ -114,18 +113,6 @@ class IncrementalEngine:
             self._warned = True
         return GoldenPass(logits, recorder.kept if same else {})
 
-    def copy_site_tensor(self, name: str, golden: GoldenPass) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Return a copy of a site's golden tensor, all of the copy's memory, and the golden tensor itself.
-
-        The golden tensor must not be changed. The result is None if the site needs a full pass.
-        """
-        view = self._slices[name].source.view if name in self._slices else None
-        if view is None or view.content not in golden.content:
-            return None
-        content = golden.content[view.content]
-        memory = copy_memory(content)
-        return view.on(memory), memory, view.on(content)
-
     def gives_logits(self, name: str) -> bool:
         """Return whether a site's tensor is the logits, or is only copied into them."""
         forward_slice, logits = self._slices.get(name), self._tape.logits
@@ -134,26 +121,6 @@ class IncrementalEngine:
         steps = [self._tape.steps[number] for number in forward_slice.steps]
         same_size = forward_slice.source.view.size == logits.size
         return same_size and all(step.func is torch.ops.aten.clone.default for step in steps)
-
-    def run_from_site(
-        self, name: str, golden: GoldenPass, memory: Tensor, index: tuple[Tensor, ...] | None = None
-    ) -> Tensor | None:
-        """Run what depends on a faulty site.
-
-        Args:
-            name: Of the site.
-            golden: The pass over the batch.
-            memory: As :meth:`copy_site_tensor` returned it; the caller has injected faults into the site's tensor.
-            index: Index of the one faulty element of each image, in their order; None if there are several.
-
-        Returns:
-            The logits of the batch, ``(N, C)``; None if the rerun failed. The engine then blocks the site.
-        """
-        try:
-            return self._runner.run(self._slices[name], golden.content, golden.logits, memory, index)
-        except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
-            self.block([name], f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
-            return None
 
     def incremental_pass(
         self, name: str, golden: GoldenPass, write: Callable[[Tensor, Tensor], SiteInjection]
@@ -166,15 +133,21 @@ class IncrementalEngine:
             write: Called with a copy of the site's tensor, into which it writes the faults, and with the golden tensor.
 
         Returns:
-            What ``write`` returned, and the logits of the batch, ``(N, C)``; None if the site needs a full pass.
+            What ``write`` returned, and the logits of the batch, ``(N, C)``; None if the site needs a full pass. If the
+            rerun fails, the engine blocks the site.
         """
-        copied = self.copy_site_tensor(name, golden)
-        if copied is None:
+        view = self._slices[name].source.view if name in self._slices else None
+        if view is None or view.content not in golden.content:
             return None
-        faulty, memory, clean = copied
-        injection = write(faulty, clean)
-        logits = self.run_from_site(name, golden, memory, injection.where)
-        return None if logits is None else (injection, logits)
+        clean = golden.content[view.content]
+        memory = copy_memory(clean)
+        injection = write(view.on(memory), view.on(clean))
+        try:
+            logits = self._runner.run(self._slices[name], golden.content, golden.logits, memory, injection.where)
+        except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
+            self.block([name], f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
+            return None
+        return injection, logits
 
     def check_sites(self) -> None:
         """Compare a rerun with a full pass at every site, block the sites that differ, and log all blocked ones.
@@ -184,11 +157,11 @@ class IncrementalEngine:
         Raises:
             InjectionError: A change of one image reaches another.
         """
-        images = self._images[:_CHECKED_IMAGES].clone(memory_format=torch.preserve_format)
+        images = self._images[:2].clone(memory_format=torch.preserve_format)
         record(self._run, images)
         tape = record(self._run, images)[0].tape
         slices = self._slices_of(tape) if tape.same_operators(self._tape) else {}
-        runner = SliceRunner(RecordedPass(len(images), tape, {}), lambda size: None, ())
+        runner = SliceRunner(RecordedPass(len(images), tape, {}))
         keep = frozenset().union(*(runner.golden_inputs(forward_slice) for forward_slice in slices.values()))
         recorder, logits = record(self._run, images, keep)
         golden = GoldenPass(logits, recorder.kept)
@@ -222,7 +195,9 @@ class IncrementalEngine:
     def _slices_of(self, tape: Tape) -> dict[str, ForwardSlice]:
         """Return the forward slices of the sites in a pass; exclude the sites that have none."""
         slices = {}
-        for name in [name for name in self._sites if name not in self.blocked]:
+        for name in self._sites:
+            if name in self.blocked:
+                continue
             marks = tape.marks.get(name, [])
             try:
                 if len(marks) != 1:
@@ -258,11 +233,6 @@ def _agrees_with_full_pass(
         return same_bits(runner.run(forward_slice, golden.content, golden.logits, memory), full)
     except (ControlFlowError, RuntimeError):
         return False
-
-
-def _readable(size: int) -> str:
-    """Return a number of bytes as people read it."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _free_memory(device: torch.device) -> int:

@@ -22,12 +22,6 @@ def record_smaller_batches(
 ) -> dict[int, RecordedPass]:
     """Record passes over fewer images, and compare each of their operations with the one on the full batch.
 
-    Args:
-        run: Runs the model.
-        full: The pass over the full batch.
-        images: The images of the full batch.
-        batch_sizes: Numbers of images.
-
     Returns:
         Batch size to pass; without the sizes at which the model runs other operations.
     """

@@ -19,8 +19,8 @@ _PARTS = (
     (16, range(2, 16, 2), (4, 8, 12)),
     (0, (2, 4, 8, 12), (4, 8, 12)),
 )
-"""Least number of batches, and sixteenths of a batch to which whole rows, and windows, may then shrink. Each size takes
-time at the start and saves time in every batch."""
+"""Least number of batches, and the sizes to check for whole rows and for windows, in sixteenths of a batch. Each size
+takes time at the start and saves time in every batch."""
 
 
 def checked_runner(
@@ -50,8 +50,8 @@ def _checked_windows(
     run: RunModel, full: RecordedPass, slices: Collection[ForwardSlice], images: Tensor, counts: tuple[int, ...]
 ) -> WindowRunner | None:
     """Return a runner of those operations that give the same bits on windows; None if there is none."""
-    hoped = (plan_windows(forward_slice, full) for forward_slice in slices)
-    steps = {step for plan in hoped if plan is not None for step in plan.steps}
+    unchecked = (plan_windows(forward_slice, full) for forward_slice in slices)
+    steps = {step for plan in unchecked if plan is not None for step in plan.steps}
     if not steps:
         return None
     counts, exact = choose_counts(check_windows(run, full, images, steps, counts), counts)

@@ -37,7 +37,7 @@ def check_windows(
         counts: Numbers of windows that may run at once, ascending; the last is the size of the batch.
 
     Returns:
-        Operation to the numbers of windows at which every bit was the same.
+        For each operation, the numbers of windows at which every bit was the same.
     """
     check = _WindowCheck(full, steps, counts)
     repeated = observe_pass(run, full.tape, images, check.observe)
@@ -49,9 +49,7 @@ def choose_counts(
 ) -> tuple[tuple[int, ...], frozenset[WindowStep]]:
     """Choose the numbers of windows that nearly all operations allow, and the operations that allow all of these.
 
-    Args:
-        exact: See :func:`check_windows`.
-        counts: Numbers of windows; the last is the size of the batch, which is always chosen.
+    The last of ``counts``, the size of the batch, is always chosen. For ``exact`` see :func:`check_windows`.
     """
     allowed = [passed for passed in exact.values() if counts[-1] in passed]
     needed = _NEARLY_ALL * len(allowed)
@@ -63,7 +61,7 @@ class _WindowCheck:
     """Repeats operations of a pass on windows.
 
     Attributes:
-        exact: Operation to the numbers of windows at which every bit was the same.
+        exact: For each operation, the numbers of windows at which every bit was the same.
     """
 
     def __init__(self, full: RecordedPass, steps: Collection[WindowStep], counts: Sequence[int]) -> None:

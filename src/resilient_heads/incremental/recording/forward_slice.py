@@ -39,6 +39,7 @@ class ForwardSlice:
         dead_after: For each of ``steps``, the buffers that no later operation needs.
         golden_inputs: Golden content that the operations read or write to.
         comparison_points: The expensive operations, in order.
+        reaches_logits: Whether the logits depend on the source.
     """
 
     source: MarkedTensor
@@ -117,7 +118,7 @@ def _needed(tape: Tape, steps: list[int], dependent: set[int]) -> tuple[tuple[in
 
 
 def _require_fixed_control_flow(step: Step, dependent: set[int]) -> None:
-    """Raise ControlFlowError if a fault could make the model take another way after an operation."""
+    """Raise ControlFlowError if a fault could make the model run other operations after this one."""
     tags = step.func.tags
     if torch.Tag.nondeterministic_seeded in tags and "attention" not in step.operator:
         raise ControlFlowError(f"the model draws random numbers ({step.func})")

@@ -55,17 +55,14 @@ class RecordedPass:
 
 
 def locate_images(run: RunModel, tape: Tape, images: Tensor) -> RecordedPass:
-    """Find where the images of a batch lie: run three of them, and again with one of them changed.
+    """Find where the images of a batch of at least four lie: run three of them, and again with one of them changed.
 
-    Args:
-        run: Runs the model.
-        tape: The pass over all images.
-        images: All images, at least four.
+    ``tape`` is the pass over all images.
     """
     few = images[torch.tensor([0, 1, 2], device=images.device)]
     batches = [few, *(with_changed_image(few, image) for image in _CHANGED_IMAGES)]
-    as_made = [BufferVersion(buffer, 0) for buffer in range(len(tape.bases))]
-    passes = [record(run, batch, as_made)[0] for batch in batches]
+    initial = [BufferVersion(buffer, 0) for buffer in range(len(tape.bases))]
+    passes = [record(run, batch, initial)[0] for batch in batches]
     if not all(recorder.tape.same_operators(tape) for recorder in passes):
         return RecordedPass(len(images), tape, {})
     small = passes[0].tape
@@ -78,7 +75,7 @@ def locate_images(run: RunModel, tape: Tape, images: Tensor) -> RecordedPass:
         if layout is None:
             layouts[buffer] = None
         elif buffer in tape.dense & small.dense:
-            contents = [recorder.kept[as_made[buffer]] for recorder in passes]
+            contents = [recorder.kept[initial[buffer]] for recorder in passes]
             resolved = resolve_order(layout, contents, _CHANGED_IMAGES)
             if resolved is not None:
                 layouts[buffer] = resolved

@@ -155,16 +155,7 @@ RunModel = Callable[[Recorder | None, Tensor], Tensor]
 
 
 def record(run: RunModel, images: Tensor, keep: Iterable[BufferVersion] = ()) -> tuple[Recorder, Tensor]:
-    """Record a pass over some images.
-
-    Args:
-        run: Runs the model.
-        images: ``(N, ...)``.
-        keep: The content to keep.
-
-    Returns:
-        The recorder, with the tape and the kept content, and the logits.
-    """
+    """Record a pass over some images; return the recorder, with the tape and the content to keep, and the logits."""
     recorder = Recorder(keep)
     recorder.view(images)
     with recorder:

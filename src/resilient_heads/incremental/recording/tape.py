@@ -104,7 +104,7 @@ class Step:
         raise KeyError(f"{self.func} has no argument {name!r}")
 
     def args_with(self, **values: object) -> tuple[Any, ...]:
-        """Return the positional arguments with some of them replaced; arguments left at their default stay so."""
+        """Return the positional arguments with some replaced by name; arguments at their default stay so."""
         names = [argument.name for argument in self.func._schema.arguments]
         return tuple(values.get(name, value) for name, value in zip(names, self.args, strict=False))
 

@@ -3,6 +3,8 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from resilient_heads.incremental.recording.batch_layout import BatchLayout
 from resilient_heads.incremental.recording.forward_slice import ForwardSlice
 from resilient_heads.incremental.recording.operators import can_be_checked
@@ -69,15 +71,12 @@ class WindowPlan:
 def plan_windows(
     forward_slice: ForwardSlice, full: RecordedPass, exact: Collection[WindowStep] | None = None
 ) -> WindowPlan | None:
-    """Plan how far to follow a fault in one pixel of each image on windows around it.
+    """Plan how far to follow a fault in one pixel of each image on windows; None if no operation runs on windows.
 
     Args:
         forward_slice: What to run again.
         full: The pass over the full batch.
         exact: Operations that give the same bits on windows; by default all are assumed to.
-
-    Returns:
-        The plan; None if no operation runs on windows.
     """
     source = forward_slice.source.view
     if not _is_map(source, full) or pixel_stride(source, full) != (1, 1):
@@ -112,7 +111,7 @@ def plan_windows(
 def _window_step(
     number: int, forward_slice: ForwardSlice, full: RecordedPass, sizes: Mapping[int, Size]
 ) -> WindowStep | None:
-    """Return a step on windows, given the size of the windows of each buffer; None if windows do not serve it."""
+    """Return a step on windows, given the size of the windows of each buffer; None if it cannot run on windows."""
     step = full.tape.steps[number]
     result = next((view for view in step.outputs if view is not None), None)
     if result is None or not _is_map(result, full) or pixel_stride(result, full) != (1, 1):
@@ -127,8 +126,8 @@ def _window_step(
     if field is None:
         if not _is_pixelwise(step, result, full, sizes):
             return None
-        shown = [_shown_size(sizes[view.buffer], pixel_stride(view, full) or (1, 1)) for view in followed]
-        size = max(height for height, _ in shown), max(width for _, width in shown)
+        shown = [-(-np.array(sizes[view.buffer]) // (pixel_stride(view, full) or 1)) for view in followed]
+        size = as_size(np.max(shown, axis=0))
     else:
         if not _slides_over_input_only(step, followed, full):
             return None
@@ -192,8 +191,3 @@ def pixel_stride(view: View, full: RecordedPass) -> Size | None:
         if step <= 0 or view.stride[dim] != step * base.stride[dim] or view.size[dim] != -(-base.size[dim] // step):
             return None
     return steps
-
-
-def _shown_size(size: Size, stride: Size) -> Size:
-    """Return how many pixels of a window a strided view can show."""
-    return -(-size[0] // stride[0]), -(-size[1] // stride[1])

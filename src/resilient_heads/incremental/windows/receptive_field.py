@@ -1,6 +1,6 @@
 """The receptive fields of convolutions and poolings."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,51 +44,20 @@ class ReceptiveField:
         return as_size((n - 1) * s + k for n, k, s in zip(size, self.kernel, self.stride, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class _SlidingOperator:
-    """How to read the receptive field off the arguments of an operator, by their names in its schema.
-
-    Attributes:
-        kernel_size: Returns height and width of the kernel; None if the operation has no two-dimensional kernel.
-        fill: Value of the padding.
-        unpadded: Arguments that switch the padding off.
-    """
-
-    kernel_size: Callable[[Step], Any]
-    fill: float
-    unpadded: dict[str, object]
-
-
-def _convolution_kernel(step: Step) -> Any:
-    weight = step.argument("weight")
-    return None if step.argument("transposed") or len(weight.size) != 4 else weight.size[2:]
-
-
-_SLIDING_OPERATORS = {
-    "convolution": _SlidingOperator(_convolution_kernel, 0.0, {"padding": [0, 0]}),
-    "max_pool2d_with_indices": _SlidingOperator(
-        lambda step: step.argument("kernel_size"), -torch.inf, {"padding": [0, 0], "ceil_mode": False}
-    ),
-}
-
-
 def receptive_field_of(step: Step) -> ReceptiveField | None:
     """Return the receptive field of a two-dimensional convolution or max pooling; None for other operations."""
-    operator = _SLIDING_OPERATORS.get(step.operator)
-    kernel = None if operator is None else _height_and_width(operator.kernel_size(step))
-    if operator is None or kernel is None:
+    if step.operator == "convolution":
+        kernel, fill = step.argument("weight").size[2:], 0.0
+        if step.argument("transposed") or len(kernel) != 2:
+            return None
+    elif step.operator == "max_pool2d_with_indices":
+        kernel, fill = _height_and_width(step.argument("kernel_size")), -torch.inf
+    else:
         return None
-    stride = _height_and_width(step.argument("stride")) or kernel  # the default of a pooling is its kernel size
+    stride = _height_and_width(step.argument("stride") or kernel)  # a pooling's stride is its kernel size by default
     padding, dilation = (_height_and_width(step.argument(name)) for name in ("padding", "dilation"))
-    if padding is None or dilation is None:
-        return None
     extent = as_size((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-    return ReceptiveField(extent, stride, padding, operator.fill)
-
-
-def args_without_padding(step: Step) -> tuple[Any, ...]:
-    """Return the arguments of a convolution or pooling with the padding switched off."""
-    return step.args_with(**_SLIDING_OPERATORS[step.operator].unpadded)
+    return ReceptiveField(extent, stride, padding, fill)
 
 
 def as_size(values: Any) -> Size:
@@ -97,7 +66,7 @@ def as_size(values: Any) -> Size:
     return int(height), int(width)
 
 
-def _height_and_width(value: Any) -> Size | None:
-    """Return an argument that may be one number for both, or two; None if it is missing or empty."""
+def _height_and_width(value: int | Sequence[int]) -> Size:
+    """Return an argument that may be one number for both, or two."""
     values = [value] if isinstance(value, int) else value
-    return as_size((values[0], values[-1])) if values else None
+    return int(values[0]), int(values[-1])

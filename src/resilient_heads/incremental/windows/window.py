@@ -11,7 +11,6 @@ from resilient_heads.incremental.recording.tape import Step, View, as_list, repl
 from resilient_heads.incremental.recording.words import words
 from resilient_heads.incremental.windows.crops import IntArray, Size, as_tensor, crop, inside, paste_
 from resilient_heads.incremental.windows.plan import WindowStep
-from resilient_heads.incremental.windows.receptive_field import args_without_padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +120,14 @@ def crop_input(
 def run_on_windows(step: Step, window_step: WindowStep, inputs: Callable[[View], Tensor]) -> Tensor:
     """Run an operation on windows and return its first result.
 
-    Args:
-        step: The operation.
-        window_step: The windows of its result.
-        inputs: Returns what the windows read of a tensor argument, padding included; other arguments unchanged.
+    ``inputs`` returns what the windows read of a tensor argument, padding included.
     """
 
     def input_of(view: View) -> Tensor:
         values = inputs(view)
         return _in_recorded_format(values, view) if len(view.size) == 4 and values.numel() else values
 
-    args = step.args if window_step.field is None else args_without_padding(step)
+    args = step.args if window_step.field is None else step.args_with(padding=[0, 0], ceil_mode=False)
     kwargs = {name: replace_views(value, input_of) for name, value in step.kwargs}
     result: Tensor = as_list(step.func(*(replace_views(value, input_of) for value in args), **kwargs))[0]
     return result

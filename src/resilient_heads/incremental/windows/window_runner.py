@@ -70,14 +70,10 @@ class WindowRunner:
     ) -> WindowState | None:
         """Run the operations after a faulty tensor, as far as they are planned to run on windows.
 
-        Args:
-            forward_slice: What to run again.
-            golden: The content that the slice and its window plan need.
-            faulty: The faulty tensor on memory like that of the source.
-            index: Index of the one faulty element of each image, in their order; None to compare with golden content.
+        For the arguments see :meth:`SliceRunner.run`; without ``index``, the faulty pixels are found by comparison.
 
         Returns:
-            The windows that whole rows have to continue from; None if nothing runs on windows.
+            The windows from which whole rows continue; None if nothing runs on windows.
         """
         plan = self.plans.get(forward_slice.source)
         if plan is None:
