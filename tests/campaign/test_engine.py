@@ -23,8 +23,9 @@ from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer,
 
 import resilient_heads as rh
 from helpers.marked_pass import use_integers_
-from resilient_heads.campaign.run.execution import Engine
+from resilient_heads.campaign.result.config import Engine
 from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
+from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.errors import ArgumentError, InjectionError
 from resilient_heads.incremental.recording.forward_slice import ForwardSlice
@@ -87,29 +88,27 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+def equal_trials(model: nn.Module, images: Tensor, labels: Tensor, **choices: Any) -> Trials:
+    """Run both engines, require the same bits in every column of every trial, and return the trials."""
+    incremental, full = (
+        rh.run_campaign(model, (images, labels), protocol="raw", engine=engine, **{"progress": False, **choices}).trials
+        for engine in ("incremental", "full")
+    )
+    for name, column in incremental.columns.items():
+        assert column.tobytes() == full.columns[name].tobytes(), name
+    return incremental
+
+
 def assert_engines_agree(
     model: nn.Module, images: Tensor, *, trials: int = 12, batch_size: int = 8, **choices: object
 ) -> None:
-    """Run both engines, and require the same bits in every column of every trial."""
+    """Run both engines on images with the model's labels; require the same trials and an unchanged model."""
     model.eval()
     with torch.no_grad():
         output = model(images)
     labels = getattr(output, "logits", output).argmax(dim=1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    results = [
-        rh.run_campaign(
-            model,
-            (images, labels),
-            protocol="raw",
-            trials_per_site=trials,
-            batch_size=batch_size,
-            engine=engine,
-            **{"progress": False, **choices},
-        )
-        for engine in ("incremental", "full")
-    ]
-    for name, column in results[0].trials.columns.items():
-        assert column.tobytes() == results[1].trials.columns[name].tobytes(), name
+    equal_trials(model, images, labels, trials_per_site=trials, batch_size=batch_size, **choices)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
     assert not any(module._forward_hooks for module in model.modules())
@@ -302,21 +301,8 @@ def test_engines_agree_on_models_with_state(kind: str) -> None:
     with torch.no_grad():
         labels = model(images[:8].clone()).argmax(dim=1).tolist()
         labels += model(images[8:].clone()).argmax(dim=1).tolist()
-    results = [
-        rh.run_campaign(
-            model,
-            (images, torch.tensor(labels)),
-            protocol="raw",
-            trials_per_site=100,
-            batch_size=8,
-            engine=engine,
-            progress=False,
-        ).trials
-        for engine in ("incremental", "full")
-    ]
-    for name, column in results[0].columns.items():
-        assert column.tobytes() == results[1].columns[name].tobytes(), name
-    assert (results[0].outcome != Outcome.MASKED).any()
+    trials = equal_trials(model, images, torch.tensor(labels), trials_per_site=100, batch_size=8)
+    assert (trials.outcome != Outcome.MASKED).any()
 
 
 LEAKS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -92,7 +92,7 @@ def test_shapes_that_do_not_grow_with_the_batch_are_refused(large: tuple[int, ..
         layout_from_shapes(large, small, 8, 3)
 
 
-def test_words_tell_zeros_apart_and_same_bits_takes_all_nans_as_equal() -> None:
+def test_words_differ_for_the_two_zeros_and_same_bits_takes_all_nans_as_equal() -> None:
     nan = torch.tensor([float("nan")])
     assert torch.equal(words(nan), words(nan.clone()))
     assert not torch.equal(words(torch.tensor([0.0])), words(torch.tensor([-0.0])))

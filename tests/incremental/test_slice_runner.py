@@ -31,7 +31,7 @@ def clears_what_it_read(x: Tensor, mark: Mark) -> Tensor:
 @pytest.mark.parametrize("function", [overwrites_its_input, clears_what_it_read])
 def test_golden_content_is_the_same_for_every_rerun(function: object) -> None:
     recorded = MarkedPass.of(marking(function), torch.randn(4, 3))  # type: ignore[arg-type]
-    runner = SliceRunner(RecordedPass(4, recorded.tape, {}), lambda size: None, ())
+    runner = SliceRunner(RecordedPass(4, recorded.tape, {}))
     golden = recorded.golden(recorded.forward_slice.golden_inputs)
     for _ in range(2):
         tensor, memory = recorded.copy_source(golden)
