@@ -8,7 +8,7 @@ from torch import Tensor
 
 from resilient_heads.incremental.recording.forward_slice import ForwardSlice, slice_after
 from resilient_heads.incremental.recording.recorder import Recorder, RunModel, record
-from resilient_heads.incremental.recording.tape import BufferVersion, Tape, copy_memory
+from resilient_heads.incremental.recording.tape import BufferVersion, GoldenContent, Tape, copy_memory
 
 Mark = Callable[[Tensor], Tensor]
 
@@ -51,7 +51,7 @@ class MarkedPass:
         recorder, _ = record(self.run, self.images, {*contents, self.forward_slice.source.view.content})
         return recorder.kept
 
-    def copy_source(self, golden: dict[BufferVersion, Tensor]) -> tuple[Tensor, Tensor]:
+    def copy_source(self, golden: GoldenContent) -> tuple[Tensor, Tensor]:
         """Return a copy of the marked tensor, and all of its memory."""
         view = self.forward_slice.source.view
         memory = copy_memory(golden[view.content])

@@ -15,6 +15,7 @@ from resilient_heads.incremental.equivalence.random_values import random_like, r
 from resilient_heads.incremental.equivalence.window_checks import check_windows, choose_counts, window_positions
 from resilient_heads.incremental.recording.recorded_pass import locate_images
 from resilient_heads.incremental.recording.recorder import Recorder
+from resilient_heads.incremental.recording.tape import GoldenContent
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.incremental.slice_runner import SliceRunner
 from resilient_heads.incremental.windows.crops import crop, inside, paste_
@@ -139,10 +140,9 @@ def logits_after(model: Residual, x: Tensor) -> Tensor:
 
 
 def inject_and_rerun(
-    recorded: MarkedPass, runner: SliceRunner, index: tuple[Tensor, ...], values: Tensor
+    recorded: MarkedPass, runner: SliceRunner, golden: GoldenContent, index: tuple[Tensor, ...], values: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Inject values into the marked tensor; return it, and the logits of the rerun."""
-    golden = recorded.golden(runner.golden_inputs(recorded.forward_slice))
+    """Inject values into a copy of the marked tensor; return it, and the logits of the rerun."""
     tensor, memory = recorded.copy_source(golden)
     tensor[index] = values
     faulty = tensor.clone(memory_format=torch.preserve_format)
@@ -160,9 +160,10 @@ def test_reruns_on_windows_equal_full_passes_at_every_pixel(memory_format: torch
     assert sum(step.field is not None for step in plan.steps) >= 2
     windows = WindowRunner(full, COUNTS, {recorded.forward_slice.source: plan})
     runner = SliceRunner(full, windows=windows)
+    golden = recorded.golden(runner.golden_inputs(recorded.forward_slice))
     for row, column in itertools.product(range(16), repeat=2):
         index = torch.arange(8), torch.tensor(2), torch.tensor(row), torch.tensor(column)
-        faulty, logits = inject_and_rerun(recorded, runner, index, torch.tensor(40.0))
+        faulty, logits = inject_and_rerun(recorded, runner, golden, index, torch.tensor(40.0))
         assert torch.equal(logits, logits_after(model, faulty)), (row, column)
         assert not torch.equal(logits, recorded.logits), (row, column)
 
@@ -176,7 +177,9 @@ def test_reruns_on_checked_windows_equal_full_passes(corner: int, memory_format:
     full = locate_images(model, recorded.tape, images)
     runner = checked_runner(model, full, [recorded.forward_slice], images, batches=20)
     index = torch.arange(1, 6), torch.tensor(2), torch.tensor(corner), torch.tensor(31 - corner)
-    faulty, logits = inject_and_rerun(recorded, runner, index, torch.tensor([1e3, -5.0, 1e-42, torch.inf, 3.0]))
+    golden = recorded.golden(runner.golden_inputs(recorded.forward_slice))
+    values = torch.tensor([1e3, -5.0, 1e-42, torch.inf, 3.0])
+    faulty, logits = inject_and_rerun(recorded, runner, golden, index, values)
     assert same_bits(logits, logits_after(model, faulty))
     assert not same_bits(logits, recorded.logits)
 
