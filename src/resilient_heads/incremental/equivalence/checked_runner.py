@@ -28,12 +28,8 @@ def checked_runner(
 ) -> SliceRunner:
     """Check windows now, smaller batches when the first is needed, and return the runner that uses them.
 
-    Args:
-        run: Runs the model.
-        full: The pass over the full batch; without layouts, the runner uses neither windows nor smaller batches.
-        slices: The slices to run.
-        images: The images of the full batch.
-        batches: How many batches will be run; more batches repay more checks.
+    If ``full``, the pass over all ``images``, has no layouts, the runner uses neither windows nor smaller batches. The
+    more ``batches`` will run, the more sizes are checked.
     """
     row_parts, window_parts = next((rows, windows) for least, rows, windows in _PARTS if batches >= least)
     batch_sizes = _sizes(len(images), row_parts) if full.layouts else ()

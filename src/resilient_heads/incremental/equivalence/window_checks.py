@@ -29,12 +29,7 @@ def check_windows(
 ) -> dict[WindowStep, frozenset[int]]:
     """Run operations on windows in every row and every column of their maps, and compare the bits.
 
-    Args:
-        run: Runs the model.
-        full: The recorded pass.
-        images: Its images.
-        steps: The operations to check.
-        counts: Numbers of windows that may run at once, ascending; the last is the size of the batch.
+    ``counts`` are the numbers of windows that may run at once, ascending; the last is the size of the batch.
 
     Returns:
         For each operation, the numbers of windows at which every bit was the same.

@@ -24,11 +24,7 @@ from resilient_heads.incremental.recording.tape import (
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records every operation inside the block, and keeps the content of chosen buffers.
-
-    Args:
-        keep: The content to keep.
-    """
+    """Records every operation inside the block, and keeps the content of some buffers in ``kept``."""
 
     def __init__(self, keep: Iterable[BufferVersion] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

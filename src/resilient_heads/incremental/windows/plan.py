@@ -73,10 +73,7 @@ def plan_windows(
 ) -> WindowPlan | None:
     """Plan how far to follow a fault in one pixel of each image on windows; None if no operation runs on windows.
 
-    Args:
-        forward_slice: What to run again.
-        full: The pass over the full batch.
-        exact: Operations that give the same bits on windows; by default all are assumed to.
+    ``exact`` holds the operations that give the same bits on windows; by default all are assumed to.
     """
     source = forward_slice.source.view
     if not _is_map(source, full) or pixel_stride(source, full) != (1, 1):
