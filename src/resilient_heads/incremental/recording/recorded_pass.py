@@ -44,7 +44,7 @@ class RecordedPass:
     def select_images(self, buffer: int, source: Tensor, images: Tensor) -> Tensor:
         """Copy the parts of some images to new memory that is laid out as the buffer is in this pass.
 
-        ``source`` is the buffer's base in a pass of any batch size, and ``images``, ``(batch_size,)``, are positions in it.
+        ``source`` is the buffer's base in a pass of any size; ``images``, ``(batch_size,)``, are positions in it.
         """
         base = self.tape.bases[buffer]
         out = torch.empty_strided(base.size, base.stride, dtype=base.dtype, device=source.device)
