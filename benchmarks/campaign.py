@@ -113,14 +113,14 @@ def pytorchfi(model: nn.Module, images: Tensor, layers: int) -> Pass:
     def run() -> None:
         layer = next(turn)
         shape = [int(size) for size in injector.get_layer_shape(layer)]
-        own = [draw(size) for size in shape[1:]]
-        own += [[None] * len(images)] * (3 - len(own))  # type: ignore[list-item]
+        dimensions = [draw(size) for size in shape[1:]]
+        dimensions += [[None] * len(images)] * (3 - len(dimensions))  # type: ignore[list-item]
         faulty = injector.declare_neuron_fi(
             batch=list(range(len(images))),
             layer_num=[layer] * len(images),
-            dim1=own[0],
-            dim2=own[1],
-            dim3=own[2],
+            dim1=dimensions[0],
+            dim2=dimensions[1],
+            dim3=dimensions[2],
             value=[0.5] * len(images),
         )
         faulty(images)
@@ -182,7 +182,7 @@ def compare_tools(
     if importlib.util.find_spec("mrfi") is not None:
         others["MRFI 2.1.0"] = mrfi(model, images, layers)
     clocks = {name: Clock(device) for name in (*others, "resilient_heads")}
-    own_clock = clocks["resilient_heads"]
+    our_clock = clocks["resilient_heads"]
     for run in others.values():
         run()  # setup is not counted
     passes_done = 0
@@ -191,19 +191,19 @@ def compare_tools(
         nonlocal passes_done
         if done * passes < passes_done * total:
             return
-        own_clock.stop()
+        our_clock.stop()
         passes_done += 1
         for name, run in others.items():
             clocks[name].start()
             run()
             clocks[name].stop()
             clocks[name].trials += len(images)
-        own_clock.start()
+        our_clock.start()
 
-    own_clock.start()
+    our_clock.start()
     result = run_campaign(model, images, labels, batches, progress=run_others)
-    own_clock.stop()
-    own_clock.trials = len(result.trials)
+    our_clock.stop()
+    our_clock.trials = len(result.trials)
     return clocks, result
 
 
@@ -303,9 +303,9 @@ def print_tools(name: str, clocks: dict[str, Clock], result: rh.CampaignResult) 
     masked = float((result.trials.outcome == 0).mean())
     print(f"{name}, {pixels} pixels, batch size {batch_size}, {torch.get_num_threads()} threads")
     print(f"    {len(result.trials):,} trials at {len(result.sites)} sites, {masked:.0%} masked")
-    own = clocks["resilient_heads"].per_second
+    ours = clocks["resilient_heads"].per_second
     for tool, clock in clocks.items():
-        ratio = own / clock.per_second
+        ratio = ours / clock.per_second
         print(
             f"    {tool:16} {clock.per_second:9.1f} trials/s   resilient_heads is {ratio:.2f} times as fast", flush=True
         )

@@ -1,9 +1,9 @@
-"""Trials for the same 99 % interval of a network's SDC rate: stratified against uniform, both measured by running them.
+"""How many trials a 99 % interval of a network's SDC rate takes: a stratified campaign against a uniform one.
 
-``python benchmarks/stratified.py`` trains the demo's digits classifier and strikes it under both protocols. For each
-it runs a uniform campaign, then a pilot, Neyman's allocation from it and the stratified campaign with another seed. The
-pilot is counted, in trials and in time. ``--shared-data FOLDER`` takes the pretrained ResNet-20 and CIFAR-10 of the
-tests instead, if their files are in that folder.
+``python benchmarks/stratified.py`` trains a small classifier of digits. For each protocol it runs a uniform campaign, a
+pilot, and a stratified campaign that ``neyman_design`` allocates. The trials and the time of the pilot count.
+``--shared-data FOLDER`` uses the pretrained ResNet-20 and the CIFAR-10 images of the tests instead, if their files are
+in that folder.
 """
 
 import argparse
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 import resilient_heads as rh
 from resilient_heads.campaign.design.allocation import Weighting
-from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.statistics.intervals import Estimate
 
 Images = tuple[Tensor, Tensor]
@@ -52,7 +51,7 @@ def resnet20(folder: Path, images: int) -> tuple[nn.Module, Images, Tensor]:
     """Return the pretrained ResNet-20, CIFAR-10 test images with labels, and training images."""
     os.environ["RESILIENT_HEADS_DATA"] = str(folder)
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    shared_data = importlib.import_module("shared_data")
+    shared_data = importlib.import_module("helpers.shared_data")
 
     return (
         shared_data.pretrained_resnet20(),
@@ -61,20 +60,25 @@ def resnet20(folder: Path, images: int) -> tuple[nn.Module, Images, Tensor]:
     )
 
 
-def network_sdc(result: CampaignResult, weighting: Weighting) -> Estimate:
+def network_sdc(result: rh.CampaignResult, weighting: Weighting) -> Estimate:
     """Return the figure to compare."""
     scope = result.scope("network")
     return (scope.layer_averaged if weighting == "layer_averaged" else scope.bit_weighted).sdc
 
 
 def main() -> None:
-    """Run what the command line asks for."""
+    """Compare the designs for each protocol and seed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shared-data", type=Path, default=None, help="folder of ResNet-20 and CIFAR-10")
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--injections", type=int, default=4096, help="trials of the uniform campaign at each site")
-    parser.add_argument("--pilot", type=int, help="trials of the pilot at each site (128; digits: 512)")
-    parser.add_argument("--share", type=float, default=0.25, help="trials with the pilot, of those of the uniform one")
+    parser.add_argument("--trials-per-site", type=int, default=4096, help="of the uniform campaign")
+    parser.add_argument("--pilot", type=int, help="trials per site of the pilot (default: 128; digits: 512)")
+    parser.add_argument(
+        "--fraction",
+        type=float,
+        default=0.25,
+        help="trials of pilot and stratified campaign together, as a fraction of those of the uniform campaign",
+    )
     parser.add_argument("--image-groups", type=int, default=1)
     parser.add_argument("--weighting", choices=["layer_averaged", "bit_weighted"], default="layer_averaged")
     parser.add_argument("--protocols", nargs="+", default=["raw", "goldeneye"])
@@ -100,16 +104,13 @@ def compare_designs(
 ) -> None:
     """Run both designs and print a row each."""
 
-    def run(
-        seed: int, *, injections: int = 1, design: rh.StratifiedDesign | None = None
-    ) -> tuple[CampaignResult, float]:
+    def run(seed: int, design: rh.UniformDesign | rh.StratifiedDesign) -> tuple[rh.CampaignResult, float]:
         start = time.perf_counter()
         result = rh.run_campaign(
             model,
             data,
             protocol=protocol,
             calibration=calibration,
-            trials_per_site=injections,
             design=design,
             seed=seed,
             batch_size=64,
@@ -122,23 +123,23 @@ def compare_designs(
         print(f"| {protocol} | {seed} | {label} | {trials:,} | {found} | {half:.3g} | {factors} |", flush=True)
         return half
 
-    even, even_time = run(3 * seed, injections=options.injections)
-    uniform = network_sdc(even, options.weighting)
-    target = row("uniform", len(even.trials), uniform, "|")
-    pilot, pilot_time = run(3 * seed + 1, injections=options.pilot)
+    uniform, uniform_time = run(3 * seed, rh.UniformDesign(trials_per_site=options.trials_per_site))
+    uniform_sdc = network_sdc(uniform, options.weighting)
+    target = row("uniform", len(uniform.trials), uniform_sdc, "|")
+    pilot, pilot_time = run(3 * seed + 1, rh.UniformDesign(trials_per_site=options.pilot))
     if not pilot.trials.events("sdc").any():
-        print(f"  (the pilot of {len(pilot.trials):,} trials saw no SDC under {protocol}; pass a larger --pilot)")
+        print(f"  (the pilot of {len(pilot.trials):,} trials has no SDC with {protocol}; pass a larger --pilot)")
         return
-    left = round(len(even.trials) * options.share) - len(pilot.trials)
+    left = round(len(uniform.trials) * options.fraction) - len(pilot.trials)
     design = rh.neyman_design(pilot, total_trials=left, weighting=options.weighting, image_groups=options.image_groups)
-    result, result_time = run(3 * seed + 2, design=design)
+    result, result_time = run(3 * seed + 2, design)
     found = network_sdc(result, options.weighting)
-    # Both were run; what is left between the two half-widths is bridged by the square root law.
-    bridge = ((uniform.high - uniform.low) / (found.high - found.low)) ** 2
+    # The square root law corrects for the remaining difference between the two half-widths.
+    correction = ((uniform_sdc.high - uniform_sdc.low) / (found.high - found.low)) ** 2
     trials, seconds = len(pilot.trials) + len(result.trials), pilot_time + result_time
-    factors = f"{len(even.trials) / trials * bridge:.1f}x | {even_time / seconds * bridge:.1f}x"
+    factors = f"{len(uniform.trials) / trials * correction:.1f}x | {uniform_time / seconds * correction:.1f}x"
     half = row("pilot and stratified", trials, found, factors)
-    print(f"  (half-widths {half / target:.2f} apart: the last two columns are for equal ones, by the square root law)")
+    print(f"  (ratio of half-widths {half / target:.2f}; the last two columns correct for it by the square root law)")
 
 
 if __name__ == "__main__":

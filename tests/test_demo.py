@@ -51,10 +51,10 @@ def test_the_table_shows_the_rates_of_the_results(output: Path) -> None:
 
 def test_both_models_start_from_the_same_weights() -> None:
     baseline, text_guided = demo.build(seed=4)
-    own, other = baseline.state_dict(), text_guided.state_dict()
-    shared = [name for name in own if not name.startswith("fc.")]
+    baseline_state, other = baseline.state_dict(), text_guided.state_dict()
+    shared = [name for name in baseline_state if not name.startswith("fc.")]
     assert len(shared) == 120
-    assert all(torch.equal(own[name], other[name]) for name in shared)
+    assert all(torch.equal(baseline_state[name], other[name]) for name in shared)
 
 
 def test_the_split_is_stratified_and_disjoint() -> None:

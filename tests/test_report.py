@@ -90,7 +90,7 @@ def test_plot_draws_what_the_result_says(results: dict[str, rh.CampaignResult]) 
     axes = pyplot.Figure().subplots()
     assert rh.report.plot_layers(results, metric="sdc", ax=axes) is axes
     assert [label.get_text() for label in axes.get_xticklabels()] == [
-        struck.site.name for struck in results["text-guided"].sites
+        site.site.name for site in results["text-guided"].sites
     ]
     points = axes.containers[0].lines[0].get_ydata()
     assert list(points) == [layer.figures.sdc.value for layer in results["plain"].by_layer()]

@@ -172,8 +172,8 @@ def test_models_of_torchvision_preprocess_pictures_as_published(tmp_path: Path, 
     assert [site.site.name for site in result.sites] == ["layer4.1.conv1", "layer4.1.conv2", "fc"]
     assert result.golden.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert result.golden.predicted.tolist() == [0] * 6
-    own = torchvision.models.get_model_weights("resnet18").DEFAULT.transforms()
-    expected = own(image.open(pictures / "bee/2.png").convert("RGB"))
+    transform = torchvision.models.get_model_weights("resnet18").DEFAULT.transforms()
+    expected = transform(image.open(pictures / "bee/2.png").convert("RGB"))
     named = named_model("torchvision:resnet18", pretrained=False)
     images, labels = read_images(pictures, named.preprocessing)
     assert torch.equal(images[6], expected)

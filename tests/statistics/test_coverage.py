@@ -71,7 +71,7 @@ def test_wilson_by_simulation(rate: float) -> None:
     assert np.mean([rate in wilson_of(int(k), 2000) for k in events]) >= LEAST
 
 
-# Layers, trials, weights, share of fragile images, rates of a fragile and of a sturdy image.
+# Trials, weights, fraction of fragile images, rates of a fragile and of a sturdy image.
 UNEQUAL = np.array([0.4, 0.25, 0.15, 0.08, 0.05, 0.04, 0.02, 0.01])
 CAMPAIGNS: dict[str, tuple[int, Floats, float, Floats, Floats]] = {
     "fragile in all layers": (400, UNEQUAL, 0.15, np.full(8, 0.6), np.full(8, 0.01)),
@@ -118,7 +118,7 @@ def test_the_simulation_catches_an_interval_that_takes_layers_for_independent(na
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images", [50, 150, 300])
-def test_weighted_rate_of_images_struck_several_times_by_simulation(images: int) -> None:
+def test_weighted_rate_of_images_with_several_trials_by_simulation(images: int) -> None:
     high, low, fragile = np.full(8, 0.6), np.full(8, 0.01), 0.15
     truth = float(UNEQUAL @ (fragile * high + (1 - fragile) * low))
     rng = np.random.default_rng(19)

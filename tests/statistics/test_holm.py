@@ -49,7 +49,7 @@ def test_the_p_value_is_where_the_interval_touches_0() -> None:
     assert difference_p_value(intervals[0], nothing) == 1.0
 
 
-def test_a_stratum_of_hits_alone_widens_the_interval_downwards() -> None:
+def test_a_stratum_in_which_every_trial_is_an_event_widens_the_interval_downwards() -> None:
     stratum = np.repeat([0, 1], [2, 80])
     sample = Sample(
         weight=np.array([0.1, 0.01])[stratum],
@@ -65,7 +65,7 @@ def test_a_stratum_of_hits_alone_widens_the_interval_downwards() -> None:
 
 
 @pytest.mark.slow
-def test_layers_are_seldom_named_wrongly_by_simulation() -> None:
+def test_layers_are_rarely_named_wrongly_by_simulation() -> None:
     """Of twelve layers two differ: those are found, and any other is named in one campaign of ten at most."""
     rng, wrong, right, careless = np.random.default_rng(83), 0, 0, 0
     rates = np.array([[0.02] * 10 + [0.1, 0.1], [0.02] * 10 + [0.01, 0.02]])
@@ -74,7 +74,7 @@ def test_layers_are_seldom_named_wrongly_by_simulation() -> None:
         values = []
         for layer in range(12):
             events = [rng.random(600) < rates[model, layer] for model in range(2)]
-            values.append(difference_p_value(*(rate_intervals(own, sample) for own in events)))
+            values.append(difference_p_value(*(rate_intervals(of_model, sample) for of_model in events)))
         named = np.array(holm(values)) <= 0.1
         wrong += bool(named[:10].any())
         right += int(named[10:].sum())

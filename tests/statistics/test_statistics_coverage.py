@@ -18,7 +18,7 @@ LEAST = 0.98
 
 
 def stratified(counts: list[int], fractions: Floats, images: int, rng: np.random.Generator) -> Sample:
-    """Return one layer whose strata strike images drawn with replacement."""
+    """Return one layer whose trials use images drawn with replacement."""
     stratum = np.repeat(np.arange(len(counts)), counts)
     return Sample(
         weight=(fractions / np.array(counts))[stratum],
@@ -86,7 +86,7 @@ def test_the_simulation_catches_an_interval_that_counts_trials_alone(name: str) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("events", [0.1, 0.5, 1, 2, 4])
-def test_rare_events_on_images_struck_several_times_by_simulation(events: float) -> None:
+def test_rare_events_on_images_of_several_trials_by_simulation(events: float) -> None:
     rng, repetitions = np.random.default_rng(47), repeated(1500)
     held = 0
     for _ in range(repetitions):
