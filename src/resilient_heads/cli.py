@@ -33,12 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with one_line_warnings():
             chosen.run(chosen)
     except (ResilientHeadsError, OSError) as error:
-        print(f"resilient-heads: {error}", file=sys.stderr)
+        print(f"resilient-heads: {_message(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("resilient-heads: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _message(error: Exception) -> str:
+    """Return an error's message, without the number that the system gives to it."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 @contextmanager

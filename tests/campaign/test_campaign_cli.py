@@ -94,6 +94,20 @@ def test_a_wrong_option_ends_in_one_line(
     assert not (tmp_path / "c").exists()
 
 
+def test_goldeneye_without_calibration_names_the_missing_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "pass --calibration" in fails([*arguments(tmp_path / "c"), "--protocol", "goldeneye"], capsys)
+
+
+def test_an_error_of_the_system_names_the_file_without_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "names.json"
+    error = fails(["embed", "--classes", str(missing), "--output", str(tmp_path / "e.safetensors")], capsys)
+    assert error == f"resilient-heads: {missing}: No such file or directory\n"
+
+
 @pytest.mark.parametrize("command", ["merge", "report"])
 def test_a_folder_without_a_campaign_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
@@ -174,11 +188,11 @@ def test_models_of_torchvision_preprocess_pictures_as_published(tmp_path: Path, 
     assert result.golden.predicted.tolist() == [0] * 6
     transform = torchvision.models.get_model_weights("resnet18").DEFAULT.transforms()
     expected = transform(image.open(pictures / "bee/2.png").convert("RGB"))
-    named = named_model("torchvision:resnet18", pretrained=False)
-    images, labels = read_images(pictures, named.preprocessing)
+    model, preprocessing = named_model("torchvision:resnet18", pretrained=False)
+    images, labels = read_images(pictures, preprocessing)
     assert torch.equal(images[6], expected)
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert not named.model.training
+    assert not model.training
 
 
 def test_published_weights_are_read_without_running_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +204,7 @@ def test_published_weights_are_read_without_running_code(monkeypatch: pytest.Mon
         return weights
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
-    model = named_model("torchvision:squeezenet1_1", pretrained=True).model
+    model, _ = named_model("torchvision:squeezenet1_1", pretrained=True)
     assert asked["weights_only"] is True
     assert asked["check_hash"] is True
     assert torch.equal(model.classifier[1].weight, weights["classifier.1.weight"])
@@ -227,18 +241,18 @@ def test_models_of_transformers_bring_their_preprocessing(tmp_path: Path, pictur
     )
     model = transformers.ViTForImageClassification(config).eval()
     model.save_pretrained(tmp_path / "vit")
-    with pytest.raises(DataError, match="does not say how it wants its pictures; pass --resize"):
-        read_images(pictures, named_model(f"hf:{tmp_path / 'vit'}", pretrained=True).preprocessing)
+    with pytest.raises(DataError, match="expects is unknown; pass --resize"):
+        read_images(pictures, named_model(f"hf:{tmp_path / 'vit'}", pretrained=True)[1])
     processor = transformers.ViTImageProcessor(
         size={"height": 16, "width": 16}, image_mean=[0.1] * 3, image_std=[2.0] * 3
     )
     processor.save_pretrained(tmp_path / "vit")
-    found = named_model(f"hf:{tmp_path / 'vit'}", pretrained=True)
-    assert found.preprocessing.mean == (0.1, 0.1, 0.1)
-    images, _ = read_images(pictures, found.preprocessing)
+    loaded, preprocessing = named_model(f"hf:{tmp_path / 'vit'}", pretrained=True)
+    assert preprocessing.mean == (0.1, 0.1, 0.1)
+    images, _ = read_images(pictures, preprocessing)
     assert images.shape == (12, 3, 16, 16)
     with torch.no_grad():
-        assert torch.equal(found.model(images).logits, model(images).logits)
+        assert torch.equal(loaded(images).logits, model(images).logits)
         np.savez(tmp_path / "images.npz", images=images.numpy(), labels=model(images).logits.argmax(1).numpy())
     words = [
         "campaign",
@@ -259,10 +273,10 @@ def test_models_of_transformers_bring_their_preprocessing(tmp_path: Path, pictur
 
 def test_models_of_timm_bring_their_preprocessing() -> None:
     pytest.importorskip("timm")
-    found = named_model("timm:resnet10t", pretrained=False, classes=7)
-    assert found.preprocessing.mean == (0.485, 0.456, 0.406)
-    assert found.preprocessing.picture(image.new("RGB", (300, 400))).shape == (3, 176, 176)
-    assert found.model(torch.zeros(1, 3, 176, 176)).shape == (1, 7)
+    model, preprocessing = named_model("timm:resnet10t", pretrained=False, classes=7)
+    assert preprocessing.mean == (0.485, 0.456, 0.406)
+    assert preprocessing.transform(image.new("RGB", (300, 400))).shape == (3, 176, 176)
+    assert model(torch.zeros(1, 3, 176, 176)).shape == (1, 7)
     with pytest.raises(ModelError, match="timm cannot make 'resnet10x'"):
         named_model("timm:resnet10x", pretrained=False)
 

@@ -2,15 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import resilient_heads as rh
 from resilient_heads.campaign.result.protocol import PROTOCOLS
 from resilient_heads.commands.model_and_data import add_options, load_images, load_model
 from resilient_heads.errors import ArgumentError
-
-if TYPE_CHECKING:
-    from resilient_heads.campaign.design.designs import StratifiedDesign
-    from resilient_heads.campaign.figures.stopping import StoppingRule
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,13 +30,18 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     campaign.add_argument(
         "--calibration",
         type=Path,
+        metavar="PATH",
         help="images that give each layer's range, usually of the training set, in the form of --data; for goldeneye",
     )
     campaign.add_argument(
         "--layers", nargs="+", metavar="PATTERN", help="inject only at these sites, such as 'layer4.*' fc"
     )
     campaign.add_argument(
-        "--trials-per-site", type=int, default=4096, help="number of trials at each site (default: %(default)s)"
+        "--trials-per-site",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="number of trials at each site (default: %(default)s)",
     )
     campaign.add_argument(
         "--pilot",
@@ -48,7 +49,9 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="FOLDER",
         help="folder of a smaller campaign, which decides how to distribute --total-trials over the sites",
     )
-    campaign.add_argument("--total-trials", type=int, help="number of trials at all sites together; for --pilot")
+    campaign.add_argument(
+        "--total-trials", type=int, metavar="N", help="number of trials at all sites together; for --pilot"
+    )
     campaign.add_argument(
         "--until",
         metavar="METRIC:WIDTH",
@@ -56,33 +59,34 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "rate",
     )
     campaign.add_argument("--seed", type=int, default=0, help="seed of all random draws (default: %(default)s)")
-    campaign.add_argument("--batch-size", type=int, default=64, help="trials per forward pass (default: %(default)s)")
-    campaign.add_argument("--chunk-size", type=int, help="trials of each site in one file (default: four batches)")
+    campaign.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="trials per pass (default: %(default)s)"
+    )
+    campaign.add_argument(
+        "--chunk-size", type=int, metavar="N", help="trials per site and file (default: four batches)"
+    )
     campaign.add_argument("--quiet", action="store_true", help="hide the progress bar")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run one process's part of the campaign, and print the table of layers or the next step."""
-    # torch takes seconds: --help must not wait for it
-    from resilient_heads.campaign.result.shards import Shard
-    from resilient_heads.campaign.run.runner import run_campaign
-    from resilient_heads.report.tables import layer_table
-
-    shard = Shard.from_environment()
-    until = _stopping_rule(arguments.until)
+    shard = rh.Shard.from_environment()
+    until = None if arguments.until is None else _stopping_rule(arguments.until)
     design = _design(arguments)
+    needs_ranges = PROTOCOLS[arguments.protocol].range_detector is not None
+    if needs_ranges and arguments.calibration is None:
+        raise ArgumentError(
+            f"--protocol {arguments.protocol} clamps flipped values to each layer's range; pass --calibration with "
+            "images to measure the ranges, or --protocol raw."
+        )
     model, preprocessing = load_model(arguments)
     data = load_images(arguments.data, preprocessing, arguments)
-    clamps = PROTOCOLS[arguments.protocol].range_detector is not None
-    calibration = (
-        load_images(arguments.calibration, preprocessing, arguments) if arguments.calibration and clamps else None
-    )
-    result = run_campaign(
+    calibration = load_images(arguments.calibration, preprocessing, arguments) if needs_ranges else None
+    result = rh.run_campaign(
         model,
         data,
         protocol=arguments.protocol,
-        trials_per_site=arguments.trials_per_site if design is None else None,
         design=design,
         until=until,
         seed=arguments.seed,
@@ -95,7 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
         progress=not arguments.quiet,
     )
     if shard.is_whole:
-        print(f"{layer_table(result)}\n{len(result.trials):,} trials written to {arguments.output / 'result.parquet'}")
+        print(rh.report.layer_table(result))
+        print(f"{len(result.trials):,} trials written to {arguments.output / 'result.parquet'}")
     else:
         print(
             f"Shard {shard.rank} of {shard.world_size} is done: {len(result.trials):,} trials in {arguments.output}. "
@@ -103,30 +108,21 @@ def run(arguments: argparse.Namespace) -> None:
         )
 
 
-def _stopping_rule(text: str | None) -> "StoppingRule | None":
+def _stopping_rule(text: str) -> "rh.StoppingRule":
     """Parse ``sdc:0.001`` or ``sdc:10%``."""
-    from resilient_heads.campaign.figures.stopping import StoppingRule
-
-    if text is None:
-        return None
     metric, _, width = text.partition(":")
     relative = width.endswith("%")
     try:
         half_width = float(width.removesuffix("%")) / (100 if relative else 1)
     except ValueError:
         raise ArgumentError(f"--until must be METRIC:WIDTH, such as sdc:0.001 or sdc:10%; found {text!r}.") from None
-    return StoppingRule(metric=metric, half_width=half_width, relative=relative)
+    return rh.StoppingRule(metric=metric, half_width=half_width, relative=relative)
 
 
-def _design(arguments: argparse.Namespace) -> "StratifiedDesign | None":
-    """Return the design that a pilot gives; None without a pilot."""
-    from resilient_heads.campaign.analysis.pilot import neyman_design
-    from resilient_heads.campaign.result.results import CampaignResult
-
+def _design(arguments: argparse.Namespace) -> "rh.UniformDesign | rh.StratifiedDesign":
+    """Return the design that the pilot gives; without a pilot, equally many trials at each site."""
     if (arguments.pilot is None) != (arguments.total_trials is None):
         raise ArgumentError("--pilot needs --total-trials, and --total-trials needs --pilot; pass both or neither.")
     if arguments.pilot is None:
-        return None
-    if not arguments.pilot.exists():
-        raise ArgumentError(f"There is no pilot at {arguments.pilot}.")
-    return neyman_design(CampaignResult.load(arguments.pilot), total_trials=arguments.total_trials)
+        return rh.UniformDesign(trials_per_site=arguments.trials_per_site)
+    return rh.neyman_design(rh.CampaignResult.load(arguments.pilot), total_trials=arguments.total_trials)

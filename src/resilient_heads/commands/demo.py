@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import resilient_heads as rh
 from resilient_heads.campaign.result.protocol import PROTOCOLS
 from resilient_heads.checks import whole_number
 
@@ -24,14 +25,12 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the demo, print its table and the names of the files it wrote."""
-    from resilient_heads.demo import DemoOptions, run_demo  # torch takes seconds: --help must not wait for it
-
-    options = DemoOptions(
+    options = rh.demo.DemoOptions(
         seed=whole_number("--seed", arguments.seed, least=0, most=2**32 - 1),  # the largest seed of scikit-learn
         output=arguments.output,
         trials_per_site=whole_number("--trials-per-site", arguments.trials_per_site, least=1),
         protocols=tuple(PROTOCOLS) if arguments.protocol == "both" else (arguments.protocol,),
         device=arguments.device,
     )
-    print(run_demo(options))
+    print(rh.demo.run_demo(options))
     print(f"Written to {options.output.resolve()}: table.md, layers.png and a folder for each campaign.")

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import resilient_heads as rh
+
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
@@ -14,8 +16,6 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Merge the trials and print the path of the result."""
-    from resilient_heads.campaign.run.merge import merge_campaign  # torch takes seconds: --help must not wait for it
-
-    result = merge_campaign(arguments.folder, *arguments.others)
-    path = arguments.folder / "result.parquet"
-    print(f"{len(result.trials):,} trials at {len(result.sites)} sites written to {path}")
+    result = rh.merge_campaign(arguments.folder, *arguments.others)
+    written = arguments.folder / "result.parquet"
+    print(f"{len(result.trials):,} trials at {len(result.sites)} sites written to {written}")

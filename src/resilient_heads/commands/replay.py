@@ -3,26 +3,27 @@
 import argparse
 from pathlib import Path
 
+import resilient_heads as rh
 from resilient_heads.commands.model_and_data import add_options, load_images, load_model
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
     parser = subparsers.add_parser("replay", help="repeat one trial of a campaign and print its effect")
-    parser.add_argument("source", type=Path, help="the campaign's folder")
-    parser.add_argument("--site", required=True, help="name of the site, as in the result's column layer")
-    parser.add_argument("--trial", type=int, required=True, help="number of the trial at this site")
+    parser.add_argument("folder", type=Path, help="the campaign's folder")
+    parser.add_argument("--site", required=True, help="name of the site, as the command report prints it")
+    parser.add_argument(
+        "--trial", type=int, required=True, metavar="N", help="number of the trial at this site, from 0"
+    )
     add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Repeat the trial; print the flip, the outcome and the logits of the leading classes."""
-    from resilient_heads.campaign.run.replay import replay  # torch takes seconds: --help must not wait for it
-
     model, preprocessing = load_model(arguments)
     data = load_images(arguments.data, preprocessing, arguments)
-    trial = replay(arguments.source, model, data, site=arguments.site, trial=arguments.trial)
+    trial = rh.replay(arguments.folder, model, data, site=arguments.site, trial=arguments.trial)
     limit = "" if trial.range_limit is None else f", limited to {trial.range_limit:.6g}"
     print(f"trial {trial.trial} of {trial.layer}: image {trial.image} of class {trial.label}")
     print(f"bit {trial.bit} of neuron {trial.neuron}: {trial.before:.9g} became {trial.after:.9g}{limit}")

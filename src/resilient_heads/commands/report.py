@@ -3,21 +3,19 @@
 import argparse
 from pathlib import Path
 
+import resilient_heads as rh
+
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
     parser = subparsers.add_parser("report", help="print the rates of each site of a campaign")
-    parser.add_argument("source", type=Path, help="the campaign's folder")
+    parser.add_argument("folder", type=Path, help="the campaign's folder")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print what the campaign ran, and the table of sites."""
-    # torch takes seconds: --help must not wait for it
-    from resilient_heads.campaign.result.results import CampaignResult
-    from resilient_heads.report.tables import layer_table
-
-    result = CampaignResult.load(arguments.source)
+    result = rh.CampaignResult.load(arguments.folder)
     accuracy, images = float(result.golden.correct.mean()), len(result.golden.labels)
     print(f"{result!r}: seed {result.config.seed}, fault-free accuracy {accuracy:.2%} on {images} images")
-    print(f"\n{layer_table(result)}")
+    print(f"\n{rh.report.layer_table(result)}")

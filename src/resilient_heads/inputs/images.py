@@ -1,4 +1,4 @@
-"""Images and labels from a folder of pictures or from an array file."""
+"""Images and labels from a folder of image files or from an array file."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ def read_images(path: Path, preprocessing: Preprocessing, *, most: int | None = 
     """Read labelled images into memory.
 
     Args:
-        path: A folder with a subfolder of pictures for each class (class i is the i-th of their sorted names), or an
+        path: A folder with a subfolder of image files for each class (class i is the i-th of their sorted names), or an
             ``.npz`` file with ``images`` ``(N, C, H, W)`` and ``labels`` ``(N,)``. Images in uint8 are normalised,
             images in float32 are taken unchanged.
-        preprocessing: How the model wants its pictures.
+        preprocessing: The preprocessing that the model expects.
         most: Largest number of images, taken at even distances; None: all images.
 
     Returns:
@@ -43,13 +43,13 @@ def read_images(path: Path, preprocessing: Preprocessing, *, most: int | None = 
 def _read_folder(path: Path, preprocessing: Preprocessing, most: int | None) -> tuple[Tensor, Tensor]:
     """Decode a folder in the layout of torchvision's ImageFolder."""
     datasets = require("torchvision.datasets", extra="vision", purpose="folders of images")
-    if preprocessing.picture is None:
+    if preprocessing.transform is None:
         raise DataError(
-            "The model does not say how it wants its pictures; pass --resize, --crop, --mean and --std, as far as it "
-            "needs them."
+            "The preprocessing that the model expects is unknown; pass --resize, --crop, --mean and --std, as far as "
+            "the model needs them."
         )
     with error_context(DataError, f"{path} is no folder with a subfolder of images for each class"):
-        dataset = datasets.ImageFolder(path, transform=preprocessing.picture)
+        dataset = datasets.ImageFolder(path, transform=preprocessing.transform)
     images, labels = [], []
     for index in _evenly_spaced(len(dataset), most):
         with error_context(DataError, f"{dataset.samples[index][0]} cannot be used"):

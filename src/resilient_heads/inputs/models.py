@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,26 +12,12 @@ from resilient_heads.extras import require
 from resilient_heads.inputs.error_context import error_context
 from resilient_heads.inputs.preprocessing import Preprocessing
 
-EXPECTED = "torchvision:NAME, timm:NAME, hf:FOLDER, or file.py:factory"
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 """Models of torchvision that normalise their input a second time; their published weights expect it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedModel:
-    """A model and its preprocessing.
-
-    Attributes:
-        model: The model in evaluation mode, on the CPU.
-        preprocessing: How the model wants its pictures, as far as its library knows.
-    """
-
-    model: nn.Module
-    preprocessing: Preprocessing
-
-
-def named_model(name: str, *, pretrained: bool, classes: int | None = None) -> NamedModel:
-    """Make a model.
+def named_model(name: str, *, pretrained: bool, classes: int | None = None) -> tuple[nn.Module, Preprocessing]:
+    """Make a model, and the preprocessing of its images as far as its library knows it.
 
     ``file.py:factory`` runs the file and calls ``factory()``: use it only with files that you trust.
 
@@ -41,8 +26,11 @@ def named_model(name: str, *, pretrained: bool, classes: int | None = None) -> N
         pretrained: Load the published weights of torchvision or timm.
         classes: Number of classes, for torchvision and timm; None: that of the published weights.
 
+    Returns:
+        The model in evaluation mode on the CPU, and its preprocessing.
+
     Raises:
-        ArgumentError: No such form of a name, or ``classes`` does not go with the other arguments.
+        ArgumentError: ``name`` has none of these forms, or ``classes`` does not go with the other arguments.
         ModelError: There is no model of that name, or its weights cannot be downloaded.
         MissingExtraError: The model's library is not installed.
     """
@@ -52,21 +40,22 @@ def named_model(name: str, *, pretrained: bool, classes: int | None = None) -> N
     if classes is not None and pretrained:
         raise ArgumentError("Published weights have their own number of classes; pass --classes with --checkpoint.")
     if source == "torchvision" and rest:
-        named = _from_torchvision(rest, pretrained=pretrained, classes=classes)
+        model, preprocessing = _from_torchvision(rest, pretrained=pretrained, classes=classes)
     elif source == "timm" and rest:
-        named = _from_timm(rest, pretrained=pretrained, classes=classes)
+        model, preprocessing = _from_timm(rest, pretrained=pretrained, classes=classes)
     elif source == "hf" and rest:
-        named = _from_transformers(rest)
+        model, preprocessing = _from_transformers(rest)
     else:
         file, _, factory = name.rpartition(":")
         if not file.endswith(".py") or not factory:
-            raise ArgumentError(f"No model is named {name!r}; expected {EXPECTED}.")
-        named = NamedModel(model=_from_file(Path(file), factory), preprocessing=Preprocessing())
-    named.model.eval()
-    return named
+            raise ArgumentError(
+                f"No model is named {name!r}; expected torchvision:NAME, timm:NAME, hf:FOLDER, or file.py:factory."
+            )
+        model, preprocessing = _from_file(Path(file), factory), Preprocessing()
+    return model.eval(), preprocessing
 
 
-def _from_torchvision(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
+def _from_torchvision(name: str, *, pretrained: bool, classes: int | None) -> tuple[nn.Module, Preprocessing]:
     """Make a model of torchvision; its pickled weights are read with ``weights_only=True``."""
     models = require("torchvision.models", extra="vision", purpose="models of torchvision")
     with error_context(ModelError, f"torchvision cannot make a classifier {name!r}"):
@@ -78,19 +67,17 @@ def _from_torchvision(name: str, *, pretrained: bool, classes: int | None) -> Na
     if not list(weights):
         if pretrained:
             raise ModelError(f"torchvision has no weights of {name}; pass --checkpoint.")
-        return NamedModel(model=model, preprocessing=Preprocessing())
+        return model, Preprocessing()
     if pretrained:
-        with error_context(
-            ModelError, f"The weights of torchvision's {name} could not be downloaded; pass --checkpoint"
-        ):
-            state = weights.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
-            model.load_state_dict(state)
-    picture = weights.DEFAULT.transforms()
-    mean, std = (tuple(getattr(picture, which, ())) or None for which in ("mean", "std"))
-    return NamedModel(model=model, preprocessing=Preprocessing(picture=picture, mean=mean, std=std))
+        failure = f"The weights of torchvision's {name} could not be downloaded; pass --checkpoint"
+        with error_context(ModelError, failure):
+            model.load_state_dict(weights.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    transform = weights.DEFAULT.transforms()
+    mean, std = (tuple(getattr(transform, which, ())) or None for which in ("mean", "std"))
+    return model, Preprocessing(transform=transform, mean=mean, std=std)
 
 
-def _from_timm(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
+def _from_timm(name: str, *, pretrained: bool, classes: int | None) -> tuple[nn.Module, Preprocessing]:
     """Make a model of timm."""
     timm = require("timm", extra="timm", purpose="models of timm")
     data = require("timm.data", extra="timm", purpose="models of timm")
@@ -99,12 +86,11 @@ def _from_timm(name: str, *, pretrained: bool, classes: int | None) -> NamedMode
     with error_context(ModelError, f"timm cannot make {name!r}{advice}"):
         model = timm.create_model(name, pretrained=pretrained, **options)
         config = data.resolve_model_data_config(model)
-        picture = data.create_transform(**config, is_training=False)
-    mean, std = tuple(config["mean"]), tuple(config["std"])
-    return NamedModel(model=model, preprocessing=Preprocessing(picture=picture, mean=mean, std=std))
+        transform = data.create_transform(**config, is_training=False)
+    return model, Preprocessing(transform=transform, mean=tuple(config["mean"]), std=tuple(config["std"]))
 
 
-def _from_transformers(name: str) -> NamedModel:
+def _from_transformers(name: str) -> tuple[nn.Module, Preprocessing]:
     """Load a classifier of transformers, and its image processor if it has one."""
     transformers = require("transformers", extra="hf", purpose="models of transformers")
     local = os.path.isdir(name)
@@ -113,14 +99,14 @@ def _from_transformers(name: str) -> NamedModel:
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(name, local_files_only=local)
     except (OSError, ValueError, ImportError):
-        return NamedModel(model=model, preprocessing=Preprocessing())
+        return model, Preprocessing()
 
-    def picture(image: object) -> Tensor:
+    def transform(image: object) -> Tensor:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     mean, std = (tuple(getattr(processor, which, None) or ()) or None for which in ("image_mean", "image_std"))
-    return NamedModel(model=model, preprocessing=Preprocessing(picture=picture, mean=mean, std=std))
+    return model, Preprocessing(transform=transform, mean=mean, std=std)
 
 
 def _from_file(path: Path, factory: str) -> nn.Module:

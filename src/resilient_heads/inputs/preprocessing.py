@@ -1,4 +1,4 @@
-"""From a picture to the tensor that a model takes."""
+"""From an image file to the tensor that a model takes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from resilient_heads.extras import require
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
-    """How pictures become tensors.
+    """How images become tensors.
 
     Attributes:
-        picture: Function from a PIL image in RGB to a tensor ``(C, H, W)``; None if unknown.
+        transform: Function from a PIL image in RGB to a tensor ``(C, H, W)``; None if unknown.
         mean: Mean of each channel, for values in [0, 1]; None if unknown.
         std: Standard deviation of each channel; None if unknown.
     """
 
-    picture: Callable[[Any], Tensor] | None = None
+    transform: Callable[[Any], Tensor] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -34,7 +34,7 @@ class Preprocessing:
         """
         if self.mean is None or self.std is None:
             raise DataError(
-                "The images are uint8 and the model does not say how it wants them normalised; pass --mean and --std "
+                "The images are uint8, and the normalisation that the model expects is unknown; pass --mean and --std "
                 "(--mean 0 0 0 --std 1 1 1 for no normalisation), or save normalised images as float32."
             )
         if len(self.mean) != images.shape[1] or len(self.std) != images.shape[1]:
@@ -51,12 +51,6 @@ def preprocessing_from(
 ) -> Preprocessing | None:
     """Return the preprocessing that the options of a command describe; None without such options.
 
-    Args:
-        resize: Length of the shorter side, in pixels.
-        crop: Side of the square that is cut from the centre, in pixels.
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-
     Raises:
         ArgumentError: Only one of ``mean`` and ``std``, or a value out of its range.
     """
@@ -69,6 +63,6 @@ def preprocessing_from(
     steps += [] if crop is None else [transforms.CenterCrop(whole_number("--crop", crop, least=1))]
     steps.append(transforms.ToTensor())
     if mean is None or std is None:
-        return Preprocessing(picture=transforms.Compose(steps))
+        return Preprocessing(transform=transforms.Compose(steps))
     steps.append(transforms.Normalize(list(mean), list(std)))
-    return Preprocessing(picture=transforms.Compose(steps), mean=tuple(mean), std=tuple(std))
+    return Preprocessing(transform=transforms.Compose(steps), mean=tuple(mean), std=tuple(std))

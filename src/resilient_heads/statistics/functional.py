@@ -59,29 +59,15 @@ def top2diff(logits: Tensor) -> Tensor:
 
 
 def confidence(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return the softmax probability of one class, for each image.
-
-    Args:
-        logits: ``(N, C)``.
-        classes: ``(N,)`` int64.
-
-    Returns:
-        ``(N,)`` float64.
-    """
+    """Return the softmax probability of each image's class: ``(N, C)`` and ``(N,)`` int64 to ``(N,)`` float64."""
     return logits.double().softmax(dim=1).gather(1, classes[:, None])[:, 0]
 
 
 def rank(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return how many other classes score at least as high as the given class, for each image; 0 is a clear winner.
+    """Return how many other classes score at least as high as each image's class: ``(N,)`` int64, 0 for a clear winner.
 
-    A tie counts against the class, because the order of equal logits decides which of them ``argmax`` returns.
-
-    Args:
-        logits: ``(N, C)``.
-        classes: ``(N,)`` int64.
-
-    Returns:
-        ``(N,)`` int64; undefined for rows with NaN.
+    A tie counts against the class, because the order of equal logits decides which of them ``argmax`` returns. Rows
+    with NaN have no defined rank.
     """
     at_least = (logits >= logits.gather(1, classes[:, None])).sum(dim=1)
     return (at_least - 1).clamp_min(0)

@@ -1,4 +1,9 @@
-"""Ratio and difference of two figures that were measured on the same images."""
+"""Ratio and difference of two figures that were measured on the same images.
+
+``first_errors`` and ``second_errors``, ``(I,)``, hold the contribution of each image to the error of a figure, NaN if
+unknown; see :class:`~resilient_heads.statistics.sample.Influence`. An effect of an image on both figures cancels. The
+ends are NaN with fewer than :data:`MIN_IMAGES` images, or if the figures give no finite errors.
+"""
 
 import math
 
@@ -13,19 +18,7 @@ _METHOD = "paired bootstrap-t over images"
 def paired_difference(
     first: float, second: float, first_errors: Floats, second_errors: Floats, *, level: float = DEFAULT_LEVEL
 ) -> Estimate:
-    """Return the interval of ``first - second``; an effect of an image on both figures cancels.
-
-    Args:
-        first: A figure.
-        second: The figure to subtract.
-        first_errors: ``(I,)``, the contribution of each image to the error of ``first``, NaN if unknown; see
-            :class:`~resilient_heads.statistics.sample.Influence`.
-        second_errors: ``(I,)``, the same for ``second``.
-        level: Confidence level.
-
-    Returns:
-        The difference. Its ends are NaN with fewer than :data:`MIN_IMAGES` images, or if a figure is not finite.
-    """
+    """Return the interval of ``first - second``."""
     value = first - second
     errors = first_errors - second_errors
     if len(errors) < MIN_IMAGES:
@@ -39,18 +32,7 @@ def paired_difference(
 def paired_ratio(
     first: float, second: float, first_errors: Floats, second_errors: Floats, *, level: float = DEFAULT_LEVEL
 ) -> Estimate:
-    """Return the interval of ``first / second`` for two figures of at least 0, from their logarithms.
-
-    Args:
-        first: Numerator.
-        second: Denominator.
-        first_errors: ``(I,)``, as for :func:`paired_difference`.
-        second_errors: ``(I,)``, the same for ``second``.
-        level: Confidence level.
-
-    Returns:
-        The ratio, NaN for 0/0. If a figure is 0 or not finite, the ends are NaN.
-    """
+    """Return the interval of ``first / second`` for two figures of at least 0, from their logarithms; 0/0 is NaN."""
     value = ratio(first, second)
     if len(first_errors) < MIN_IMAGES:
         return Estimate(value, math.nan, math.nan, level, "too few images")

@@ -188,9 +188,9 @@ def bootstrap_t(sums: Floats, *, level: float = DEFAULT_LEVEL) -> tuple[float, f
 
 
 @functools.lru_cache(maxsize=2)
-def bootstrap_counts(images: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Return how often each resample draws each image, ``(resamples, images)``; each row sums to ``images``."""
-    generator = np.random.Generator(np.random.Philox(seed))
-    counts = generator.multinomial(images, np.full(images, 1 / images), size=resamples).astype(np.float64)
+def bootstrap_counts(images: int) -> Floats:
+    """Return how often each resample draws each image, ``(RESAMPLES, images)``; each row sums to ``images``."""
+    generator = np.random.Generator(np.random.Philox(0))
+    counts = generator.multinomial(images, np.full(images, 1 / images), size=RESAMPLES).astype(np.float64)
     counts.flags.writeable = False
     return counts
