@@ -128,3 +128,29 @@ def test_strata_of_bits_know_single_flips_only(data: tuple[nn.Module, tuple[Tens
             fault=FAULTS["zero"],
             progress=False,
         )
+
+
+def test_trials_without_a_bit_stay_in_the_strata_of_their_site() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2), nn.Linear(2, 40))
+    images = torch.randn(8, 3, 2, 2)
+    data = (images, model(images).argmax(dim=1))
+    for fault in (rh.FaultModel(effect=rh.faults.SetValue(value=2.0)), rh.FaultModel(effect=rh.faults.Negate())):
+        result = rh.run_campaign(model, data, protocol="raw", fault=fault, trials_per_site=32, progress=False)
+        figures = [layer.figures.sdc.value for layer in result.by_layer()]
+        assert result.summary().network.layer_averaged.sdc.value == pytest.approx(sum(figures) / len(figures))
+
+
+def test_a_campaign_with_nan_as_value_resumes(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    images = torch.randn(8, 3, 2, 2)
+    data = (images, model(images).argmax(dim=1))
+    fault = rh.FaultModel(effect=rh.faults.SetValue(value=float("nan")))
+    results = [
+        rh.run_campaign(
+            model, data, protocol="raw", fault=fault, trials_per_site=16, engine="full", output=tmp_path, progress=False
+        )
+        for _ in range(2)
+    ]
+    assert results[0].trials.columns.keys() == results[1].trials.columns.keys()
+    assert (results[0].trials.outcome == results[1].trials.outcome).all()
+    assert results[1].config.engine == "full"

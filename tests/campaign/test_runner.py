@@ -255,7 +255,7 @@ def test_bad_data_is_refused(small_net: nn.Module, data: object, message: str) -
     [
         ({"protocol": "goldeneye"}, "calibration=train_loader"),
         ({"protocol": "golden"}, 'protocol must be "goldeneye" or "raw", found "golden"'),
-        ({"protocol": ["raw"]}, r"protocol must be a Protocol, such as Protocol\.named"),
+        ({"protocol": ["raw"]}, 'protocol must be "goldeneye" or "raw"'),
         (
             {"design": 100, "trials_per_site": None},
             r"design must be a design, such as UniformDesign\(trials_per_site=1000\); found 100",
@@ -278,7 +278,11 @@ def test_bad_data_is_refused(small_net: nn.Module, data: object, message: str) -
         ({"seed": True}, "seed must be a whole number"),
         ({"seed": 2**64}, "seed must be a whole number"),
         ({"design": rh.UniformDesign(trials_per_site=9)}, "trials_per_site= or design=, not both"),
-        ({"config": rh.CampaignConfig()}, r"config and protocol, design\. .* dataclasses\.replace\(config, protocol="),
+        ({"config": rh.CampaignConfig()}, r"config= or trials_per_site=, not both.*UniformDesign\(trials_per_site="),
+        (
+            {"config": rh.CampaignConfig(), "trials_per_site": None},
+            r"config and protocol\. .* dataclasses\.replace\(config, protocol=",
+        ),
         ({"model": "resnet"}, r"model must be a torch\.nn\.Module"),
     ],
 )

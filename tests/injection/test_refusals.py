@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import resilient_heads as rh
 from resilient_heads.errors import ArgumentError, FaultError, InjectionError
 from resilient_heads.injection.apply.inject import inject
 from resilient_heads.injection.faults.fault import BitFlip
@@ -72,3 +73,13 @@ def test_thousands_of_faults_are_checked_at_once() -> None:
     faults = [BitFlip(layer="0", neuron=(i,), bit=3) for i in range(4000)]
     with pytest.raises(FaultError, match="give this one once"), inject(model, [*faults, faults[7]]):
         pytest.fail("the body must not run")
+
+
+def test_an_expanded_parameter_is_refused_and_left_alone() -> None:
+    layer = nn.Linear(4, 3)
+    layer.weight = nn.Parameter(torch.ones(1, 4).expand(3, 4))
+    model = nn.Sequential(layer)
+    fault = rh.WeightBitFlip(layer="0", index=(0, 1), bit=30)
+    with pytest.raises(FaultError, match=r"is expanded: .*tensor\.clone"), rh.inject(model, fault):
+        pass
+    assert bool((layer.weight == 1).all())

@@ -11,6 +11,7 @@ from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, la
 from resilient_heads.campaign.figures.scopes import SCOPES
 from resilient_heads.campaign.figures.weights import weigh_trials
 from resilient_heads.campaign.result.results import CampaignResult, Summary
+from resilient_heads.checks import instance_of
 from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.statistics.intervals import (
     DEFAULT_LEVEL,
@@ -132,6 +133,7 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
     Sites of the same name are also compared by their rates; Holm's correction decides which of them differ.
 
     Raises:
+        ArgumentError: An argument is no result.
         ResultError: The campaigns have different images, protocols or calibration images, or no scope in common.
 
     .. code-block:: python
@@ -140,6 +142,8 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
         verdict.improvement("network", "sdc").ratio  # above 1: the candidate is better
         verdict.differing("sdc")  # layers whose SDC rates differ
     """
+    for name, result in (("baseline", baseline), ("candidate", candidate)):
+        instance_of(name, result, CampaignResult, example='rh.CampaignResult.load("folder")')
     if baseline.record.data_sha256 != candidate.record.data_sha256:
         raise ResultError("The two campaigns used different images; run both on the same data, in the same order.")
     if baseline.config.protocol != candidate.config.protocol:
@@ -162,8 +166,9 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
     ]
     if not improvements:
         raise ResultError(
-            "The two campaigns have no scope in common; inject into all tensors of the classifier, or into all layers, "
-            "in both."
+            "The two campaigns have figures for no scope in common: the baseline for "
+            f"{', '.join(first.scopes) or 'no scope'}, the candidate for {', '.join(second.scopes) or 'no scope'}. Run "
+            'both without layers=, or with all tensors of the classifier: layers=["fc", "fc.*"] for a head at "fc".'
         )
     return Comparison(
         baseline=first,

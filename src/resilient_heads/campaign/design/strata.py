@@ -49,7 +49,8 @@ class Strata:
         """Return the stratum of each flip, ``(N,)``."""
         channel = np.asarray(neurons, dtype=np.int64) // self.inner % self.channels
         group = np.searchsorted(self.channel_edges, channel, side="right") - 1
-        kind = np.searchsorted(self.bit_edges, np.asarray(bits, dtype=np.int64), side="right") - 1
+        # Inner edges only, so that a trial without a bit (255) stays among the strata of its own site.
+        kind = np.searchsorted(self.bit_edges[1:-1], np.asarray(bits, dtype=np.int64), side="right")
         codes: Codes = group * (len(self.bit_edges) - 1) + kind
         return codes
 

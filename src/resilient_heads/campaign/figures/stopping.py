@@ -49,11 +49,11 @@ class StoppingRule:
     max_trials: int | None = None
 
     def __post_init__(self) -> None:
-        real_number("half_width", self.half_width, above=0, below=math.inf)
+        object.__setattr__(self, "half_width", real_number("half_width", self.half_width, above=0, below=math.inf))
         check_metric(self.metric)
         one_of("scope", self.scope, tuple(SCOPES))
         one_of("weighting", self.weighting, WEIGHTINGS)
-        real_number("level", self.level, above=0, below=1)
+        object.__setattr__(self, "level", real_number("level", self.level, above=0, below=1))
         if self.max_trials is not None:
             whole_number("max_trials", self.max_trials, least=1)
 

@@ -27,8 +27,8 @@ class CampaignConfig:
     """Everything that you choose for a campaign; :func:`run_campaign` runs it.
 
     Attributes:
-        protocol: How faults are applied: ``Protocol.named("goldeneye")`` restricts faulty values to the site's range,
-            ``Protocol.named("raw")`` does not.
+        protocol: How faults are applied: ``"goldeneye"`` restricts faulty values to the site's range, ``"raw"`` does
+            not; or a :class:`Protocol`. The attribute is a :class:`Protocol`.
         design: How many trials each site has, and which faults they draw.
         until: When the campaign stops before the end of its design; None runs the whole design.
         fault: What one trial injects; by default it flips one bit of one neuron.
@@ -65,7 +65,8 @@ class CampaignConfig:
     memory_limit: int | None = None
 
     def __post_init__(self) -> None:
-        instance_of("protocol", self.protocol, Protocol, example='Protocol.named("raw")')
+        if not isinstance(self.protocol, Protocol):
+            object.__setattr__(self, "protocol", Protocol.named(self.protocol))
         if not isinstance(self.design, UniformDesign | StratifiedDesign):
             raise ArgumentError(
                 f"design must be a design, such as UniformDesign(trials_per_site=1000); found {self.design!r}."

@@ -77,7 +77,7 @@ def decisive(record: dict[str, Any]) -> dict[str, Any]:
 def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return a sentence with advice for each decisive difference between two records; none for one campaign."""
     first, second = decisive(then), decisive(now)
-    differing = {name for name in {*first, *second} if first.get(name) != second.get(name)}
+    differing = {name for name in {*first, *second} if _text(first.get(name)) != _text(second.get(name))}
     sentences = []
     for name in sorted(differing):
         entry = _ENTRIES.get(name, _Entry(f"pass {name}={{then}}"))
@@ -97,3 +97,8 @@ def _short(value: Any) -> str:
         return json.dumps(value, sort_keys=True)
     text = str(value)
     return text[:12] + "..." if len(text) == 64 else text
+
+
+def _text(value: Any) -> str:
+    """Return a value as text to compare it by, since NaN differs from itself."""
+    return json.dumps(value, sort_keys=True)

@@ -32,7 +32,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.range_detector is not None:
             one_of("range_detector", self.range_detector, ("clamp", "zero"))
-        real_number("min_top2diff", self.min_top2diff, least=0, below=1)
+        margin = real_number("min_top2diff", self.min_top2diff, least=0, below=1)
+        object.__setattr__(self, "min_top2diff", margin)
 
     @classmethod
     def named(cls, name: str) -> "Protocol":

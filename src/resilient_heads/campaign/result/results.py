@@ -65,12 +65,22 @@ class Summary:
     @property
     def last(self) -> ScopeSummary:
         """The classifier's layers."""
-        return self.scopes["last"]
+        return self._scope("last")
 
     @property
     def network(self) -> ScopeSummary:
         """All layers."""
-        return self.scopes["network"]
+        return self._scope("network")
+
+    def _scope(self, name: str) -> ScopeSummary:
+        """Return a scope, or say why the summary has no figures for it."""
+        if name not in self.scopes:
+            raise ResultError(
+                f"The campaign has no figures for {name!r}, because layers= left out some of its sites; it has figures "
+                f"for: {', '.join(self.scopes) or 'no scope'}. Read result.by_layer(), or run the campaign without "
+                "layers=."
+            )
+        return self.scopes[name]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -94,9 +104,11 @@ class CampaignResult:
     shard: Shard = field(default_factory=Shard)
 
     def __post_init__(self) -> None:
-        if not len(self.trials):
+        # A shard may hold no trial of a site, or none at all where other shards met the stopping rule.
+        if self.shard.is_whole and not len(self.trials):
             raise ResultError("The campaign has no trials.")
-        if len(np.unique(self.trials.site)) != len(self.sites) or self.trials.outcome.max() > max(Outcome):
+        missing = self.shard.is_whole and len(np.unique(self.trials.site)) != len(self.sites)
+        if missing or self.trials.outcome.max(initial=0) > max(Outcome):
             raise ResultError("The trials are incomplete: a site has no trials, or a trial has no outcome.")
 
     def __repr__(self) -> str:

@@ -1,6 +1,7 @@
 """Run a fault injection campaign."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Sequence
 
@@ -110,9 +111,14 @@ def run_campaign(
     if trials_per_site is not None:
         if design is not None:
             raise ArgumentError("Pass trials_per_site= or design=, not both; a design has its own number of trials.")
+        if config is not None:
+            raise ArgumentError(
+                "Pass config= or trials_per_site=, not both. To change the config, pass "
+                f"dataclasses.replace(config, design=rh.UniformDesign(trials_per_site={trials_per_site}))."
+            )
         design = UniformDesign(trials_per_site=trials_per_site)
     choices = {
-        "protocol": Protocol.named(protocol) if isinstance(protocol, str) else protocol,
+        "protocol": protocol,
         "design": design,
         "until": until,
         "fault": fault,
@@ -152,7 +158,9 @@ def run_campaign(
         folder = None
         if output is not None:
             folder = stack.enter_context(CampaignFolder.resume(output, record, shard=shard))
-            record = folder.record
+            # The folder's config names classes by their path and leaves out what changes no trial.
+            given = {name: getattr(config, name) for name in ("engine", "memory_limit", "modules")}
+            record = dataclasses.replace(folder.record, config=dataclasses.replace(folder.record.config, **given))
         trials = run_chunks(execution, record, folder, shard, progress=progress)
         result = CampaignResult(record=record, trials=trials, shard=shard)
         if folder is not None and shard.is_whole:

@@ -68,7 +68,10 @@ class Trials:
     @classmethod
     def gather(cls, parts: Sequence["Trials"]) -> "Trials":
         """Return the trials of all parts, ordered by site and trial number."""
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+        columns = {
+            name: np.concatenate([np.empty(0, kind), *(getattr(part, name) for part in parts)])
+            for name, kind in COLUMNS.items()
+        }
         order = np.lexsort((columns["trial"], columns["site"]))
         return cls(**{name: column[order] for name, column in columns.items()})
 

@@ -3,7 +3,7 @@
 import gc
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -87,8 +87,9 @@ def inject_stored(
             require_effect(written, report)
         yield
     finally:
-        for target in reversed(targets):
-            target.undo()
+        with ExitStack() as undone:  # An undo that fails does not keep the other tensors from being restored.
+            for target in targets:
+                undone.callback(target.undo)
 
 
 def _as_one_image(tensor: Tensor) -> Tensor:
@@ -161,6 +162,11 @@ def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) ->
     if tensor.is_meta:
         raise FaultError(f"{name!r} of {layer!r} is on the meta device and has no memory; load the weights first.")
     word_bits_of(tensor.dtype)
+    if any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise FaultError(
+            f"{name!r} of {layer!r} is expanded: several of its elements share one place in memory, so a fault in one "
+            "would be a fault in all of them. Replace the tensor by tensor.clone()."
+        )
     return [_Stored(layer, name, tensor)]
 
 

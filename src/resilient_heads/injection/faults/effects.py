@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -108,8 +109,9 @@ class RandomValue(ValueEffect):
     high: float
 
     def __post_init__(self) -> None:
-        real_number("low", self.low, above=-float("inf"), below=float("inf"))
-        real_number("high", self.high, above=self.low, below=float("inf"))
+        low = real_number("low", self.low, above=-float("inf"), below=float("inf"))
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", real_number("high", self.high, above=low, below=float("inf")))
 
     def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:
         """Return random values."""
@@ -128,6 +130,11 @@ class SetValue(ValueEffect):
     """
 
     value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, Real):
+            raise ArgumentError(f"value must be a number, such as 0.0; found {self.value!r}.")
+        object.__setattr__(self, "value", float(self.value))
 
     def replace(self, values: Tensor, uniforms: Tensor, maximum: Tensor) -> Tensor:
         """Return the given value in each place.
