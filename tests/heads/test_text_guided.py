@@ -352,7 +352,7 @@ def test_sizes_must_be_two_positive_integers(classes: Any) -> None:
     ("vectors", "message"),
     [
         (torch.ones(C, E, 1), r"shape \(classes, dimensions\)"),
-        (torch.ones(C, E, dtype=torch.int64), "must be floating point, found torch.int64"),
+        (torch.ones(C, E, dtype=torch.int64), r"dense floating-point tensor .*found dtype torch.int64"),
         (torch.ones(C, E).index_fill(0, torch.tensor(2), math.nan), r"class 2 \('class 2'\) contains NaN or Inf"),
         (torch.ones(C, E).index_fill(0, torch.tensor(2), math.inf), r"class 2 \('class 2'\) contains NaN or Inf"),
         (torch.ones(C, E).index_fill(0, torch.tensor(3), 0.0), r"class 3 \('class 3'\) is all zeros"),

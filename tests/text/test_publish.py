@@ -37,7 +37,7 @@ def test_vectors_keep_their_dtype_unless_another_is_chosen(tmp_path: Path, capsy
     assert "pets: stored as float32, no value changed" in capsys.readouterr().out
     assert torch.equal(verify_folder(tmp_path / "out")["pets"].vectors, made().vectors)
     assert main([*arguments, "--dtype", "float16"]) == 0
-    assert re.search(r"pets: stored as float16, rounded from float32, by at most \d\.\de-0\d", capsys.readouterr().out)
+    assert re.search(r"pets: stored as float16, rounded from float32 by at most \d\.\de-0\d", capsys.readouterr().out)
     assert torch.equal(verify_folder(tmp_path / "out")["pets"].vectors, made().vectors.half().float())
     assert "| float16 |" in (tmp_path / "out" / "README.md").read_text()
     tiny = ClassEmbeddings(torch.full((1, 2), 1e-12), ("a",))
