@@ -96,7 +96,7 @@ def test_until_and_pilot_from_the_command_line(tmp_path: Path, capsys: pytest.Ca
         (["--until", "harm:0.1"], 'found "harm"'),
         (["--until", "sdc:0%"], "half_width must be a number above 0"),
         (["--pilot", str(tmp_path / "p")], "pass both or neither"),
-        (["--pilot", str(tmp_path / "none"), "--total-trials", "150"], "There is no pilot"),
+        (["--pilot", str(tmp_path / "none"), "--total-trials", "150"], "There is no folder"),
         (["--pilot", str(tmp_path / "p"), "--total-trials", "150", "--seed", "1"], "pass another seed="),
     ]:
         assert cli.main([*arguments(tmp_path / "x"), *extra]) == 1
