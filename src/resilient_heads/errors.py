@@ -10,6 +10,7 @@
         ├── HubError (OSError)                the Hugging Face Hub
         ├── LanguageModelError (RuntimeError) the language model that writes descriptions
         ├── ModelError (ValueError)           the model, its classifier or its checkpoint
+        │   └── ForwardError                  the model's own code raised an error in a forward pass
         ├── DataError (ValueError)            images or labels
         ├── FaultError (ValueError)           a fault that does not exist in the model: unknown layer, bit 99
         ├── InjectionError (RuntimeError)     a fault that did not take effect; the run cannot be trusted
@@ -37,6 +38,7 @@ __all__ = [
     "DuplicateClassWarning",
     "EmbeddingError",
     "FaultError",
+    "ForwardError",
     "HubError",
     "InjectionError",
     "LanguageModelError",
@@ -97,6 +99,13 @@ class ModelError(ResilientHeadsError, ValueError):
     """The model's classifier cannot be found, replaced, fused or restored, or a checkpoint does not fit the model.
 
     Raised by ``wrap_model(model)`` for a model with two candidate classifiers, and by ``load_checkpoint``.
+    """
+
+
+class ForwardError(ModelError):
+    """The model's own code raised an error in a forward pass; that error is the ``__cause__``.
+
+    Raised by ``find_sites`` and ``run_campaign`` for images of a size that the model refuses.
     """
 
 

@@ -1,13 +1,15 @@
 """Run a model without changing it: evaluation mode inside a block, and the device to run on."""
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from resilient_heads.errors import ArgumentError
+from resilient_heads.errors import ArgumentError, ForwardError, ModelError, ResilientHeadsError
 
 
 @contextmanager
@@ -22,6 +24,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def run_model(model: nn.Module, images: Tensor, *, during: str) -> Any:
+    """Run a model on a batch, and return what it returns.
+
+    Args:
+        model: The model.
+        images: ``(N, ...)``. The model gets a copy, because some models write into their input.
+        during: What the pass is for, as errors name it, such as ``"the golden run"``.
+
+    Raises:
+        ForwardError: The model's own code raised an error.
+        ModelError: The memory does not suffice for this batch.
+    """
+    try:
+        return model(images.clone(memory_format=torch.preserve_format))
+    except ResilientHeadsError:
+        raise
+    except Exception as error:
+        what = f"a batch of shape {tuple(images.shape)}, {images.dtype}, {images.device}, in {during}"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise ModelError(f"The memory does not suffice for {what}; pass a smaller batch_size.") from error
+        raise ForwardError(f"{type(model).__name__} cannot run on {what}: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException | None) -> str:
+    """Return the class of an error and the first line of its message; without a message, the code that raised it."""
+    first = next((line for line in str(error).splitlines() if line.strip()), "")
+    frames = traceback.extract_tb(None if error is None else error.__traceback__)
+    if not first and frames and frames[-1].line:
+        first = f"at `{frames[-1].line}`, line {frames[-1].lineno} of {os.path.basename(frames[-1].filename)}"
+    return f"{type(error).__name__}: {first:.300}" if first else f"{type(error).__name__}"
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -13,7 +13,7 @@ from helpers.grid import grid
 from resilient_heads.campaign.golden.digests import fingerprint
 from resilient_heads.campaign.golden.golden_run import profile_ranges
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.errors import ArgumentError, DataError, FaultError, InjectionError, ModelError
+from resilient_heads.errors import ArgumentError, DataError, FaultError, ForwardError, InjectionError, ModelError
 from resilient_heads.injection.faults import fault_model as models
 from resilient_heads.injection.sites.find import find_sites
 
@@ -306,7 +306,7 @@ def test_what_does_not_fit_the_model_is_refused(small_net: nn.Module, labelled: 
         campaign(small_net, labelled, protocol="goldeneye", calibration=[])
     with pytest.raises(FaultError, match="model's sites are: conv1, conv2, fc"):
         campaign(small_net, labelled, layers=["fc1"])
-    with pytest.raises(DataError, match="cannot run on images of shape"):
+    with pytest.raises(ForwardError, match="cannot run on a batch of shape"):
         campaign(small_net, (labelled[0].half(), labelled[1]))
 
 

@@ -6,7 +6,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from resilient_heads.errors import ModelError
-from resilient_heads.evaluation import evaluating
+from resilient_heads.evaluation import evaluating, run_model
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -29,13 +29,16 @@ def count_flops(model: nn.Module, example_input: Tensor) -> int:
     Args:
         model: The model.
         example_input: A batch that the model accepts; a batch of one image gives the cost per image.
+
+    Raises:
+        ForwardError: The model cannot run on the batch.
     """
     counter = FlopCounterMode(display=False)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see its fused attention
     try:
         with evaluating(model), counter:
-            model(example_input)
+            run_model(model, example_input, during="the count of operations")
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops())

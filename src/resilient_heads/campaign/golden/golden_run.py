@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.data import Data, LabelledImages, collect_images
 from resilient_heads.campaign.golden.digests import columns_sha256, tensor_bytes
-from resilient_heads.errors import DataError, InjectionError, ModelError, ResilientHeadsError
-from resilient_heads.evaluation import device_of
+from resilient_heads.errors import InjectionError, ModelError
+from resilient_heads.evaluation import device_of, run_model
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
 from resilient_heads.statistics.functional import cross_entropy, top2diff
@@ -52,27 +53,22 @@ class GoldenRun:
         return columns_sha256(self.columns)
 
 
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
-    """Run the model and return its logits, ``(N, C)``.
+def logits_of(model: nn.Module, images: Tensor, *, during: str = "the golden run") -> Tensor:
+    """Run the model and return its logits, ``(N, C)``; ``during`` is what the pass is for, as errors name it.
 
     Raises:
-        DataError: The model cannot run on these images.
+        ForwardError: The model's own code raised an error.
         ModelError: The model gives no logits of shape ``(N, C)``.
     """
-    try:
-        # Clone, because some models write into their input or return the same memory in each run.
-        output = model(images.clone(memory_format=torch.preserve_format))
-    except ResilientHeadsError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise DataError(
-            f"{type(model).__name__} cannot run on images of shape {tuple(images.shape)}, {images.dtype}, "
-            f"{images.device}: {_first_line(error)}"
-        ) from error
+    output = run_model(model, images, during=during)
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"The model must give logits of shape (images, classes), found {found}.")
+        raise ModelError(
+            f"{type(model).__name__} must give logits of shape (images, classes), so ({len(images)}, classes) for this "
+            f"batch; it gives {_describe(logits)}. Pass a module whose forward returns the logits."
+        )
+    if not logits.is_floating_point():
+        raise ModelError(f"{type(model).__name__} gives {logits.dtype}; expected logits, the scores before argmax.")
     return logits.clone()
 
 
@@ -133,7 +129,8 @@ def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ran
         sites: The sites whose outputs are measured.
 
     Raises:
-        DataError: The model cannot run on the images.
+        DataError: There are no images.
+        ForwardError: The model cannot run on the images.
         InjectionError: A site's output is not finite.
     """
     device = device_of(model)
@@ -146,7 +143,7 @@ def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ran
     for images in collect_images(data, what="calibration"):
         digest.update(tensor_bytes(images))
         with watch_sites(model, sites, note):
-            logits_of(model, images.to(device))
+            logits_of(model, images.to(device), during="the measurement of ranges")
     limits = {name: float(value) for name, value in largest.items()}
     for name, value in limits.items():
         if not np.isfinite(value):
@@ -154,6 +151,11 @@ def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ran
     return Ranges(limits, digest.hexdigest())
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _describe(output: object) -> str:
+    """Return what a model returned, as an error shows it."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return f"a {type(output).__name__} with the keys {', '.join(map(repr, output))}"
+    parts = f" of {len(output)} values" if isinstance(output, tuple | list) else ""
+    return f"a {type(output).__name__}{parts}"

@@ -186,9 +186,9 @@ class IncrementalEngine:
         torch.set_autocast_cache_enabled(False)  # so that every pass runs the same casts
         try:
             if recorder is None:
-                return logits_of(self._model, images)
+                return logits_of(self._model, images, during="a golden run of the incremental engine")
             with watch_sites(self._model, list(self._sites.values()), recorder.mark):
-                return logits_of(self._model, images)
+                return logits_of(self._model, images, during="a golden run of the incremental engine")
         finally:
             torch.set_autocast_cache_enabled(cached)
 

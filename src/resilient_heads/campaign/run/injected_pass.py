@@ -46,7 +46,7 @@ def injected_pass(
         return faulty
 
     with watch_sites(model, [site], replace):
-        logits = logits_of(model, images)
+        logits = logits_of(model, images, during=f"a pass with faults at {site.name!r}")
     if len(results) != 1:
         raise InjectionError(
             f"The site {site.name!r} ran {len(results)} times in one forward pass, so a trial would not be one fault; "

@@ -48,7 +48,7 @@ def find_classifiers(
     require_module(model)
     if names is None:
         _refuse_quantised(model, action)
-    seen = trace(model, example_input)
+    seen = trace(model, example_input, required=example_input is not None)
     if names is not None:
         paths = _given(model, names, action)
     else:
@@ -59,11 +59,6 @@ def find_classifiers(
         sizes = ", ".join(f"{place.name!r} has {place.num_classes}" for place in places)
         raise ModelError(f"{type(model).__name__}'s classifiers differ in their number of classes: {sizes}.")
     _check_ties(model, places)
-    if example_input is not None and seen is None:
-        raise ModelError(
-            f"{type(model).__name__} does not accept a batch of shape {tuple(example_input.shape)} on the meta device; "
-            "pass an example_input that it accepts, or leave it out."
-        )
     _check_against(model, places, seen)
     return places
 

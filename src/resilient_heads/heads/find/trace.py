@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from resilient_heads.errors import ModelError
+from resilient_heads.evaluation import reason_of
 from resilient_heads.heads.find.candidates import is_leaf, out_features
 
 logger = logging.getLogger(__name__)
@@ -42,29 +44,38 @@ class Trace:
     inputs: tuple[int, ...]
 
 
-def trace(model: nn.Module, example_input: Tensor | None = None) -> Trace | None:
+def trace(model: nn.Module, example_input: Tensor | None = None, *, required: bool = False) -> Trace | None:
     """Run a copy of the model without weights, and return which layers give the output.
 
     Args:
         model: The model; neither run nor changed.
         example_input: A batch that the model accepts. Only its shape and dtype are used. None tries the shapes that
             the model's configuration and its first layer suggest.
+        required: Raise an error instead of returning None.
 
     Returns:
         The trace, or None if the model accepts no such input on the meta device.
+
+    Raises:
+        ModelError: The model accepts no such input, with ``required``.
     """
-    try:
-        with torch.inference_mode(False):
-            twin = _copy_without_weights(model)
-    except Exception as error:  # the model's own code may raise anything; the caller proceeds without a trace
-        logger.debug("No weightless copy of %s: %s", type(model).__name__, error)
-        return None
+    twin: nn.Module | None = None
+    reason: Exception | None = None
     for batch in [example_input.to("meta")] if example_input is not None else _guesses(model):
         try:
             with torch.inference_mode(False), torch.enable_grad():
+                twin = twin or _copy_without_weights(model)
                 return _run(twin, batch)
-        except Exception as error:  # a shape that the model refuses, or an operation without a meta kernel
+        except Exception as error:  # a module without a copy, a shape that it refuses, an operation without meta kernel
             logger.debug("%s does not accept %s on meta: %s", type(model).__name__, tuple(batch.shape), error)
+            reason = error
+            if twin is None:
+                break
+    if required and example_input is not None:
+        raise ModelError(
+            f"{type(model).__name__} does not accept a batch of shape {tuple(example_input.shape)} on the meta device; "
+            f"pass an example_input that it accepts, or leave it out. Reason: {reason_of(reason)}"
+        ) from reason
     return None
 
 

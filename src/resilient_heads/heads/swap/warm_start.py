@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import ModelError
-from resilient_heads.evaluation import evaluating
+from resilient_heads.evaluation import evaluating, run_model
 from resilient_heads.heads.find.candidates import Classifier, Leaf
 from resilient_heads.heads.text_guided import TextGuidedHead
 
@@ -169,7 +169,7 @@ def _features(model: nn.Module, places: tuple[Classifier, ...], example_input: T
     ]
     try:
         with evaluating(model):
-            model(example_input)
+            run_model(model, example_input, during="the warm start of the head")
     finally:
         for handle in handles:
             handle.remove()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import FaultError
-from resilient_heads.evaluation import evaluating
+from resilient_heads.evaluation import evaluating, run_model
 from resilient_heads.incremental.recording.batch_layout import (
     BatchLayout,
     layout_from_shapes,
@@ -20,6 +20,8 @@ from resilient_heads.incremental.recording.batch_layout import (
 )
 from resilient_heads.injection.sites.hooks import WatchProducts, open_attention, watch_outputs, watch_sites, weight_of
 from resilient_heads.injection.sites.site import Site, SiteMap, Source
+
+_SEARCH = "the search for fault sites"
 
 
 def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str | type[nn.Module]] = ()) -> SiteMap:
@@ -38,6 +40,7 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
     Raises:
         FaultError: The model has no site, or parameters without a size; the input is empty; or ``modules`` names a
             module that the model does not have.
+        ForwardError: The model cannot run on the inputs.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
     >>> [(site.name, site.shape) for site in find_sites(model, torch.randn(1, 3, 8, 8)).reached]
@@ -114,7 +117,7 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> lis
 
     with evaluating(model), open_attention():
         with watch_outputs(modules, note):
-            model(images)
+            run_model(model, images, during=_SEARCH)
         ran = {seen.name for seen in outputs}
         unrun = {
             name: module
@@ -128,7 +131,7 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> lis
             watch_outputs(modules, lambda *seen: mixed.append(_Seen(*seen))),
             WatchProducts(unrun, lambda *seen: mixed.append(_Seen(*seen))),
         ):
-            model(images)
+            run_model(model, images, during=_SEARCH)
     # The output of a module that runs is its site; the products inside it are no further sites.
     return [seen for seen in mixed if seen.source == "output" or seen.name in unrun]
 
@@ -149,7 +152,7 @@ def _settle(
     for batch in (images, with_changed_image(images, 0), with_changed_image(images, 1)):
         seen: dict[str, Tensor] = {}
         with evaluating(model), watch_sites(model, list(folded.values()), seen.__setitem__):
-            model(batch.clone(memory_format=torch.preserve_format))
+            run_model(model, batch, during=_SEARCH)
         contents.append(seen)
     settled = []
     for site in sites:
