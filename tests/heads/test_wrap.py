@@ -328,7 +328,7 @@ def test_a_wrapped_model_learns(normalize: bool) -> None:
 
 
 def test_a_relu_behind_the_classifier_raises_a_warning() -> None:
-    model = nn.Sequential(nn.Conv2d(3, C, 1), nn.ReLU())
+    model = nn.Sequential(nn.Conv2d(3, C, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.warns(UserWarning, match=r"A ReLU follows the classifier '0'.*never negative") as caught:
         wrap_model(model, embeddings=random_embeddings())
     assert [warning.filename for warning in caught] == [__file__]

@@ -1,5 +1,6 @@
 """Read from timm and transformers models where their classifiers are; neither library is imported."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,17 @@ from torch import nn
 from resilient_heads.errors import ModelError
 from resilient_heads.heads.find.candidates import candidates, is_leaf, leaf_names, place_of, why_not
 from resilient_heads.heads.wrappers import Action
+
+_CLASSIFICATION = re.compile("For(Image|Sequence|Video|Audio)Classification")
+
+
+def refuse_detectors(model: nn.Module, action: Action) -> None:
+    """Raise ModelError for torchvision's detectors, which run on no batch without values and so cannot be traced."""
+    if any(kind.__module__.startswith("torchvision.models.detection.") for kind in type(model).__mro__):
+        raise ModelError(
+            f"{type(model).__name__} is a detector: it gives boxes with scores, not one logit vector a sample. To "
+            f"{action} a head, pass a classifier, such as one that you build from the detector's backbone."
+        )
 
 
 def with_auxiliary(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -61,8 +73,11 @@ def _leaves_of(model: nn.Module, name: str, action: Action) -> list[str]:
     return leaves if isinstance(container, nn.ModuleList) else leaves[-1:]
 
 
-def transformers_classifiers(model: nn.Module, action: Action) -> tuple[str, ...] | None:
+def transformers_classifiers(model: nn.Module, action: Action, *, traced: bool) -> tuple[str, ...] | None:
     """Return the layers outside the backbone that have ``config.num_labels`` outputs; None for other models.
+
+    A model that is not ``traced`` must be called a classifier of images, sequences, videos or sound: in models for
+    other tasks, such layers give a vector per token, pixel or box.
 
     Raises:
         ModelError: The model was built without a classifier.
@@ -76,6 +91,8 @@ def transformers_classifiers(model: nn.Module, action: Action) -> tuple[str, ...
             f"{type(model).__name__} was built with num_labels=0 and has no classifier; build it with the number of "
             f"labels, then {action} it."
         )
+    if not traced and not any(_CLASSIFICATION.search(kind.__name__) for kind in type(model).__mro__):
+        return None
     prefix = getattr(model, "base_model_prefix", "")
     outside = [name for name in leaf_names(model) if name and not (prefix and f"{name}.".startswith(f"{prefix}."))]
     return tuple(name for name in outside if place_of(model, name).num_classes == labels) or None

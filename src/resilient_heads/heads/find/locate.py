@@ -6,8 +6,15 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor, nn
 
 from resilient_heads.errors import ArgumentError, ModelError
-from resilient_heads.heads.find.adapters import is_auxiliary, timm_classifiers, transformers_classifiers, with_auxiliary
+from resilient_heads.heads.find.adapters import (
+    is_auxiliary,
+    refuse_detectors,
+    timm_classifiers,
+    transformers_classifiers,
+    with_auxiliary,
+)
 from resilient_heads.heads.find.candidates import Classifier, candidates, is_leaf, leaf_names, place_of, why_not
+from resilient_heads.heads.find.output import check_only_vector, check_reaches_vectors, check_vectors, untraced
 from resilient_heads.heads.find.trace import Trace, trace
 from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.text_guided import TextGuidedHead
@@ -30,9 +37,10 @@ def find_classifiers(
     ``config.num_labels`` outputs; the module registered last among those with parameters. It adds the classifiers of
     auxiliary branches.
 
-    It then checks the result in one forward pass of a copy without weights (:func:`trace`): each classifier must reach
-    the output, and no other layer may give class scores. If the module registered last does not give the output, the
-    pass must show exactly one layer that does.
+    It then checks the result in one forward pass of a copy without weights (:func:`trace`): the output must be one
+    vector a sample, each classifier must reach it, and no other layer may give class scores. If the module registered
+    last does not give the output, the pass must show exactly one layer that does. If no such pass is possible, the user
+    or the model's library must name the classifiers.
 
     Args:
         model: The model; it is not run.
@@ -43,23 +51,24 @@ def find_classifiers(
 
     Raises:
         ArgumentError: ``model`` is not a module, or ``names`` is not a path.
-        ModelError: No such layer exists, it is not a Linear or 1x1 Conv2d, or another layer gives class scores too.
+        ModelError: No such layer exists, it is not a Linear or 1x1 Conv2d, or another layer gives class scores too; the
+            output is not one vector a sample; nothing shows what gives it.
     """
     require_module(model)
+    refuse_detectors(model, action)
     if names is None:
         _refuse_quantised(model, action)
     seen = trace(model, example_input, required=example_input is not None)
     if names is not None:
         paths = _given(model, names, action)
     else:
-        named = timm_classifiers(model, action) or transformers_classifiers(model, action)
-        paths = with_auxiliary(model, named or (_by_position(model, seen, action),))
+        paths = with_auxiliary(model, _named_or_last(model, seen, action, guessed=example_input is None))
     places = tuple(place_of(model, path) for path in paths)
     if len({place.num_classes for place in places}) > 1:
         sizes = ", ".join(f"{place.name!r} has {place.num_classes}" for place in places)
         raise ModelError(f"{type(model).__name__}'s classifiers differ in their number of classes: {sizes}.")
     _check_ties(model, places)
-    _check_against(model, places, seen)
+    _check_against(model, places, seen, action)
     return places
 
 
@@ -104,6 +113,25 @@ def _layer_at(model: nn.Module, path: str, action: Action) -> str:
         return inner[0]
     hint = f"It contains {', '.join(inner)}; name one of them." if inner else candidates(model)
     raise ModelError(f"{path!r} is a {why_not(module, action)}; a classifier must be a Linear or a 1x1 Conv2d. {hint}")
+
+
+def _named_or_last(model: nn.Module, seen: Trace | None, action: Action, *, guessed: bool) -> tuple[str, ...]:
+    """Return the layers that the model's library names, or the last one.
+
+    A layer of any output can be protected, but only class scores can be replaced.
+    """
+    named = timm_classifiers(model, action) or transformers_classifiers(model, action, traced=seen is not None)
+    if seen is not None and seen.direct and action == "wrap":
+        check_vectors(model, seen, guessed=guessed)
+    if named:
+        return named
+    last = _by_position(model, seen, action)
+    if last:  # otherwise the model is a layer, which the caller refuses
+        if seen is None:
+            raise untraced(model, action)
+        if action == "wrap":
+            check_only_vector(model, seen)
+    return (last,)
 
 
 def _by_position(model: nn.Module, seen: Trace | None, action: Action) -> str:
@@ -156,7 +184,7 @@ def _check_ties(model: nn.Module, places: tuple[Classifier, ...]) -> None:
                 )
 
 
-def _check_against(model: nn.Module, places: tuple[Classifier, ...], seen: Trace | None) -> None:
+def _check_against(model: nn.Module, places: tuple[Classifier, ...], seen: Trace | None, action: Action) -> None:
     """Raise ModelError if the forward pass contradicts the classifiers."""
     if seen is None:
         logger.info(
@@ -174,6 +202,8 @@ def _check_against(model: nn.Module, places: tuple[Classifier, ...], seen: Trace
             giving = f"What gives it: {', '.join(seen.last)}." if seen.last else candidates(model)
             raise ModelError(f"{place.name!r} does not give the output of {type(model).__name__}. {giving}")
     names = {first_names[place.leaf] for place in places}
+    if action == "wrap":
+        check_reaches_vectors(model, seen, sorted(names))
     rivals = [name for name in sorted(direct) if name not in names and direct[name] == places[0].num_classes]
     if rivals:
         every = ", ".join(f'"{name}"' for name in [*(place.name for place in places), *rivals])

@@ -34,6 +34,7 @@ class Trace:
             outputs; None if the output has no graph (``no_grad``, ``argmax``).
         last: The layers of ``direct`` after which the model uses no parameter, as after a plain classifier.
         shapes: Shapes of the output's tensors, in order.
+        sources: For each of these tensors, the layers of ``direct`` that reach it.
         inputs: Shape of the input.
     """
 
@@ -41,6 +42,7 @@ class Trace:
     direct: dict[str, int] | None
     last: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    sources: tuple[frozenset[str], ...]
     inputs: tuple[int, ...]
 
 
@@ -61,20 +63,22 @@ def trace(model: nn.Module, example_input: Tensor | None = None, *, required: bo
     """
     twin: nn.Module | None = None
     reason: Exception | None = None
-    for batch in [example_input.to("meta")] if example_input is not None else _guesses(model):
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                twin = twin or _copy_without_weights(model)
+    # A caller's inference mode would make the batches unusable for autograd.
+    with torch.inference_mode(False), torch.enable_grad():
+        given = [] if example_input is None else [torch.empty_like(example_input, device="meta")]
+        for batch in given or _guesses(model):
+            try:
+                twin = _copy_without_weights(model) if twin is None else twin
                 return _run(twin, batch)
-        except Exception as error:  # a module without a copy, a shape that it refuses, an operation without meta kernel
-            logger.debug("%s does not accept %s on meta: %s", type(model).__name__, tuple(batch.shape), error)
-            reason = error
-            if twin is None:
-                break
+            except Exception as error:  # no copy, a shape that the model refuses, an operation without a meta kernel
+                logger.debug("%s does not accept %s on meta: %s", type(model).__name__, tuple(batch.shape), error)
+                reason = error
+                if twin is None:
+                    break
     if required and example_input is not None:
         raise ModelError(
             f"{type(model).__name__} does not accept a batch of shape {tuple(example_input.shape)} on the meta device; "
-            f"pass an example_input that it accepts, or leave it out. Reason: {reason_of(reason)}"
+            f"pass an example_input that it accepts, or name the classifier without it. Reason: {reason_of(reason)}"
         ) from reason
     return None
 
@@ -138,21 +142,21 @@ def _run(twin: nn.Module, batch: Tensor) -> Trace:
         for handle in handles:
             handle.remove()
     tensors = list(_tensors(output))
-    ends = [tensor for tensor in tensors if tensor.grad_fn is not None]
-    sources = [_sources(tensor) for tensor in ends]
-    reached = {name for found in sources for key, name in fresh.items() if key in found}
+    ids = [_sources(tensor) for tensor in tensors]
+    sources = tuple(frozenset(fresh[key] for key in found if key in fresh) for found in ids)
     pure = {
         fresh[key]
-        for found in sources
+        for found in ids
         if all(key in fresh for key in found)  # otherwise the model uses a parameter after the last layer
         for key in found
     }
-    direct = {name: out_features(leaves[name]) for name in sorted(reached)}
+    direct = {name: out_features(leaves[name]) for name in sorted(frozenset().union(*sources))}
     return Trace(
         ran=frozenset(ran),
-        direct=direct if ends else None,
+        direct=direct if any(tensor.grad_fn is not None for tensor in tensors) else None,
         last=tuple(name for name in leaves if name in pure),
         shapes=tuple(tuple(tensor.shape) for tensor in tensors),
+        sources=sources,
         inputs=tuple(batch.shape),
     )
 
@@ -185,13 +189,16 @@ def _guesses(model: nn.Module) -> Iterator[Tensor]:
     """Yield batches of two that the model may accept, the likeliest first."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if parameter is None else parameter.dtype
-    first = next((m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    kinds = nn.Embedding | nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    first = next((m for m in model.modules() if isinstance(m, kinds)), None)
+    if isinstance(first, nn.Embedding):
+        yield torch.empty((2, 8), dtype=torch.int64, device="meta")
     channels = first.in_channels if isinstance(first, nn.Conv2d) else 3
     shapes = [size if len(size) > 2 else (channels, *size) for size in _recorded_sizes(model)]
     if isinstance(first, nn.Conv1d):
-        shapes.append((first.in_channels, 64))
+        shapes += [(first.in_channels, 64), (16000,)]  # (16000,): a second of sound
     elif isinstance(first, nn.Conv3d):
-        shapes.append((first.in_channels, 16, 112, 112))
+        shapes += [(first.in_channels, 16, side, side) for side in (112, 224)]
     else:
         if isinstance(first, nn.Linear):
             shapes.append((first.in_features,))
