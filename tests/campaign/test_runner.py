@@ -73,6 +73,13 @@ def test_progress_is_told_to_a_function(small_net: nn.Module, labelled: Data) ->
     assert reported == [(done, total) for done in range(30, total + 1, 30)]
 
 
+def test_the_golden_run_is_shown_before_the_first_trial(small_net: nn.Module, labelled: Data) -> None:
+    seen: list[object] = []
+    result = campaign(small_net, labelled, on_golden=seen.append, progress=lambda done, _: seen.append(done))
+    assert seen[0] is result.golden
+    assert len(seen) > 1
+
+
 def test_every_site_in_order_with_every_trial_decided(small_net: nn.Module, labelled: Data) -> None:
     result = campaign(small_net, labelled)
     assert [struck.site.name for struck in result.sites] == ["conv1", "conv2", "fc"]

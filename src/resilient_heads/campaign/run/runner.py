@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from resilient_heads.campaign.design.designs import Design, UniformDesign
 from resilient_heads.campaign.figures.stopping import StoppingRule
 from resilient_heads.campaign.golden.data import Data, collect
+from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.result.config import CampaignConfig, Engine
 from resilient_heads.campaign.result.protocol import Protocol
 from resilient_heads.campaign.result.results import CampaignResult
@@ -35,6 +36,7 @@ def run_campaign(
     output: str | os.PathLike[str] | None = None,
     shard: Shard | None = None,
     progress: Progress = True,
+    on_golden: Callable[[GoldenRun], object] | None = None,
     protocol: Protocol | str | None = None,
     trials_per_site: int | None = None,
     design: Design | None = None,
@@ -72,6 +74,8 @@ def run_campaign(
             ``Shard.from_environment()`` under torchrun, and call :func:`merge_campaign` when all have ended.
         progress: True shows a bar on standard error. A function is called after each batch with the number of finished
             trials and their total.
+        on_golden: A function that is called with the golden run before the first trial, to show the fault-free
+            accuracy or to stop.
         protocol: A protocol, or the name of a built-in one: ``"goldeneye"`` or ``"raw"``.
         trials_per_site: Short for ``design=UniformDesign(trials_per_site=...)``.
         design: See :class:`CampaignConfig`.
@@ -144,6 +148,8 @@ def run_campaign(
     images = collect(data)
     with evaluating(model), open_attention(), contextlib.ExitStack() as stack:
         record = prepare(model, images, config, calibration)
+        if on_golden is not None:
+            on_golden(record.golden)
         plan = record.plan
         execution = Execution(
             model,
