@@ -100,7 +100,10 @@ def _entries(layout: BatchLayout, like: Tensor, image: int) -> Tensor:
 
 
 def with_changed_image(images: Tensor, image: int) -> Tensor:
-    """Return a copy of a batch in which one image is replaced by another one."""
+    """Return a copy of a batch in which one image is replaced by another one; integers keep to those in the batch."""
     changed = images.clone(memory_format=torch.preserve_format)
-    changed[image] = images[image].flip(-1) * -1.5 + images[image - 1] * 0.25
+    if images.dtype.is_floating_point:
+        changed[image] = images[image].flip(-1) * -1.5 + images[image - 1] * 0.25
+    else:
+        changed[image] = images[image - 1].flip(-1)
     return changed

@@ -1,5 +1,7 @@
 """Which tensor of a layer a fault is injected into."""
 
+import fnmatch
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from resilient_heads.checks import whole_number
@@ -76,3 +78,15 @@ class StoredTensor:
 
 
 Target = Output | Input | StoredTensor
+
+
+def names_matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """Return the name that equals a text; if there is none, the names that match it as a pattern with ``*`` and ``?``.
+
+    So a name may hold any character.
+
+    >>> names_matching("block[0]", ["block[0]", "block0"]), names_matching("block*", ["block[0]", "block0"])
+    (['block[0]'], ['block[0]', 'block0'])
+    """
+    names = list(names)
+    return [pattern] if pattern in names else [name for name in names if fnmatch.fnmatchcase(name, pattern)]

@@ -1,7 +1,6 @@
 """Find the fault sites of a model by running it."""
 
 import dataclasses
-import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 
-from resilient_heads.errors import FaultError
+from resilient_heads.errors import FaultError, ForwardError
 from resilient_heads.evaluation import evaluating, run_model
 from resilient_heads.incremental.recording.batch_layout import (
     BatchLayout,
@@ -18,7 +18,11 @@ from resilient_heads.incremental.recording.batch_layout import (
     resolve_order,
     with_changed_image,
 )
-from resilient_heads.injection.sites.hooks import WatchProducts, open_attention, watch_outputs, watch_sites, weight_of
+from resilient_heads.injection.faults.targets import Key, names_matching
+from resilient_heads.injection.sites.counting import coverage_of
+from resilient_heads.injection.sites.hooks import WatchProducts, open_attention, watch_outputs, watch_sites
+from resilient_heads.injection.sites.layers import is_layer
+from resilient_heads.injection.sites.nested import members, tensors_in
 from resilient_heads.injection.sites.site import Site, SiteMap, Source
 
 _SEARCH = "the search for fault sites"
@@ -27,15 +31,18 @@ _SEARCH = "the search for fault sites"
 def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str | type[nn.Module]] = ()) -> SiteMap:
     """Find the tensors of a model that faults can be injected into.
 
-    The fault sites are the outputs of Conv2d and Linear modules, the tensors that a module lists in its
-    ``fault_sites`` (names of its submodules, ``""`` for itself), and the outputs of other modules on request. Where a
-    model multiplies with the weight of a Linear or a MultiheadAttention and never runs the module, the product is the
-    site. The model runs in evaluation mode and is left as it was.
+    The fault sites are the outputs of layers (convolutions, linear, bilinear and recurrent layers, embeddings), the
+    tensors that a module lists in its ``fault_sites`` (names of its submodules, ``""`` for itself), and the outputs of
+    other modules on request. Each tensor of an output is a site of its own, if the model reads it. Where a model
+    multiplies with the weight of a layer or a MultiheadAttention and never runs the module, the product is the site.
+    The result's ``coverage`` says how much of the model's computation the sites hold. The model runs in evaluation mode
+    and is left as it was.
 
     Args:
         model: Any module that takes one tensor.
         example_input: One or more inputs ``(N, ...)`` on the model's device. The model runs on two and three of them.
-        modules: Further modules whose outputs become sites: names, patterns of names, or classes.
+        modules: Further modules whose outputs become sites: names, patterns of names, or classes. The name of a module
+            means that module, also if it holds ``*`` or ``[``.
 
     Raises:
         FaultError: The model has no site, or parameters without a size; the input is empty; or ``modules`` names a
@@ -52,44 +59,48 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
         raise FaultError(
             f"{type(model).__name__} has lazy parameters without a size; run it once, or give its head in_features."
         )
+    _check_names(model)
     found = dict(_candidates(model, modules))
-    candidates = {name: module for name, (module, _) in found.items()}
+    candidates = {name: module for name, (module, _) in found.items() if not isinstance(module, torch.jit.ScriptModule)}
+    uninjectable = dict.fromkeys(found.keys() - candidates.keys(), "it is TorchScript, which runs past hooks")
     runs = [_run(model, candidates, example_input[torch.arange(rows) % len(example_input)]) for rows in (2, 3)]
     reached: list[tuple[int, Site]] = []
-    uninjectable: dict[str, str] = {}
     for name, module in candidates.items():
         calls = [[seen for seen in run if seen.name == name] for run in runs]
         reason = _why_none([len(seen) for seen in calls])
         if reason is not None:
             uninjectable[name] = reason
         for call, (two, three) in enumerate(zip(*calls, strict=False)) if reason is None else ():
-            label = name if call == 0 else f"{name}@{call + 1}"
-            place = _place(two.tensor, three.tensor)
-            if isinstance(place, str):
-                uninjectable[label] = place
-                continue
-            site = Site(
-                module=name,
-                call=call,
-                kind=type(module).__name__,
-                shape=place[1],
-                dtype=two.tensor.dtype,
-                group=found[name][1],
-                is_layer=weight_of(module) is not None,
-                source=two.source,
-                dim=place[0].dim,
-                fold=place[0].fold,
-            )
-            reached.append((runs[0].index(two), site))
-    sites = _settle(
-        model, candidates, example_input, [site for _, site in sorted(reached, key=lambda pair: pair[0])], uninjectable
-    )
+            for path, label, place in _places(two, three, name if call == 0 else f"{name}@{call + 1}"):
+                if isinstance(place, str):
+                    uninjectable[label] = place
+                    continue
+                site = Site(
+                    module=name,
+                    call=call,
+                    kind=type(module).__name__,
+                    shape=place.shape,
+                    dtype=place.dtype,
+                    group=found[name][1],
+                    is_layer=is_layer(module),
+                    source=two.source,
+                    dim=place.layout.dim,
+                    fold=place.layout.fold,
+                    path=path,
+                    label="" if not path else label,
+                )
+                reached.append((runs[0].index(two), site))
+    sites = _with_own_names(model, [site for _, site in sorted(reached, key=lambda pair: pair[0])])
+    sites = _settle(model, example_input, sites, uninjectable)
+    sites = _without_unread(model, example_input, sites, uninjectable)
     if not sites:
         raise FaultError(
             f"{type(model).__name__} has no fault site: "
-            + ("; ".join(f"{name}: {why}" for name, why in uninjectable.items()) or "it has no Conv2d and no Linear.")
+            + ("; ".join(f"{name}: {why}" for name, why in uninjectable.items()) or "it has no layer.")
         )
-    return SiteMap(tuple(sites), uninjectable)
+    return SiteMap(
+        tuple(sites), uninjectable, coverage_of(model, example_input[torch.arange(2) % len(example_input)], sites)
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,50 +110,54 @@ class _Seen:
     Attributes:
         name: Name of the module.
         source: The module's output, or a product with its weight.
-        tensor: A stand-in on the meta device; for a module that does not return a tensor, what it returned.
+        kind: Class of what the module returned.
+        tensors: Stand-ins on the meta device for the tensors in it, by their paths.
     """
 
     name: str
     source: Source
-    tensor: Any
+    kind: str
+    tensors: dict[tuple[Key, ...], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A tensor that a fault can be injected into.
+
+    Attributes:
+        layout: Where images lie in it.
+        shape: Shape of one image's part.
+        dtype: Its dtype.
+    """
+
+    layout: BatchLayout
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> list[_Seen]:
     """Run the model and return the tensors of all candidates; products count only for modules that never ran."""
-    outputs, products = list[_Seen](), list[_Seen]()
+    seen = list[_Seen]()
 
     def note(name: str, source: Source, value: Any) -> None:
-        seen = _Seen(name, source, value.to("meta") if isinstance(value, Tensor) else value)
-        (outputs if source == "output" else products).append(seen)
+        tensors = {path: tensor.to("meta") for path, tensor in _separable(value)}
+        seen.append(_Seen(name, source, type(value).__name__, tensors))
 
+    # An attention returns what its last projection gives, which is a site of its own.
+    running = {name: module for name, module in modules.items() if not isinstance(module, nn.MultiheadAttention)}
     with evaluating(model), open_attention():
-        with watch_outputs(modules, note):
+        with watch_outputs(running, note):
             run_model(model, images, during=_SEARCH)
-        ran = {seen.name for seen in outputs}
-        unrun = {
-            name: module
-            for name, module in modules.items()
-            if name not in ran or isinstance(module, nn.MultiheadAttention)
-        }
-        if not unrun:
-            return outputs
-        mixed = list[_Seen]()
-        with (
-            watch_outputs(modules, lambda *seen: mixed.append(_Seen(*seen))),
-            WatchProducts(unrun, lambda *seen: mixed.append(_Seen(*seen))),
-        ):
-            run_model(model, images, during=_SEARCH)
-    # The output of a module that runs is its site; the products inside it are no further sites.
-    return [seen for seen in mixed if seen.source == "output" or seen.name in unrun]
+        ran = {one.name for one in seen}
+        idle = {name: module for name, module in modules.items() if name not in ran}
+        if idle:
+            seen.clear()
+            with watch_outputs(running, note), WatchProducts(idle, note):
+                run_model(model, images, during=_SEARCH)
+    return seen
 
 
-def _settle(
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    example_input: Tensor,
-    sites: list[Site],
-    uninjectable: dict[str, str],
-) -> list[Site]:
+def _settle(model: nn.Module, example_input: Tensor, sites: list[Site], uninjectable: dict[str, str]) -> list[Site]:
     """Find in which order images are folded into the batch dimension, by changing one image of three."""
     folded = {site.name: site for site in sites if site.fold > 1}
     if not folded:
@@ -166,6 +181,33 @@ def _settle(
     return settled
 
 
+def _without_unread(
+    model: nn.Module, example_input: Tensor, sites: list[Site], uninjectable: dict[str, str]
+) -> list[Site]:
+    """Drop the tensors that the model never reads, of modules that return several: every fault there is masked."""
+    images = example_input[torch.arange(2) % len(example_input)]
+    read = []
+    for site in sites:
+        if site.path and not _is_read(model, site, images):
+            uninjectable[site.name] = "the model does not read this tensor of several that the module returns"
+        else:
+            read.append(site)
+    return read
+
+
+def _is_read(model: nn.Module, site: Site, images: Tensor) -> bool:
+    """Return whether the model's result changes if a tensor becomes NaN."""
+    with evaluating(model):
+        first = run_model(model, images, during=_SEARCH)
+        try:
+            with watch_sites(model, [site], lambda _, tensor: torch.full_like(tensor, torch.nan)):
+                second = run_model(model, images, during=_SEARCH)
+        except ForwardError:  # NaN led the model astray
+            return True
+    before, after = ([tensor for _, tensor in tensors_in(result)] for result in (first, second))
+    return len(before) != len(after) or not all(map(torch.equal, before, after))
+
+
 def _candidates(
     model: nn.Module, modules: Sequence[str | type[nn.Module]]
 ) -> Iterator[tuple[str, tuple[nn.Module, str | None]]]:
@@ -179,16 +221,15 @@ def _candidates(
             declared[".".join(part for part in (name, child) if part)] = name
     wanted: set[str] = set()
     for choice in modules:
-        found = {
-            name
-            for name, module in every.items()
-            if name and (fnmatch.fnmatchcase(name, choice) if isinstance(choice, str) else isinstance(module, choice))
-        }
+        if isinstance(choice, str):
+            found = set(names_matching(choice, filter(None, every)))
+        else:
+            found = {name for name, module in every.items() if name and isinstance(module, choice)}
         if not found:
             raise FaultError(f"{type(model).__name__} has no module {choice!r}; its modules are: {', '.join(every)}.")
         wanted |= found
     for name, module in every.items():
-        if name and (name in declared or name in wanted or weight_of(module) is not None):
+        if name and (name in declared or name in wanted or is_layer(module)):
             yield name, (module, declared.get(name))
 
 
@@ -201,10 +242,53 @@ def _why_none(calls: list[int]) -> str | None:
     return None
 
 
-def _place(two: Any, three: Any) -> tuple[BatchLayout, tuple[int, ...]] | str:
+def _check_names(model: nn.Module) -> None:
+    """Raise FaultError if a module's name is no text, or is the name of another one too."""
+    names = [name for name, _ in model.named_modules()]
+    for name in names:
+        if not name.isascii() and name.encode(errors="replace").decode() != name:
+            raise FaultError(f"The name {name!r} of a module is no valid Unicode text; give the module another name.")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FaultError(f"Two modules of {type(model).__name__} are named {twice!r}; give one of them another name.")
+
+
+def _with_own_names(model: nn.Module, sites: list[Site]) -> list[Site]:
+    """Give every site a name of its own, also where a module is named as another one's second run would be."""
+    taken = {name for name, _ in model.named_modules()}
+    named = []
+    for site in sites:
+        label = site.name
+        if site.name != site.module:
+            while label in taken:
+                label += "~"
+            taken.add(label)
+        named.append(site if label == site.name else dataclasses.replace(site, label=label))
+    return named
+
+
+def _places(two: _Seen, three: _Seen, name: str) -> Iterator[tuple[tuple[Key, ...], str, _Place | str]]:
+    """Yield each tensor of an output: its path, its name, and its place or the reason why it is no site."""
+    floating = [path for path, tensor in two.tensors.items() if tensor.dtype.is_floating_point] or list(two.tensors)
+    if not floating:
+        yield (), name, f"its output is a {two.kind}, not a tensor"
+    for path in floating:
+        label = name if path == floating[0] else name + "".join(f"[{key!r}]" for key in path)
+        other = three.tensors.get(path)
+        yield path, label, "its output depends on the batch" if other is None else _place(two.tensors[path], other)
+
+
+def _separable(value: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, ...], Tensor]]:
+    """Yield the tensors of an output; not those of packed sequences, whose rows depend on the lengths of the inputs."""
+    if isinstance(value, Tensor):
+        yield path, value
+    elif not isinstance(value, PackedSequence):
+        for key, inner in members(value):
+            yield from _separable(inner, (*path, key))
+
+
+def _place(two: Tensor, three: Tensor) -> _Place | str:
     """Return where images lie in a tensor, given the tensor for two and for three images, or why that is unknown."""
-    if not isinstance(two, Tensor) or not isinstance(three, Tensor):
-        return f"its output is a {type(two).__name__}, not a tensor"
     if not two.dtype.is_floating_point:
         return f"its output is {two.dtype}"
     try:
@@ -217,4 +301,4 @@ def _place(two: Any, three: Any) -> tuple[BatchLayout, tuple[int, ...]] | str:
     shape[rows.dim : rows.dim + 1] = [rows.fold] if rows.fold > 1 else []
     if not torch.Size(shape).numel():
         return "its output is empty"
-    return rows, tuple(shape)
+    return _Place(rows, tuple(shape), two.dtype)

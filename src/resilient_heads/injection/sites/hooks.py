@@ -9,26 +9,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from resilient_heads.injection.sites.layers import weights_of
+from resilient_heads.injection.sites.nested import find_tensor, with_tensor
 from resilient_heads.injection.sites.site import Site, Source
 
 Note = Callable[[str, Source, Any], Any]
-"""Called with a module's name, the source of its tensor, and the tensor; returns a replacement, or None."""
+"""Called with a module's name, the source of its tensor, and what it holds; returns a replacement, or None."""
 
 _LOCK = threading.Lock()
 _opened = 0
 _fast = True
 
 _PRODUCTS = frozenset({"aten::addmm", "aten::mm", "aten::linear", "aten::convolution", "aten::bmm", "aten::baddbmm"})
-
-
-def weight_of(module: nn.Module) -> Tensor | None:
-    """Return the weight of a Conv2d, Linear or MultiheadAttention; None for other modules."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        weight: Tensor = module.weight
-        return weight
-    if isinstance(module, nn.MultiheadAttention):
-        return module.in_proj_weight
-    return None
 
 
 @contextmanager
@@ -76,8 +68,7 @@ class WatchProducts(TorchDispatchMode):
 
     def __init__(self, modules: Mapping[str, nn.Module], note: Note) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        weights = {name: weight_of(module) for name, module in modules.items()}
-        self._names = {address(weight): name for name, weight in weights.items() if weight is not None}
+        self._names = {address(weight): name for name, module in modules.items() for weight in weights_of(module)}
         self._note = note
 
     def __torch_dispatch__(
@@ -120,14 +111,19 @@ def watch_sites(model: nn.Module, sites: Sequence[Site], note: Callable[[str, Te
     """
     calls: dict[str, int] = {}
     every = dict(model.named_modules(remove_duplicate=False))
-    wanted = {(site.module, site.source, site.call): site.name for site in sites}
+    wanted: dict[tuple[str, Source, int], list[Site]] = {}
+    for site in sites:
+        wanted.setdefault((site.module, site.source, site.call), []).append(site)
 
-    def pick(name: str, source: Source, value: Any) -> Tensor | None:
+    def pick(name: str, source: Source, value: Any) -> Any:
         call = calls.get(name, 0)
         calls[name] = call + 1
-        label = wanted.get((name, source, call))
-        other = None if label is None else note(label, value)
-        return other if isinstance(other, Tensor) else None
+        changed = None
+        for site in wanted.get((name, source, call), ()):
+            other = note(site.name, find_tensor(value, site.path, f"the output of {site.name!r}")[1])
+            if isinstance(other, Tensor):
+                changed = with_tensor(value if changed is None else changed, site.path, other)
+        return changed
 
     outputs = {site.module: every[site.module] for site in sites if site.source == "output"}
     products = {site.module: every[site.module] for site in sites if site.source == "product"}

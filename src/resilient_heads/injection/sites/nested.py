@@ -23,7 +23,7 @@ def find_tensor(value: object, path: tuple[Key, ...] | None, what: str) -> tuple
         FaultError: There is no tensor at the path, or no floating tensor at all.
     """
     if path is None:
-        tensors = list(_tensors(value, ()))
+        tensors = list(tensors_in(value))
         for keys, tensor in tensors:
             if tensor.is_floating_point():
                 return keys, tensor
@@ -31,13 +31,13 @@ def find_tensor(value: object, path: tuple[Key, ...] | None, what: str) -> tuple
         raise FaultError(f"Expected {what} to hold a floating tensor, found {kind}.")
     inner = value
     for key in path:
-        members = dict(_members(inner))
-        if key not in members:
+        found = dict(members(inner))
+        if key not in found:
             raise FaultError(
                 f"{what[0].upper()}{what[1:]} has no member {key!r}; it is a {type(inner).__name__} with: "
-                f"{', '.join(repr(name) for name in members) or 'none'}."
+                f"{', '.join(repr(name) for name in found) or 'none'}."
             )
-        inner = members[key]
+        inner = found[key]
     if not isinstance(inner, Tensor):
         raise FaultError(f"Expected a tensor in {what} at path {path}, found a {type(inner).__name__}.")
     return path, inner
@@ -48,7 +48,7 @@ def with_tensor(value: Any, path: tuple[Key, ...], tensor: Tensor) -> Any:
     if not path:
         return tensor
     key, rest = path[0], path[1:]
-    inner = with_tensor(dict(_members(value))[key], rest, tensor)
+    inner = with_tensor(dict(members(value))[key], rest, tensor)
     if isinstance(value, tuple):
         items = [inner if place == key else item for place, item in enumerate(value)]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
@@ -65,7 +65,7 @@ def with_tensor(value: Any, path: tuple[Key, ...], tensor: Tensor) -> Any:
     )
 
 
-def _members(value: object) -> Iterator[tuple[Key, object]]:
+def members(value: object) -> Iterator[tuple[Key, object]]:
     """Yield the keys and values of a container."""
     if isinstance(value, list | tuple):
         yield from enumerate(value)
@@ -76,10 +76,10 @@ def _members(value: object) -> Iterator[tuple[Key, object]]:
             yield field.name, getattr(value, field.name)
 
 
-def _tensors(value: object, path: tuple[Key, ...]) -> Iterator[tuple[tuple[Key, ...], Tensor]]:
-    """Yield all tensors with their paths, in order."""
+def tensors_in(value: object, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, ...], Tensor]]:
+    """Yield all tensors of a container with their paths, in order."""
     if isinstance(value, Tensor):
         yield path, value
         return
-    for key, inner in _members(value):
-        yield from _tensors(inner, (*path, key))
+    for key, inner in members(value):
+        yield from tensors_in(inner, (*path, key))

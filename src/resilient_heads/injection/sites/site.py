@@ -1,6 +1,5 @@
 """Fault sites as values: where a tensor comes from, and where the images of a batch lie in it."""
 
-import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -8,9 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resilient_heads.errors import FaultError
+from resilient_heads.errors import FaultError, InjectionError
 from resilient_heads.incremental.recording.batch_layout import BatchLayout
+from resilient_heads.injection.faults.targets import Key, names_matching
 from resilient_heads.injection.formats.dtypes import format_of
+from resilient_heads.injection.sites.coverage import Coverage
 
 Source = Literal["output", "product"]
 
@@ -26,14 +27,16 @@ class Site:
         shape: Shape of one image's part of the tensor.
         dtype: Dtype of the tensor.
         group: Name of the module that lists this site's module in its ``fault_sites``, or None.
-        is_layer: Whether the module is a Conv2d, a Linear or an attention. Published campaigns inject into the first
-            two.
+        is_layer: Whether the module is a layer: a convolution, a linear or recurrent layer, an embedding, an attention.
+            Published campaigns inject into Conv2d and Linear.
         source: ``"output"`` of the module, or ``"product"`` of the module's weight and an input, for a model that
             multiplies with the weight and never runs the module.
         dim: Dimension of the tensor along which images lie.
         fold: Entries of that dimension that belong to one image; above 1 where a model folds windows or tokens into
             the batch.
         interleaved: Whether entry f of image i lies at ``f * batch + i``. If False, it lies at ``i * fold + f``.
+        path: Keys of the tensor in what the module returns, from the outside in; ``()`` if it returns the tensor.
+        label: Name of the site; empty for the usual one.
     """
 
     module: str
@@ -47,11 +50,18 @@ class Site:
     dim: int = 0
     fold: int = 1
     interleaved: bool = False
+    path: tuple[Key, ...] = ()
+    label: str = ""
 
     @property
     def name(self) -> str:
-        """Name of the site: its module, followed by ``@2`` for the module's second run, ``@3`` for the third."""
-        return self.module if self.call == 0 else f"{self.module}@{self.call + 1}"
+        """Name of the site, which no other site of the model has.
+
+        It is the name of the module, followed by ``@2`` for the module's second run, ``@3`` for the third, and by
+        ``[1]`` or ``[1][0]`` for a further tensor of several that the module returns. Where a module has that very
+        name, ``~`` follows.
+        """
+        return self.label or (self.module if self.call == 0 else f"{self.module}@{self.call + 1}")
 
     @property
     def layout(self) -> BatchLayout:
@@ -69,9 +79,20 @@ class Site:
         return format_of(self.dtype).word_bits
 
     def images_first(self, tensor: Tensor) -> Tensor:
-        """Return a view of the site's tensor in which images come first: ``(N, *shape)``."""
-        parts, dim = self.layout.split_images(tensor)
-        return parts.movedim(dim, 0)
+        """Return a view of the site's tensor in which images come first: ``(N, *shape)``.
+
+        Raises:
+            InjectionError: The tensor has another shape than when the site was found.
+        """
+        if tensor.ndim > self.dim and tensor.shape[self.dim] % self.fold == 0:
+            parts, dim = self.layout.split_images(tensor)
+            images = parts.movedim(dim, 0)
+            if images.shape[1:] == self.shape:
+                return images
+        raise InjectionError(
+            f"The site {self.name!r} gave a tensor of shape {tuple(tensor.shape)}, and had the shape {self.shape} for each "
+            "image when it was found. Give all images the same size, for example by padding all texts to one length."
+        )
 
     def index(self, images: Tensor, neurons: Tensor, batch: int) -> tuple[Tensor, ...]:
         """Return the index of neurons in the tensor of a whole batch.
@@ -109,10 +130,12 @@ class SiteMap:
     Attributes:
         reached: The sites, in the order in which a forward pass computes them.
         uninjectable: Names of modules or sites that no fault can be injected into, each with the reason.
+        coverage: How much of the model's computation the sites hold.
     """
 
     reached: tuple[Site, ...]
     uninjectable: dict[str, str]
+    coverage: Coverage
 
     def named(self, name: str) -> Site:
         """Return one site.
@@ -131,13 +154,14 @@ class SiteMap:
     def matching(self, patterns: Sequence[str]) -> tuple[Site, ...]:
         """Return the sites whose names match any of the patterns, such as ``"layer4.*"``, in the order of execution.
 
+        The name of a site means that site, also if it holds ``*`` or ``[``; other texts are patterns.
+
         Raises:
             FaultError: A pattern matches no site. The message lists the valid names.
         """
-        chosen = set()
+        chosen, names = set[str](), [site.name for site in self.reached]
         for pattern in patterns:
-            names = {site.name for site in self.reached if fnmatch.fnmatchcase(site.name, pattern)}
-            chosen |= names or {self.named(pattern).name}
+            chosen |= set(names_matching(pattern, names)) or {self.named(pattern).name}
         return tuple(site for site in self.reached if site.name in chosen)
 
     @property
