@@ -90,8 +90,8 @@ class Site:
             if images.shape[1:] == self.shape:
                 return images
         raise InjectionError(
-            f"The site {self.name!r} gave a tensor of shape {tuple(tensor.shape)}, and had the shape {self.shape} for each "
-            "image when it was found. Give all images the same size, for example by padding all texts to one length."
+            f"The site {self.name!r} gave a tensor of shape {tuple(tensor.shape)}; when it was found, the shape of one "
+            f"image was {self.shape}. Give all images the same size, for example by padding all texts to one length."
         )
 
     def index(self, images: Tensor, neurons: Tensor, batch: int) -> tuple[Tensor, ...]:
