@@ -22,6 +22,7 @@ from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
 from resilient_heads.extras import require
+from resilient_heads.injection.sites.coverage import Coverage
 from resilient_heads.injection.sites.site import Site
 
 SITES, PER_SITE, CHUNK, IMAGES, SHAPE = 54, 185_344, 1024, 50_000, (64, 56, 56)
@@ -54,6 +55,7 @@ def record() -> CampaignRecord:
         sites=sites,
         excluded=(),
         uninjectable={},
+        coverage=Coverage(macs=1.0, bits=1.0),
         golden=GoldenRun(
             labels=labels,
             predicted=labels,

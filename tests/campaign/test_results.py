@@ -169,7 +169,7 @@ def test_a_part_is_never_passed_off_as_the_whole(small_net: nn.Module, labelled:
     assert {found.scope for found in rh.compare(whole, last).improvements} == {"last", "last_all"}
     with pytest.raises(ResultError, match="no scope in common"):
         rh.compare(whole, middle)
-    assert "- excluded by layers=: conv1." in rh.report.layer_table(middle)
+    assert "- excluded by layers=: conv1, fc." in rh.report.layer_table(middle)
 
 
 def test_an_interval_from_too_few_images_is_none(small_net: nn.Module, labelled: Data) -> None:

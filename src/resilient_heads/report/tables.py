@@ -12,6 +12,8 @@ from resilient_heads.statistics.intervals import Estimate
 
 _METRICS = {"delta_loss": "delta loss", "sdc": "SDC", "due": "DUE"}
 _WEIGHTINGS = {"layer_averaged": "layer-averaged", "bit_weighted": "bit-weighted"}
+_LISTED = 20
+"""Most names in a note."""
 _SCOPES = {
     "last": "last layer(s)",
     "last_all": "last layer(s), all tensors",
@@ -22,7 +24,7 @@ _SCOPES = {
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """Return a Markdown table; the first ``left`` columns are aligned left, the others right."""
-    cells = [list(header), *(list(row) for row in rows)]
+    cells = [[_one_line(cell).replace("|", r"\|") for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -80,7 +82,10 @@ def comparison_table(
 
 
 def layer_table(result: CampaignResult) -> str:
-    """Return a Markdown table of all sites: size, range, outcomes and delta loss per fault; then the sites left out."""
+    """Return a Markdown table of all sites: size, range, outcomes and delta loss per fault.
+
+    Below the table stand the coverage, and the sites that were left out.
+    """
     rows = [
         [
             layer.name,
@@ -95,9 +100,14 @@ def layer_table(result: CampaignResult) -> str:
         for layer in result.by_layer()
     ]
     header = ["site", "kind", "neurons", "range", "masked", "SDC", "DUE", "delta loss"]
-    left_out = [f"- uninjectable: {name}: {reason}." for name, reason in result.uninjectable.items()]
-    left_out += [f"- excluded by layers=: {site.site.name}." for site in result.excluded]
-    return "\n".join([markdown_table(header, rows), *left_out]) + ("\n" if left_out else "")
+    notes = [f"- coverage: {result.coverage}."]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in result.uninjectable.items():
+        reasons.setdefault(reason, []).append(name)
+    notes += [f"- uninjectable, because {reason}: {_listed(names)}." for reason, names in reasons.items()]
+    if result.excluded:
+        notes.append(f"- excluded by layers=: {_listed([site.name for site in result.excluded])}.")
+    return "\n".join([markdown_table(header, rows), *map(_one_line, notes)]) + "\n"
 
 
 def table_notes() -> str:
@@ -118,6 +128,16 @@ def table_notes() -> str:
         "- without a range detector a flip may cause losses of 1e38; a mean of such losses says nothing.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names of a list, and how many more there are."""
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
+def _one_line(text: str) -> str:
+    """Return a text with line breaks and other control characters as escapes, since names may hold any character."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _scope_rows(comparison: Comparison, scope: str) -> list[list[str]]:

@@ -13,8 +13,8 @@ class Scope:
     Attributes:
         description: The set in words.
         classifier_only: Whether the set leaves out the backbone.
-        all_tensors: Whether the set holds every tensor of the classifier. If False, it holds the outputs of Conv2d and
-            Linear modules alone.
+        all_tensors: Whether the set holds every tensor of the classifier. If False, it holds the outputs of layers
+            alone: of convolutions, linear and recurrent layers, embeddings and attentions.
     """
 
     description: str
@@ -32,7 +32,7 @@ class Scope:
 
 SCOPES = {
     "last": Scope(
-        description="last layer(s): the Conv2d and Linear outputs of the classifier",
+        description="last layer(s): the outputs of the classifier's layers",
         classifier_only=True,
         all_tensors=False,
     ),
@@ -41,9 +41,9 @@ SCOPES = {
         classifier_only=True,
         all_tensors=True,
     ),
-    "network": Scope(description="all Conv2d and Linear outputs", classifier_only=False, all_tensors=False),
+    "network": Scope(description="the outputs of all layers", classifier_only=False, all_tensors=False),
     "network_all": Scope(
-        description="all Conv2d and Linear outputs and every tensor of the classifier",
+        description="the outputs of all layers and every tensor of the classifier",
         classifier_only=False,
         all_tensors=True,
     ),

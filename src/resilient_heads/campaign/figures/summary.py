@@ -62,7 +62,7 @@ class SiteSummary:
         neurons: Values of one image's part of the tensor.
         total_bits: Bits of one image's part of the tensor.
         range_limit: Largest absolute value that the range detector accepts; None without a detector.
-        is_layer: Whether the module is a Conv2d or Linear.
+        is_layer: Whether the module is a layer, such as a convolution or a linear layer.
         in_classifier: Whether the site belongs to the classifier.
         figures: Rates and delta loss of a fault in this site.
     """
@@ -100,6 +100,8 @@ class ScopeSummary:
 
     Attributes:
         name: Name of the set.
+        part: What to say beside figures of the network of which the sites cover only a part, such as ``"of the covered
+            part: 3 % of multiply-accumulates"``; empty otherwise.
         layers: Names of its sites.
         total_bits: Bits of one image in all of its sites.
         layer_averaged: Plain mean of the sites' figures, as published campaigns average.
@@ -107,6 +109,7 @@ class ScopeSummary:
     """
 
     name: str
+    part: str
     layers: tuple[str, ...]
     total_bits: int
     layer_averaged: Figures
@@ -132,7 +135,7 @@ class ScopeSummary:
 
 
 def summarize_scope(
-    name: str, sites: Sequence[CampaignSite], trials: Trials, design: Design, *, level: float
+    name: str, sites: Sequence[CampaignSite], trials: Trials, design: Design, *, level: float, part: str = ""
 ) -> ScopeSummary:
     """Summarize all the given sites together."""
     by_layer, by_bit = (
@@ -141,6 +144,7 @@ def summarize_scope(
     )
     return ScopeSummary(
         name=name,
+        part=part,
         layers=tuple(site.name for site in sites),
         total_bits=sum(site.total_bits for site in sites),
         layer_averaged=by_layer,

@@ -52,6 +52,7 @@ _ENTRIES = {
         follows_from=_ONE_MODEL_ON_ONE_MACHINE | {"calibration_sha256", "protocol"},
     ),
     "excluded": _Entry("pass the same layers and the same model", follows_from=_ONE_MODEL_ON_ONE_MACHINE | {"sites"}),
+    "coverage": _Entry("pass the same model", follows_from=_ONE_MODEL_ON_ONE_MACHINE | {"sites", "excluded"}),
     "uninjectable": _Entry("pass the same model", follows_from=_ONE_MODEL_ON_ONE_MACHINE),
     "golden_sha256": _Entry(
         "the model computes something else on the same images; run on the same kind of machine",

@@ -14,6 +14,7 @@ from resilient_heads.campaign.result.config import CampaignConfig
 from resilient_heads.campaign.result.differences import decisive
 from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.errors import ResultError
+from resilient_heads.injection.sites.coverage import Coverage
 from resilient_heads.injection.sites.site import Site
 
 FORMAT = "resilient_heads.campaign/6"
@@ -33,6 +34,7 @@ class CampaignRecord:
         sites: The L sites with injections, in the order of execution.
         excluded: Sites that ``layers=`` left out.
         uninjectable: Tensors that cannot be fault sites, with the reason.
+        coverage: How much of the model's computation the sites hold, those of ``excluded`` included.
         golden: The predictions of the fault-free model.
     """
 
@@ -45,6 +47,7 @@ class CampaignRecord:
     sites: tuple[CampaignSite, ...]
     excluded: tuple[CampaignSite, ...]
     uninjectable: dict[str, str]
+    coverage: Coverage
     golden: GoldenRun
 
     @property
@@ -80,6 +83,7 @@ class CampaignRecord:
             "sites": [_site_as_dict(site) for site in self.sites],
             "excluded": [_site_as_dict(site) for site in self.excluded],
             "uninjectable": self.uninjectable,
+            "coverage": self.coverage.as_dict(),
             "golden_sha256": self.golden.sha256,
         }
 
@@ -102,6 +106,7 @@ class CampaignRecord:
         try:
             values = {name: value for name, value in content.items() if name not in ("format", "golden_sha256")}
             values["config"] = CampaignConfig.from_dict(content["config"])
+            values["coverage"] = Coverage.from_dict(content["coverage"])
             for kind in ("sites", "excluded"):
                 values[kind] = tuple(_site_from(site) for site in content[kind])
             return cls(**values, golden=golden)
@@ -137,6 +142,7 @@ def _site_as_dict(site: CampaignSite) -> dict[str, Any]:
         "name": site.name,
         **dataclasses.asdict(site.site),
         "shape": list(site.site.shape),
+        "path": list(site.site.path),
         "dtype": str(site.site.dtype).removeprefix("torch."),
         "range_limit": site.range_limit,
         "in_classifier": site.in_classifier,
@@ -149,5 +155,5 @@ def _site_from(content: dict[str, Any]) -> CampaignSite:
     dtype = getattr(torch, content["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{content['dtype']} is not a dtype")
-    site = Site(**{**fields, "dtype": dtype, "shape": tuple(content["shape"])})
+    site = Site(**{**fields, "dtype": dtype, "shape": tuple(content["shape"]), "path": tuple(content["path"])})
     return CampaignSite(site, content["range_limit"], content["in_classifier"])

@@ -30,6 +30,7 @@ from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.campaign.trials.table import trials_table
 from resilient_heads.checks import one_of
 from resilient_heads.errors import ArgumentError, ResultError
+from resilient_heads.injection.sites.coverage import Coverage
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, wilson
 from resilient_heads.statistics.planning import bonferroni
 
@@ -49,6 +50,8 @@ class Summary:
         accuracy: Fraction of images that the fault-free model classifies correctly; Wilson interval.
         top2diff: Mean difference of the two largest softmax probabilities over all images, fault-free.
         trials: Number of trials.
+        coverage: How much of the model's computation the sites hold. If it is less than 99 % of the
+            multiply-accumulates, the figures of the network are those of the covered part.
         scopes: The figures of each scope by its name in ``SCOPES``, without scopes of which ``layers=`` left out a
             site.
     """
@@ -60,6 +63,7 @@ class Summary:
     accuracy: Estimate
     top2diff: Estimate
     trials: int
+    coverage: Coverage
     scopes: dict[str, ScopeSummary]
 
     @property
@@ -137,6 +141,11 @@ class CampaignResult:
         return self.record.uninjectable
 
     @property
+    def coverage(self) -> Coverage:
+        """How much of the model's computation the sites hold, those of ``excluded`` included."""
+        return self.record.coverage
+
+    @property
     def golden(self) -> GoldenRun:
         """The predictions of the fault-free model."""
         return self.record.golden
@@ -156,6 +165,7 @@ class CampaignResult:
             accuracy=wilson(float(self.golden.correct.mean()), images, level=level),
             top2diff=mean_interval(self.golden.top2diff, level=level),
             trials=len(self.trials),
+            coverage=self.coverage,
             scopes={name: self.scope(name, level=level) for name in SCOPES if self.covers(name)},
         )
 
@@ -183,7 +193,8 @@ class CampaignResult:
             )
         rows = scope.rows(self.sites)
         chosen = [self.sites[row] for row in rows]
-        return summarize_scope(name, chosen, self.trials.rows(rows), self.config.design, level=level)
+        part = "" if scope.classifier_only else self.coverage.part
+        return summarize_scope(name, chosen, self.trials.rows(rows), self.config.design, level=level, part=part)
 
     def by_layer(self, *, level: float = DEFAULT_LEVEL, simultaneous: bool = False) -> list[SiteSummary]:
         """Return the figures of each site, in the order of execution.

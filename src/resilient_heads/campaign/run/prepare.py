@@ -53,6 +53,7 @@ def prepare(
         sites=tuple(sites),
         excluded=tuple(excluded),
         uninjectable=site_map.uninjectable,
+        coverage=site_map.coverage,
         golden=golden,
     )
 

@@ -237,7 +237,7 @@ class Count(TorchDispatchMode):
         for one in self._operations:
             if not one.counts_as_covered and (one.macs is None or one.macs or one.bits):
                 module = self._modules[one.module][1]
-                kind = "TorchScript" if isinstance(module, torch.jit.ScriptModule) else module._get_name()
+                kind = "TorchScript" if isinstance(module, torch.jit.ScriptModule) else module._get_name()  # type: ignore[no-untyped-call]
                 groups.setdefault((one.operator, kind), []).append(one)
         found = []
         for (operator, kind), operations in groups.items():

@@ -74,8 +74,11 @@ class Coverage:
         return f"of the covered part: {size} of multiply-accumulates"
 
     def __str__(self) -> str:
-        shares = ((self.macs, "multiply-accumulates"), (self.bits, "activation bits"))
-        parts = [f"{what} not counted" if share is None else f"{percent(share)} of {what}" for share, what in shares]
+        fractions = ((self.macs, "multiply-accumulates"), (self.bits, "activation bits"))
+        parts = [
+            f"{what} not counted" if fraction is None else f"{percent(fraction)} of {what}"
+            for fraction, what in fractions
+        ]
         text = ", ".join(parts) + (f" ({self.reason})" if self.reason else "")
         named = [one for one in self.uncovered if one.macs != 0]
         listed = "; ".join(map(str, named[:_SHOWN])) + (f"; {len(named) - _SHOWN} more" if len(named) > _SHOWN else "")
@@ -93,13 +96,13 @@ class Coverage:
         return cls(**{**content, "uncovered": tuple(Uncovered(**one) for one in content["uncovered"])})
 
 
-def percent(share: float) -> str:
-    """Return a share as text that says 100 % and 0 % only where that is exact.
+def percent(fraction: float) -> str:
+    """Return a fraction as text that says 100 % and 0 % only where that is exact.
 
     >>> percent(0.99996), percent(1.0), percent(0.031), percent(1e-6)
     ('99.99 %', '100 %', '3.1 %', '0.0001 %')
     """
-    if share in (0, 1):
-        return f"{share:.0%}".replace("%", " %")
-    text = f"{100 * share:.3g}" if share < 0.1 else f"{int(10000 * share) / 100:.4g}"
+    if fraction in (0, 1):
+        return f"{fraction:.0%}".replace("%", " %")
+    text = f"{100 * fraction:.3g}" if fraction < 0.1 else f"{int(10000 * fraction) / 100:.4g}"
     return f"{text} %"

@@ -90,7 +90,7 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
                     label="" if not path else label,
                 )
                 reached.append((runs[0].index(two), site))
-    sites = _with_own_names(model, [site for _, site in sorted(reached, key=lambda pair: pair[0])])
+    sites = _with_unique_names(model, [site for _, site in sorted(reached, key=lambda pair: pair[0])])
     sites = _settle(model, example_input, sites, uninjectable)
     sites = _without_unread(model, example_input, sites, uninjectable)
     if not sites:
@@ -253,7 +253,7 @@ def _check_names(model: nn.Module) -> None:
         raise FaultError(f"Two modules of {type(model).__name__} are named {twice!r}; give one of them another name.")
 
 
-def _with_own_names(model: nn.Module, sites: list[Site]) -> list[Site]:
+def _with_unique_names(model: nn.Module, sites: list[Site]) -> list[Site]:
     """Give every site a name of its own, also where a module is named as another one's second run would be."""
     taken = {name for name, _ in model.named_modules()}
     named = []
