@@ -69,14 +69,25 @@ class IncrementalEngine:
         self._slices: dict[str, ForwardSlice] = {}
         self._images = images
         self._warned = False
+        self._memory_limit = _free_memory(images.device) // 2 if memory_limit is None else memory_limit
+        self._tape = Tape()
+        self._runner = SliceRunner(RecordedPass(len(images), self._tape, {}))
+        try:
+            self._record_batch(images, batches)
+        except Exception as error:  # Full passes need no recorder, so they are right whatever the model consists of.
+            self._exclude_all(_cannot_record(error))
+
+    def _record_batch(self, images: Tensor, batches: int) -> None:
+        """Record the pass over a batch, and prepare the reruns of those sites that can be rerun."""
         record(self._run, images)  # models may set up caches for a new batch size
         self._tape = record(self._run, images)[0].tape
         self._slices = self._slices_of(self._tape)
+        if not self._slices:
+            return
         full = RecordedPass(len(images), self._tape, {})
         if len(images) >= _LEAST_BATCH:
             full = locate_images(self._run, self._tape, images)
         self._runner = checked_runner(self._run, full, self._slices.values(), images, batches)
-        self._memory_limit = _free_memory(images.device) // 2 if memory_limit is None else memory_limit
         for name in list(self._slices):
             size = self._bytes(self._golden_inputs(name))
             if size > self._memory_limit:
@@ -106,7 +117,13 @@ class IncrementalEngine:
     def golden_pass(self, images: Tensor, group: Sequence[str]) -> GoldenPass:
         """Run the model on a batch without faults, and keep what reruns of some sites need."""
         keep = frozenset().union(*(self._golden_inputs(name) for name in group))
-        recorder, logits = record(self._run, images, keep)
+        if not keep:
+            return GoldenPass(self._run(None, images), {})
+        try:
+            recorder, logits = record(self._run, images, keep)
+        except Exception as error:
+            self.block(list(self._slices), _cannot_record(error))
+            return GoldenPass(self._run(None, images), {})
         same = recorder.tape.steps == self._tape.steps and keep <= recorder.kept.keys()
         if not same and not self._warned:
             logger.warning("The model runs other operations for some batches; every site takes full passes for them.")
@@ -144,8 +161,8 @@ class IncrementalEngine:
         injection = write(view.on(memory), view.on(clean))
         try:
             logits = self._runner.run(self._slices[name], golden.content, golden.logits, memory, injection.where)
-        except (ControlFlowError, IndexError, KeyError, RuntimeError) as error:
-            self.block([name], f"a rerun failed ({next(iter(str(error).splitlines()), 'no reason given')})")
+        except Exception as error:  # The full pass that follows raises what is the model's own fault.
+            self.block([name], f"a rerun failed ({_first_line(error)})")
             return None
         return injection, logits
 
@@ -158,27 +175,38 @@ class IncrementalEngine:
             InjectionError: A change of one image reaches another.
         """
         images = self._images[:2].clone(memory_format=torch.preserve_format)
-        record(self._run, images)
-        tape = record(self._run, images)[0].tape
-        slices = self._slices_of(tape) if tape.same_operators(self._tape) else {}
-        runner = SliceRunner(RecordedPass(len(images), tape, {}))
-        keep = frozenset().union(*(runner.golden_inputs(forward_slice) for forward_slice in slices.values()))
-        recorder, logits = record(self._run, images, keep)
-        golden = GoldenPass(logits, recorder.kept)
-        if recorder.tape.steps != tape.steps:
-            slices = {}
+        runner, slices = self._runner, dict[str, ForwardSlice]()
+        golden = GoldenPass(self._run(None, images), {})
+        if self._slices:
+            try:
+                runner, slices, golden = self._record_pair(images)
+            except Exception as error:
+                self._exclude_all(_cannot_record(error))
         for site in self._sites.values():
             for image in range(len(images)):
                 disturbed, full = disturbed_pass(self._model, site, images, image, extreme=image == len(images) - 1)
-                require_separate(site, logits, full, image)
+                require_separate(site, golden.logits, full, image)
                 if site.name not in self._slices:
                     continue
                 if site.name not in slices:
                     self._exclude(site.name, "the model runs other operations for another batch")
                 elif not _agrees_with_full_pass(runner, slices[site.name], golden, disturbed, full):
                     self._exclude(site.name, "a rerun differs from a full pass")
-        for name, reason in list(self.blocked.items()):
-            self.block([name], reason)
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.blocked.items():
+            by_reason.setdefault(reason, []).append(name)
+        for reason, names in by_reason.items():
+            self.block(names, reason)
+
+    def _record_pair(self, images: Tensor) -> tuple[SliceRunner, dict[str, ForwardSlice], GoldenPass]:
+        """Record a pass over two images; return what reruns its slices, the slices, and the pass."""
+        record(self._run, images)
+        tape = record(self._run, images)[0].tape
+        slices = self._slices_of(tape) if tape.same_operators(self._tape) else {}
+        runner = SliceRunner(RecordedPass(len(images), tape, {}))
+        keep = frozenset().union(*(runner.golden_inputs(forward_slice) for forward_slice in slices.values()))
+        recorder, logits = record(self._run, images, keep)
+        return runner, slices if recorder.tape.steps == tape.steps else {}, GoldenPass(logits, recorder.kept)
 
     def _run(self, recorder: Recorder | None, images: Tensor) -> Tensor:
         """Run the model, and mark the sites' tensors."""
@@ -200,6 +228,8 @@ class IncrementalEngine:
                 continue
             marks = tape.marks.get(name, [])
             try:
+                if tape.obstacle is not None:
+                    raise ControlFlowError(tape.obstacle)
                 if len(marks) != 1:
                     raise ControlFlowError(f"it ran {len(marks)} times in one pass; expected once")
                 slices[name] = slice_after(tape, marks[0])
@@ -211,6 +241,11 @@ class IncrementalEngine:
         """Take full passes for a site from now on."""
         self._slices.pop(name, None)
         self.blocked[name] = reason
+
+    def _exclude_all(self, reason: str) -> None:
+        """Take full passes for every site from now on."""
+        for name in self._sites:
+            self._exclude(name, reason)
 
     def _golden_inputs(self, name: str) -> frozenset[BufferVersion]:
         """Return the golden content that reruns of a site need; none for a blocked site."""
@@ -231,8 +266,18 @@ def _agrees_with_full_pass(
     source.on(memory).copy_(disturbed)
     try:
         return same_bits(runner.run(forward_slice, golden.content, golden.logits, memory), full)
-    except (ControlFlowError, RuntimeError):
+    except Exception:  # No failure of a rerun matters, as a full pass takes its place.
         return False
+
+
+def _cannot_record(error: Exception) -> str:
+    """Return the reason for full passes of a model whose pass the recorder cannot follow."""
+    return f"its operations cannot be recorded ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _free_memory(device: torch.device) -> int:

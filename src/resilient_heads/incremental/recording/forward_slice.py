@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from resilient_heads.incremental.recording.tape import BufferVersion, ControlFlowError, MarkedTensor, Step, Tape
+from resilient_heads.incremental.recording.tape import BufferVersion, ControlFlowError, MarkedTensor, Step, Tape, View
 
 # fmt: off
 _EXPENSIVE = frozenset({
@@ -58,7 +58,9 @@ def slice_after(tape: Tape, source: MarkedTensor) -> ForwardSlice:
     """
     if tape.obstacle is not None:
         raise ControlFlowError(tape.obstacle)
-    if any(stride == 0 and size > 1 for size, stride in zip(source.view.size, source.view.stride, strict=True)):
+    if len(source.view.stride) != len(source.view.size):
+        raise ControlFlowError("its tensor is not plain strided memory")
+    if _elements_overlap(source.view):
         raise ControlFlowError("several of its elements share their memory")
     if source.view.buffer in tape.external:
         raise ControlFlowError("its memory outlives the pass")
@@ -119,6 +121,8 @@ def _needed(tape: Tape, steps: list[int], dependent: set[int]) -> tuple[tuple[in
 
 def _require_fixed_control_flow(step: Step, dependent: set[int]) -> None:
     """Raise ControlFlowError if a fault could make the model run other operations after this one."""
+    if step.opaque:
+        raise ControlFlowError(f"the model uses an object that is no tensor ({step.func})")
     tags = step.func.tags
     if torch.Tag.nondeterministic_seeded in tags and "attention" not in step.operator:
         raise ControlFlowError(f"the model draws random numbers ({step.func})")
@@ -127,6 +131,17 @@ def _require_fixed_control_flow(step: Step, dependent: set[int]) -> None:
         raise ControlFlowError(f"the model looks at values in Python ({step.func})")
     if torch.Tag.dynamic_output_shape in tags and not _indexes_by_constants(step, dependent):
         raise ControlFlowError(f"the shape of a result depends on values ({step.func})")
+
+
+def _elements_overlap(view: View) -> bool:
+    """Return whether several elements of a view may lie at one place in memory."""
+    reach = 0
+    for stride, size in sorted(zip(view.stride, view.size, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def _indexes_by_constants(step: Step, dependent: set[int]) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resilient_heads.incremental.recording.recorder import RunModel
-from resilient_heads.incremental.recording.tape import Step, Tape, View, flat_tensors
+from resilient_heads.incremental.recording.tape import Step, Tape, View, flat_tensors, size_of
 
 Observe = Callable[[int, Step, dict[View, Tensor], Callable[[], Any]], Any]
 """Called with the number of a step, the step, its tensor arguments by view, and a function that runs the operation;
@@ -43,7 +43,7 @@ class _StepObserver(TorchDispatchMode):  # type: ignore[no-untyped-call]
         number, step = next(self._steps, (-1, None))
         tensors = flat_tensors((args, tuple(kwargs.values())))
         # The tape lacks an operation whose failure the model catches, so the pass can stray from it.
-        if step is None or step.func is not func or [v.size for v in step.views] != [tuple(t.shape) for t in tensors]:
+        if step is None or step.func is not func or [v.size for v in step.views] != [size_of(t) for t in tensors]:
             self.repeats_tape = False
         if step is None or not self.repeats_tape:
             return func(*args, **kwargs)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resilient_heads.incremental.recording.tape import (
     BufferVersion,
     MarkedTensor,
+    Opaque,
     Step,
     Tape,
     View,
@@ -20,11 +21,27 @@ from resilient_heads.incremental.recording.tape import (
     copy_memory,
     flat_views,
     is_plain,
+    size_of,
+)
+
+_PLAIN_VALUES = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
 )
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records every operation inside the block, and keeps the content of some buffers in ``kept``."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, keep: Iterable[BufferVersion] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -34,6 +51,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._buffers: dict[int, int] = {}
         self._storages: list[StorageWeakRef] = []  # while a weak reference lives, no new storage gets the address
         self._alive: list[Tensor] = []
+        self._opaque_values = 0
         self._versions: list[int] = []
 
     def mark(self, name: str, tensor: Tensor) -> None:
@@ -44,7 +62,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def view(self, tensor: Tensor) -> View:
         """Return a tensor as a view of its buffer; memory that no recorded operation made is external."""
         address = _address(tensor)
-        if address is None:  # a weight that is a tensor subclass; steps read it as it is
+        if address is None:
+            if not isinstance(tensor, nn.Parameter):  # A weight is read as it is; any other may hold results.
+                self._obstruct(f"an operation reads a {_kind(tensor)}")
             address = -id(tensor)
             self._alive.append(tensor)
         buffer = self._buffers.get(address)
@@ -58,6 +78,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operation and record it."""
         kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            self._obstruct(f"the model calls {func}, which runs operations of its own")
+            return func(*args, **kwargs)
+        opaque_before = self._opaque_values
         recorded_args = tuple(self._recorded(value) for value in args)
         recorded_kwargs = tuple((name, self._recorded(value)) for name, value in kwargs.items())
         views = tuple(flat_views((recorded_args, tuple(value for _, value in recorded_kwargs))))
@@ -68,7 +92,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for buffer in written:
             self._versions[buffer] += 1
         known = len(self._versions)
-        outputs = tuple(self._output(value) if isinstance(value, Tensor) else None for value in as_list(result))
+        outputs = tuple(self._output(value) for value in as_list(result))
         self.tape.steps.append(
             Step(
                 func=func,
@@ -79,6 +103,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 reads=frozenset(view.buffer for view in views),
                 writes=frozenset(written),
                 creates=frozenset(view.buffer for view in outputs if view is not None and view.buffer >= known),
+                opaque=self._opaque_values > opaque_before,
             )
         )
         return result
@@ -95,15 +120,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.view(value)
         if isinstance(value, list | tuple):
             return tuple(self._recorded(item) for item in value)
+        if not isinstance(value, _PLAIN_VALUES):
+            return self._opaque(value)
         # The one object math.nan equals itself within tuples, so that equal steps compare as equal.
         return math.nan if isinstance(value, float) and math.isnan(value) else value
 
-    def _output(self, tensor: Tensor) -> View:
-        """Register a result."""
+    def _opaque(self, value: object) -> Opaque:
+        """Describe an object; one that may hold tensors of the pass makes the pass unfit to be run again."""
+        self._opaque_values += 1
+        if not isinstance(value, torch.ScriptObject | torch.Generator):
+            self._obstruct(f"an operation takes or gives a {type(value).__name__}")
+        return Opaque(type(value).__name__)
+
+    def _output(self, tensor: Any) -> View | None:
+        """Register a result; one that is not a tensor is None."""
+        if not isinstance(tensor, Tensor):
+            self._recorded(tensor)
+            return None
         address = _address(tensor)
         if address is None:
-            self._obstruct(f"a result is a {type(tensor).__name__}")
+            self._obstruct(f"a result is a {_kind(tensor)}")
             address = -id(tensor)
+            self._alive.append(tensor)
         buffer = self._buffers.get(address)
         return self._describe(self._register(address, tensor) if buffer is None else buffer, tensor)
 
@@ -127,7 +165,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if content in self._keep and content not in self.kept:
             with torch.utils._python_dispatch._disable_current_modes():
                 self.kept[content] = tensor.data if is_plain(tensor) else tensor
-        size = tuple(tensor.shape)
+        size = size_of(tensor)
         if not is_plain(tensor):
             return View(buffer, version, tensor.dtype, size, (), 0)
         if tensor.is_conj() or tensor.is_neg():
@@ -163,6 +201,14 @@ def record(run: RunModel, images: Tensor, keep: Iterable[BufferVersion] = ()) ->
 def _address(tensor: Tensor) -> int | None:
     """Return what identifies a tensor's memory, or None for a tensor that is not plain strided memory."""
     return tensor.untyped_storage()._cdata if is_plain(tensor) else None
+
+
+def _kind(tensor: Tensor) -> str:
+    """Return what a tensor that is not plain strided memory is, as a reason names it."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return type(tensor).__name__
+    kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else str(tensor.layout).split(".")[-1]
+    return f"{kind} tensor"
 
 
 def _shows_all(tensor: Tensor, nbytes: int) -> bool:

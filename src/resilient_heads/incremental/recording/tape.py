@@ -61,14 +61,27 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Opaque:
+    """An argument or a result that is neither a tensor nor a plain value, such as packed weights or a profiler's mark.
+
+    All objects of one class are equal, since each pass may make its own. What such an object holds is unknown, so no
+    operation with one is run again.
+    """
+
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One operation of a pass.
 
     Attributes:
         func: The ATen operator.
-        args: Its positional arguments; each tensor, also in a list, is replaced by its view.
+        args: Its positional arguments; each tensor, also in a list, is replaced by its view, and each object by an
+            :class:`Opaque`.
         kwargs: Its keyword arguments, likewise.
         outputs: Views of its results; None for a result that is no tensor.
+        opaque: Whether an argument or a result is :class:`Opaque`.
         views: Views of its tensor arguments, in order.
         reads: Buffers of its tensor arguments.
         writes: Those of ``reads`` that it writes to.
@@ -83,6 +96,7 @@ class Step:
     reads: frozenset[int]
     writes: frozenset[int]
     creates: frozenset[int]
+    opaque: bool = False
 
     @property
     def operator(self) -> str:
@@ -150,9 +164,14 @@ class Tape:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is strided memory and nothing else: no subclass, not sparse, not quantised."""
+    """Return whether a tensor is strided memory and nothing else: no subclass, not sparse, nested or quantised."""
     plain = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
-    return plain and tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
+
+
+def size_of(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape of a tensor; that of a nested tensor, which may have none, is empty."""
+    return () if tensor.is_nested else tuple(tensor.shape)
 
 
 def copy_memory(tensor: Tensor) -> Tensor:
@@ -186,5 +205,5 @@ def flat_tensors(argument: Any) -> list[Tensor]:
 
 
 def as_list(result: Any) -> list[Any]:
-    """Return the results of an operation as a list."""
-    return list(result) if isinstance(result, list | tuple) else [result]
+    """Return the results of an operation as one flat list."""
+    return [part for item in result for part in as_list(item)] if isinstance(result, list | tuple) else [result]

@@ -85,9 +85,12 @@ def inject_stored(
                 targets[-1].verify()
                 targets[-1].drop_golden()
             require_effect(written, report)
+        if targets:
+            torch.clear_autocast_cache()  # A surrounding autocast may hold converted copies of the golden weights.
         yield
     finally:
         with ExitStack() as undone:  # An undo that fails does not keep the other tensors from being restored.
+            undone.callback(torch.clear_autocast_cache)
             for target in targets:
                 undone.callback(target.undo)
 
