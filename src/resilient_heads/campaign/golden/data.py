@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resilient_heads.campaign.golden.digests import tensor_bytes
+from resilient_heads.campaign.golden.digests import add_values
 from resilient_heads.errors import DataError
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -38,7 +38,7 @@ class LabelledImages:
         digest = hashlib.sha256()
         for tensor in (self.images, self.labels):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype};".encode())
-            digest.update(tensor_bytes(tensor))
+            add_values(digest, tensor)
         return digest.hexdigest()
 
     def check_labels(self, num_classes: int) -> None:

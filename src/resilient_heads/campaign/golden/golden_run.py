@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.data import Data, LabelledImages, collect_images
-from resilient_heads.campaign.golden.digests import columns_sha256, tensor_bytes
+from resilient_heads.campaign.golden.digests import add_values, columns_sha256
 from resilient_heads.errors import InjectionError, ModelError
 from resilient_heads.evaluation import device_of, run_model
 from resilient_heads.injection.sites.hooks import watch_sites
@@ -141,7 +141,7 @@ def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ran
         largest[name] = torch.maximum(largest[name], output.detach().abs().amax().double())
 
     for images in collect_images(data, what="calibration"):
-        digest.update(tensor_bytes(images))
+        add_values(digest, images)
         with watch_sites(model, sites, note):
             logits_of(model, images.to(device), during="the measurement of ranges")
     limits = {name: float(value) for name, value in largest.items()}

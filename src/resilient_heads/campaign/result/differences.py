@@ -5,11 +5,24 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-_DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads")
+_SETTINGS = {
+    "autocast": "run inside the same torch.autocast, or outside any",
+    "default_dtype": "call torch.set_default_dtype({then})",
+    "float32_precision": "set the same torch.set_float32_matmul_precision and torch.backends...fp32_precision",
+    "denormals": "call torch.set_flush_denormal accordingly",
+    "deterministic_algorithms": "call torch.use_deterministic_algorithms accordingly",
+    "mkldnn": "set torch.backends.mkldnn accordingly",
+    "cudnn": "set torch.backends.cudnn accordingly",
+    "attention": "enable the same kernels with torch.nn.attention.sdpa_kernel",
+    "quantized_engine": "set torch.backends.quantized.engine = {then!r}",
+}
+"""Settings of PyTorch in the environment, and how a user makes each equal."""
+
+_DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads", *_SETTINGS)
 """Entries of the environment that can change the last bit of a result, so all parts of a campaign share them."""
 
 _ONE_MODEL_ON_ONE_MACHINE = frozenset(
-    {"model", "model_sha256", "data_sha256", "torch", "device", "cpu", "threads", "batch_size"}
+    {"model", "model_sha256", "data_sha256", "torch", "device", "cpu", "threads", "batch_size", *_SETTINGS}
 )
 
 
@@ -47,6 +60,7 @@ _ENTRIES = {
     "device": _Entry("run on the same device"),
     "cpu": _Entry("run on a processor with the same vector instructions"),
     "threads": _Entry("set OMP_NUM_THREADS={then}"),
+    **{name: _Entry(advice) for name, advice in _SETTINGS.items()},
     "sites": _Entry(
         "pass the same layers and the same model",
         follows_from=_ONE_MODEL_ON_ONE_MACHINE | {"calibration_sha256", "protocol"},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.run.batch_isolation import disturbed_pass, require_separate
+from resilient_heads.evaluation import reason_of
 from resilient_heads.incremental.equivalence.checked_runner import checked_runner
 from resilient_heads.incremental.recording.forward_slice import ForwardSlice, slice_after
 from resilient_heads.incremental.recording.recorded_pass import RecordedPass, locate_images
@@ -162,7 +163,7 @@ class IncrementalEngine:
         try:
             logits = self._runner.run(self._slices[name], golden.content, golden.logits, memory, injection.where)
         except Exception as error:  # The full pass that follows raises what is the model's own fault.
-            self.block([name], f"a rerun failed ({_first_line(error)})")
+            self.block([name], f"a rerun failed ({reason_of(error)})")
             return None
         return injection, logits
 
@@ -272,12 +273,7 @@ def _agrees_with_full_pass(
 
 def _cannot_record(error: Exception) -> str:
     """Return the reason for full passes of a model whose pass the recorder cannot follow."""
-    return f"its operations cannot be recorded ({_first_line(error)})"
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return f"its operations cannot be recorded ({reason_of(error)})"
 
 
 def _free_memory(device: torch.device) -> int:
