@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from resilient_heads.checks import instance_of
 from resilient_heads.errors import ModelError
+from resilient_heads.wrappers import is_sharded
 
 Action = Literal["wrap", "unwrap", "fuse", "protect", "unprotect"]
 
@@ -35,7 +36,7 @@ def refuse_wrappers(model: nn.Module, action: Action) -> None:
                 "The model is wrapped in DistributedDataParallel, which only knows the old layer's parameters; "
                 f"{action} the inner model (.module) first, then distribute it."
             )
-        if _is_sharded(module):
+        if is_sharded(module):
             raise ModelError(
                 f"The model is sharded by FSDP; {action} it first, then shard it. If it was trained sharded, call "
                 "get_model_state_dict with full_state_dict=True and load the result into the same model built "
@@ -68,10 +69,3 @@ def distribute_like(values: Tensor, target: Tensor) -> Tensor:
     local = values.to(device=target.device, dtype=target.dtype)
     sharded: Tensor = loaded.distribute_tensor(local, target.device_mesh, target.placements)
     return sharded
-
-
-def _is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP 1 or 2 holds a module; if FSDP was never imported, it holds none."""
-    loaded = sys.modules.get("torch.distributed.fsdp")
-    kinds = ("FSDPModule", "FullyShardedDataParallel")
-    return loaded is not None and any(isinstance(module, getattr(loaded, kind, ())) for kind in kinds)

@@ -26,7 +26,9 @@ def disturbed_pass(model: nn.Module, site: Site, images: Tensor, image: int, *, 
     def disturb(tensor: Tensor, _golden: Tensor) -> Tensor:
         part = site.layout.of_image(tensor, image)
         largest = torch.finfo(part.dtype).max / 4
-        part.copy_(torch.where(part < 0, -1.0, 1.0) * largest if extreme else 1 - 2 * part)
+        values = part.float() if part.element_size() == 1 else part  # No device computes with floats of one byte.
+        changed = torch.where(values < 0, -1.0, 1.0) * largest if extreme else 1 - 2 * values
+        part.copy_(changed.to(part.dtype))
         return tensor.clone(memory_format=torch.preserve_format)
 
     return injected_pass(model, site, images, disturb)

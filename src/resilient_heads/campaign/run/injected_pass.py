@@ -41,6 +41,7 @@ def injected_pass(
     results: list[T] = []
 
     def replace(_name: str, golden: Tensor) -> Tensor:
+        golden = golden.resolve_neg()
         faulty = golden.clone(memory_format=torch.preserve_format)
         results.append(write(faulty, golden))
         return faulty

@@ -18,6 +18,7 @@ from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.evaluation import device_of
 from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.site import SiteMap
+from resilient_heads.wrappers import refuse_distributed
 
 
 def check_model(model: nn.Module) -> None:
@@ -28,6 +29,7 @@ def check_model(model: nn.Module) -> None:
         raise ModelError("The model is compiled, so no fault reaches its layers; pass model._orig_mod.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("The model is TorchScript, so no fault reaches its layers; pass the module it was made from.")
+    refuse_distributed(model)
 
 
 def prepare(

@@ -83,8 +83,9 @@ def resolve_order(layout: BatchLayout, contents: Sequence[Tensor], images: Seque
     orders = (False, True) if layout.fold > 1 else (False,)
     candidates = [BatchLayout(layout.dim, layout.fold, order) for order in orders]
     others = [dim for dim in range(contents[0].ndim) if dim != layout.dim]
-    for content, image in zip(contents[1:], images, strict=True):
-        differs = words(contents[0]) != words(content)
+    first, *changed = (words(content.resolve_neg()) for content in contents)
+    for content, image in zip(changed, images, strict=True):
+        differs = first != content
         entries = differs.amax(dim=others) if others else differs
         if not bool(entries.any()):
             return None

@@ -21,6 +21,7 @@ from resilient_heads.incremental.recording.tape import (
     copy_memory,
     flat_views,
     is_plain,
+    kind_of,
     size_of,
 )
 
@@ -64,7 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         address = _address(tensor)
         if address is None:
             if not isinstance(tensor, nn.Parameter):  # A weight is read as it is; any other may hold results.
-                self._obstruct(f"an operation reads a {_kind(tensor)}")
+                self._obstruct(f"an operation reads a {kind_of(tensor) or type(tensor).__name__}")
             address = -id(tensor)
             self._alive.append(tensor)
         buffer = self._buffers.get(address)
@@ -139,7 +140,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         address = _address(tensor)
         if address is None:
-            self._obstruct(f"a result is a {_kind(tensor)}")
+            self._obstruct(f"a result is a {kind_of(tensor) or type(tensor).__name__}")
             address = -id(tensor)
             self._alive.append(tensor)
         buffer = self._buffers.get(address)
@@ -201,14 +202,6 @@ def record(run: RunModel, images: Tensor, keep: Iterable[BufferVersion] = ()) ->
 def _address(tensor: Tensor) -> int | None:
     """Return what identifies a tensor's memory, or None for a tensor that is not plain strided memory."""
     return tensor.untyped_storage()._cdata if is_plain(tensor) else None
-
-
-def _kind(tensor: Tensor) -> str:
-    """Return what a tensor that is not plain strided memory is, as a reason names it."""
-    if type(tensor) not in (Tensor, nn.Parameter):
-        return type(tensor).__name__
-    kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else str(tensor.layout).split(".")[-1]
-    return f"{kind} tensor"
 
 
 def _shows_all(tensor: Tensor, nbytes: int) -> bool:

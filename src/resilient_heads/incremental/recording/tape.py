@@ -169,6 +169,17 @@ def is_plain(tensor: Tensor) -> bool:
     return plain and tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_nested
 
 
+def kind_of(tensor: Tensor) -> str | None:
+    """Return what a tensor is that does not hold its values itself in strided memory; None for one that does."""
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return type(tensor).__name__
+    if tensor.is_nested:
+        return "nested tensor"
+    if tensor.is_quantized:
+        return "quantised tensor"
+    return None if tensor.layout == torch.strided else f"{str(tensor.layout).split('.')[-1]} tensor"
+
+
 def size_of(tensor: Tensor) -> tuple[int, ...]:
     """Return the shape of a tensor; that of a nested tensor, which may have none, is empty."""
     return () if tensor.is_nested else tuple(tensor.shape)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.incremental.recording.tape import kind_of
 from resilient_heads.injection.apply.core import FaultyTensor
 from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
@@ -113,13 +114,13 @@ def require_plain(tensor: Tensor, what: str) -> Tensor:
     Raises:
         FaultError: The tensor's dtype has no known format, or its values lie in other tensors.
     """
-    if hasattr(tensor, "__tensor_flatten__"):
+    if kind_of(tensor) is not None:
         raise FaultError(
-            f"{what[0].upper()}{what[1:]} is a {type(tensor).__name__}, which keeps its values in other tensors; a "
+            f"{what[0].upper()}{what[1:]} is a {kind_of(tensor)}, which keeps its values in other tensors; a "
             "write into it might change nothing. Inject into a layer whose tensor is a plain torch.Tensor."
         )
     format_of(tensor.dtype)
-    return tensor
+    return tensor.resolve_neg()
 
 
 def _never_ran(unused: _ActiveFault) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.incremental.recording.tape import kind_of
 from resilient_heads.injection.apply.core import FaultyTensor
 from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
@@ -164,6 +165,12 @@ def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) ->
         raise FaultError(f"{name!r} of {layer!r} has no size yet; run the model once.")
     if tensor.is_meta:
         raise FaultError(f"{name!r} of {layer!r} is on the meta device and has no memory; load the weights first.")
+    if kind_of(tensor) is not None or tensor.is_neg():
+        kind = kind_of(tensor) or "tensor that is negated lazily"
+        raise FaultError(
+            f"{name!r} of {layer!r} is a {kind}, which keeps its values in another form. Replace it by a plain "
+            "torch.Tensor, such as tensor.dequantize(), tensor.to_dense() or tensor.resolve_neg()."
+        )
     word_bits_of(tensor.dtype)
     if any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
         raise FaultError(
@@ -176,7 +183,7 @@ def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) ->
 def _inner_names(tensor: Tensor) -> list[str]:
     """Return the names of the tensors that a tensor subclass (quantised, distributed) is made of."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
-    return [] if flatten is None else list(flatten()[0])
+    return [] if flatten is None else [name for name in flatten()[0] if isinstance(getattr(tensor, name), Tensor)]
 
 
 def _refuse_frozen_graphs() -> None:

@@ -18,6 +18,7 @@ from resilient_heads.incremental.recording.batch_layout import (
     resolve_order,
     with_changed_image,
 )
+from resilient_heads.incremental.recording.tape import kind_of
 from resilient_heads.injection.faults.targets import Key, names_matching
 from resilient_heads.injection.sites.counting import coverage_of
 from resilient_heads.injection.sites.hooks import WatchProducts, open_attention, watch_outputs, watch_sites
@@ -111,7 +112,7 @@ class _Seen:
         name: Name of the module.
         source: The module's output, or a product with its weight.
         kind: Class of what the module returned.
-        tensors: Stand-ins on the meta device for the tensors in it, by their paths.
+        tensors: Stand-ins on the meta device for the plain tensors in it, and the other ones, by their paths.
     """
 
     name: str
@@ -140,7 +141,9 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> lis
     seen = list[_Seen]()
 
     def note(name: str, source: Source, value: Any) -> None:
-        tensors = {path: tensor.to("meta") for path, tensor in _separable(value)}
+        tensors = {
+            path: tensor.to("meta") if kind_of(tensor) is None else tensor for path, tensor in _separable(value)
+        }
         seen.append(_Seen(name, source, type(value).__name__, tensors))
 
     # An attention returns what its last projection gives, which is a site of its own.
@@ -289,6 +292,8 @@ def _separable(value: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[K
 
 def _place(two: Tensor, three: Tensor) -> _Place | str:
     """Return where images lie in a tensor, given the tensor for two and for three images, or why that is unknown."""
+    if kind_of(two) is not None:
+        return f"its output is a {kind_of(two)}, which is no plain torch.Tensor"
     if not two.dtype.is_floating_point:
         return f"its output is {two.dtype}"
     try:

@@ -66,6 +66,8 @@ class WatchProducts(TorchDispatchMode):
         note: Called for each product; a tensor that it returns replaces the product.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self, modules: Mapping[str, nn.Module], note: Note) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = {address(weight): name for name, module in modules.items() for weight in weights_of(module)}
@@ -91,7 +93,7 @@ def product_with(func: Any, args: tuple[Any, ...], names: Mapping[int, str]) -> 
         args: Its arguments.
         names: Address of a weight, see :func:`address`, to a module's name.
     """
-    if func._schema.name not in _PRODUCTS:
+    if not isinstance(func, torch._ops.OpOverload) or func._schema.name not in _PRODUCTS:
         return None
     found = (names.get(address(value)) for value in args if isinstance(value, Tensor))
     return next((name for name in found if name is not None), None)

@@ -12,8 +12,15 @@ _KINDS = (
     nn.RNNCellBase,
     nn.MultiheadAttention,
 )
-_KINDS_BY_NAME = frozenset({("transformers.pytorch_utils", "Conv1D")})
-"""Classes of packages that need not be installed: module and name."""
+_KINDS_BY_NAME = frozenset(
+    {
+        ("transformers.pytorch_utils", "Conv1D"),
+        ("torch.ao.nn.quantized.modules.utils", "WeightedQuantizedModule"),
+        ("torch.ao.nn.quantized.dynamic.modules.rnn", "RNNBase"),
+        ("torch.ao.nn.quantized.dynamic.modules.rnn", "RNNCellBase"),
+    }
+)
+"""Classes that need not be installed or imported: module and name."""
 
 _WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
