@@ -239,7 +239,7 @@ def test_quantised_by_torchao() -> None:
         quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
         golden = model(x)
         kept = model[2].weight.qdata.clone()
-        with pytest.raises(FaultError, match=r"Name one: weight\.qdata, weight\.scale"):  # noqa: SIM117
+        with pytest.raises(FaultError, match=r"Name one of them: weight\.qdata, weight\.scale"):  # noqa: SIM117
             with rh.inject(model, rh.Fault(layer="2", tensor=rh.faults.StoredTensor())):
                 pytest.fail("the body must not run")
         flip = rh.WeightBitFlip(layer="2", index=(3, 5), bit=7, parameter="weight.qdata")
