@@ -241,7 +241,6 @@ UNINJECTABLE: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor], 
     "integers": (lambda x: (x * 100).int(), Tensor.float, "torch.int32"),
     "booleans": (lambda x: x > 0, Tensor.float, "torch.bool"),
     "complex": (lambda x: torch.complex(x, x), Tensor.abs, "torch.complex64"),
-    "a dictionary": (lambda x: {"out": x}, lambda x: x["out"], "a dict, not a tensor"),
 }
 
 

@@ -141,9 +141,7 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> lis
     seen = list[_Seen]()
 
     def note(name: str, source: Source, value: Any) -> None:
-        tensors = {
-            path: tensor.to("meta") if kind_of(tensor) is None else tensor for path, tensor in _separable(value)
-        }
+        tensors = {path: tensor.to("meta") if kind_of(tensor) is None else tensor for path, tensor in _separable(value)}
         seen.append(_Seen(name, source, type(value).__name__, tensors))
 
     # An attention returns what its last projection gives, which is a site of its own.
