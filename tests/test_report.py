@@ -42,10 +42,14 @@ def test_comparison_table_shows_every_figure_of_the_comparison(results: dict[str
         for figure in ("delta loss", "SDC", "DUE"):
             assert {("raw", layers, "layer-averaged", figure), ("raw", layers, "bit-weighted", figure)} <= shown
         assert ("raw", layers, "", "harmful bits, SDC") in shown
-    sdc = comparison.improvement("network", "sdc")
+    sdc = comparison.improvement("network", "sdc", weighting="layer_averaged")
     row = next(row for row in rows if row[:4] == ["raw", "all layers", "layer-averaged", "SDC"])
     assert row[4].startswith(f"{100 * sdc.baseline.value:.3g}%")
     assert row[6].startswith(f"{sdc.ratio.value:.3g}x")
+    harmful = comparison.improvement("network", "sdc")
+    row = next(row for row in rows if row[:4] == ["raw", "all layers", "", "harmful bits, SDC"])
+    assert row[4:6] == [str(harmful.baseline), str(harmful.candidate)]
+    assert row[6].startswith(f"{harmful.ratio.value:.3g}x")
 
 
 def test_layer_table_has_a_row_for_every_site(results: dict[str, rh.CampaignResult]) -> None:
@@ -69,7 +73,7 @@ def test_tables_are_aligned() -> None:
     ],
 )
 def test_ratios_that_are_no_numbers_say_why(baseline: float, candidate: float, ratio: float, text: str) -> None:
-    from resilient_heads.campaign.analysis.compare import Improvement
+    from resilient_heads.campaign.analysis.comparison import Improvement
 
     def estimate(value: float) -> Estimate:
         return Estimate(value, 0, 1, 0.99, "")

@@ -23,7 +23,7 @@ Each class is also the builtin exception that it names, so ``except ValueError``
 
 >>> import resilient_heads as rh
 >>> try:
-...     rh.statistics.sample_size(1e9, margin=-1)
+...     rh.statistics.sample_size(1e9, margin=-1, rate=0.5)
 ... except rh.errors.ArgumentError as error:
 ...     print(error)
 margin must be a number above 0, found -1.

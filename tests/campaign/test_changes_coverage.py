@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import resilient_heads as rh
 from helpers.survey import repeated
 from resilient_heads.campaign.design.allocation import allocate, layer_weights
+from resilient_heads.campaign.design.fault_space import SINGLE_FLIP
 from resilient_heads.campaign.design.perturbation_strata import CLASSES
 from resilient_heads.campaign.design.plan import stratum_order
 from resilient_heads.campaign.figures.summary import weigh_trials
@@ -111,7 +112,11 @@ def campaign(world: World, rng: np.random.Generator) -> tuple[float, Sample, NDA
         columns["delta_loss"] = (rng.random(own) < rate[row, image, codes]).astype(np.float64)
         parts.append(Trials(**columns))  # type: ignore[arg-type]
     trials = Trials.gather(parts)
-    return truth, weigh_trials(SITES, trials, design, layer_weights(SITES, "layer_averaged")), trials.delta_loss > 0
+    return (
+        truth,
+        weigh_trials(SITES, trials, design, layer_weights(SITES, "layer_averaged", SINGLE_FLIP)),
+        trials.delta_loss > 0,
+    )
 
 
 def coverage(

@@ -167,7 +167,11 @@ def test_every_prefix_is_near_the_shares(counts: tuple[int, ...]) -> None:
         ({"total_trials": 9, "by": "bit"}, "by must be"),
         ({"total_trials": 9, "by": ("bit", "role")}, "by must be"),
         ({"total_trials": 9, "weighting": "bits"}, "weighting"),
-        ({"total_trials": 9, "counts": {"fc": (0, 3)}}, "needs at least 1 trial"),
+        ({"total_trials": 9, "counts": {"fc": (0, 3)}}, "counts of .fc. must be a whole number of at least 1, found 0"),
+        ({"total_trials": 9, "counts": {"fc": 3}}, "counts of .fc. must be a tuple, such as .8, 2.; found 3"),
+        ({"total_trials": 9, "by": ("bit", 3)}, "by must be"),
+        ({"total_trials": 9, "by": 3}, "by must be"),
+        ({"total_trials": 9, "by": ("bit", "bit")}, "by must be"),
     ],
 )
 def test_designs_that_mean_nothing(choices: dict[str, object], match: str) -> None:
@@ -325,3 +329,8 @@ def test_intervals_of_all_layers_together_are_wider(tiny: tuple[nn.Module, Data]
     for alone, together in zip(result.by_layer(), result.by_layer(simultaneous=True), strict=True):
         assert together.figures.sdc.level == pytest.approx(1 - 0.01 / 3)
         assert together.figures.sdc.high > alone.figures.sdc.high
+
+
+def test_choices_that_are_lists_become_tuples() -> None:
+    design = rh.StratifiedDesign(total_trials=9, by=["magnitude", "channel"], counts={"fc": [2, 3]})  # type: ignore[arg-type]
+    assert (design.by, design.counts) == (("magnitude", "channel"), {"fc": (2, 3)})

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.fit import MEGABIT, fit_rate
 
 PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -12,7 +13,8 @@ PROPERTY = settings(max_examples=40, deadline=None, derandomize=True, database=N
 def test_a_megabit_is_binary() -> None:
     assert MEGABIT == 1_048_576
     assert fit_rate(1_048_576, raw_fit_per_megabit=600) == 600.0
-    assert fit_rate(1_048_576) == 1.0
+    with pytest.raises(TypeError, match="raw_fit_per_megabit"):
+        fit_rate(1_048_576)  # type: ignore[call-arg]
 
 
 def test_a_classifier_by_hand() -> None:
@@ -24,8 +26,27 @@ def test_a_classifier_by_hand() -> None:
 def test_nothing_harmful_never_fails() -> None:
     assert fit_rate(0.0, raw_fit_per_megabit=1000) == 0.0
     assert fit_rate(1e9, raw_fit_per_megabit=0.0) == 0.0
-    assert math.isnan(fit_rate(math.nan))
-    assert fit_rate(math.inf) == math.inf
+    assert fit_rate(math.inf, raw_fit_per_megabit=1) == math.inf
+
+
+def test_a_memory_that_is_exposed_half_of_the_time_fails_half_as_often() -> None:
+    assert fit_rate(2**20, raw_fit_per_megabit=600, exposed_fraction=0.5) == 300.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"harmful_bits": math.nan}, "harmful_bits must be a number of at least 0, found nan"),
+        ({"harmful_bits": -1}, "harmful_bits must be a number of at least 0, found -1"),
+        ({"raw_fit_per_megabit": -1}, "raw_fit_per_megabit must be a number of at least 0"),
+        ({"raw_fit_per_megabit": None}, "raw_fit_per_megabit must be a number .* found None"),
+        ({"raw_fit_per_megabit": math.inf}, "raw_fit_per_megabit must be a number .* below inf, found inf"),
+        ({"exposed_fraction": 1.5}, "exposed_fraction must be a number of at least 0 and of at most 1, found 1.5"),
+    ],
+)
+def test_wrong_numbers_are_refused(arguments: dict[str, float], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        fit_rate(**{"harmful_bits": 1.0, "raw_fit_per_megabit": 1.0} | arguments)
 
 
 @PROPERTY

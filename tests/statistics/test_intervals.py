@@ -101,11 +101,17 @@ def test_wilson_is_exact_at_the_borders() -> None:
         assert 0 < wilson(1.0, trials).low < 1
 
 
-@pytest.mark.parametrize("trials", [0, -1, NAN])
-def test_no_trials_say_nothing(trials: float) -> None:
-    found = wilson(0.5, trials)
-    assert math.isnan(found.value)
-    assert (found.low, found.high) == (0.0, 1.0)
+def test_no_trials_say_nothing() -> None:
+    for found in (wilson(0.5, 0), clopper_pearson(0, 0)):
+        assert math.isnan(found.value)
+        assert (found.low, found.high) == (0.0, 1.0)
+        assert str(found) == "unknown (no trials)"
+
+
+@pytest.mark.parametrize(("rate", "trials"), [(0.5, -1), (0.5, NAN), (5, 10), (-0.1, 10), (NAN, 10), ("0.5", 10)])
+def test_rates_and_trials_out_of_range_are_refused(rate: float, trials: float) -> None:
+    with pytest.raises(ArgumentError, match="must be a number of at least 0"):
+        wilson(rate, trials)
 
 
 def test_an_estimate_contains_its_ends() -> None:
@@ -120,7 +126,10 @@ def test_an_estimate_contains_its_ends() -> None:
 
 def test_an_estimate_is_shown_with_its_interval() -> None:
     assert str(Estimate(0.123456, 0.1, 0.2, 0.99, "by hand")) == "0.123 [0.1, 0.2]"
-    assert str(Estimate(NAN, 0.0, INF, 0.99, "by hand")) == "nan [0, inf]"
+    assert str(Estimate(NAN, 0.0, INF, 0.99, "no trials")) == "unknown (no trials)"
+    assert str(Estimate(0.5, NAN, NAN, 0.99, "one image")) == "0.5 (no interval: one image)"
+    assert str(Estimate(0.0, 0.0, NAN, 0.99, "by hand")) == "0 [0, ?]"
+    assert repr(Estimate(0.5, 0.4, 0.6, 0.99, "by hand")) == "<Estimate 0.5 [0.4, 0.6], level 0.99, by hand>"
 
 
 def rates(*fractions: float, trials: int = 1000, seed: int = 0) -> NDArray[np.bool_]:
@@ -353,7 +362,7 @@ def test_too_few_images_say_nothing_of_others(images: int) -> None:
         assert found.value == near(x.mean())
         assert math.isnan(found.low)
         assert math.isnan(found.high)
-        assert found.method == "too few images"
+        assert found.method == "fewer than 10 images"
 
 
 def test_a_bootstrap_of_a_mean_by_theory() -> None:

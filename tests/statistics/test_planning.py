@@ -10,10 +10,10 @@ from resilient_heads.statistics.planning import bonferroni, margin_of_error, sam
 
 def test_sample_size_by_hand() -> None:
     # Equation 4 with t = 1.959964, p = 0.5: 10^6 / (1 + 0.01^2 * 999999 / (3.841459 * 0.25)) = 9512.8.
-    assert sample_size(10**6, 0.01, level=0.95) == 9513
-    assert sample_size(math.inf, 0.01, level=0.95) == 9604
-    assert sample_size(10**6, 0.01, level=0.95, replacement=True) == 9604
-    assert sample_size(10, 1e-9) == 10
+    assert sample_size(10**6, 0.01, rate=0.5, level=0.95) == 9513
+    assert sample_size(math.inf, 0.01, rate=0.5, level=0.95) == 9604
+    assert sample_size(10**6, 0.01, rate=0.5, level=0.95, replacement=True) == 9604
+    assert sample_size(10, 1e-9, rate=0.5) == 10
     assert sample_size(1000, 0.01, rate=0.0) == 1
 
 
@@ -24,11 +24,11 @@ def test_the_margin_is_the_inverse_of_the_size(population: int) -> None:
 
 
 def test_all_faults_leave_no_margin() -> None:
-    assert margin_of_error(100, 100) == 0
-    with pytest.raises(ArgumentError, match="trials must be a number of at least 1"):
-        margin_of_error(100, 101)
+    assert margin_of_error(100, 100, rate=0.5) == 0
+    with pytest.raises(ArgumentError, match="trials must be at most the population, 100, found 101"):
+        margin_of_error(100, 101, rate=0.5)
     with pytest.raises(ArgumentError, match="margin must be a number above 0"):
-        sample_size(100, 0)
+        sample_size(100, 0, rate=0.5)
     with pytest.raises(ArgumentError, match="rate must be"):
         sample_size(100, 0.1, rate=2)
 

@@ -1,6 +1,6 @@
-from .analysis.compare import Comparison as Comparison
-from .analysis.compare import Improvement as Improvement
-from .analysis.compare import LayerDifference as LayerDifference
+from .analysis.comparison import Comparison as Comparison
+from .analysis.comparison import Improvement as Improvement
+from .analysis.comparison import LayerDifference as LayerDifference
 from .exhaustive.exhaustive import ExhaustiveResult as ExhaustiveResult
 from .exhaustive.exhaustive import TensorCounts as TensorCounts
 from .figures.summary import BitSummary as BitSummary
@@ -8,7 +8,7 @@ from .figures.summary import Figures as Figures
 from .figures.summary import ScopeSummary as ScopeSummary
 from .figures.summary import SiteSummary as SiteSummary
 from .golden.golden_run import GoldenRun as GoldenRun
-from .result.results import Summary as Summary
+from .result.summary import Summary as Summary
 from .run.replay import ReplayedTrial as ReplayedTrial
 from .trials.columns import CampaignSite as CampaignSite
 from .trials.columns import Trials as Trials

@@ -7,7 +7,7 @@ import numpy as np
 
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.trials.rates import RATES
-from resilient_heads.checks import one_of
+from resilient_heads.checks import instance_of, one_of
 from resilient_heads.errors import ArgumentError
 from resilient_heads.extras import require
 
@@ -40,12 +40,14 @@ def plot_layers(
         ax: Axes of matplotlib to draw into; None: new axes.
 
     Raises:
-        ArgumentError: No result, or an unknown metric.
+        ArgumentError: No result, another kind of value, or an unknown metric.
         MissingExtraError: matplotlib is not installed.
     """
     one_of("metric", metric, ("delta_loss", *RATES))
     if not isinstance(results, Mapping) or not results:
         raise ArgumentError('results must map each model\'s name to its CampaignResult, such as {"baseline": result}.')
+    for name, result in results.items():
+        instance_of(f"results[{name!r}]", result, CampaignResult, example='rh.CampaignResult.load("folder")')
     axes: Axes = _axes(ax)
     positions = _positions(results)
     for number, (name, result) in enumerate(results.items()):

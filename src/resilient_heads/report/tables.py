@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from resilient_heads.campaign.analysis.compare import Comparison, Improvement
+from resilient_heads.campaign.analysis.comparison import HARMFUL_BITS, Comparison, Improvement
 from resilient_heads.campaign.figures.scopes import SCOPES
 from resilient_heads.campaign.result.results import CampaignResult
-from resilient_heads.checks import one_of
+from resilient_heads.checks import instance_of, one_of
+from resilient_heads.display import percent
 from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import Estimate
 
@@ -58,8 +59,10 @@ def comparison_table(
     Raises:
         ArgumentError: No comparison, or an unknown scope.
     """
-    if isinstance(comparisons, Comparison) or not comparisons:
+    if not isinstance(comparisons, list | tuple) or not comparisons:
         raise ArgumentError("Pass a list of one or more comparisons: comparison_table([compare(a, b)]).")
+    for comparison in comparisons:
+        instance_of("comparisons[0]", comparison, Comparison, example="compare(a, b)")
     for scope in scopes:
         one_of("scope", scope, tuple(SCOPES))
     first = comparisons[0]
@@ -68,7 +71,7 @@ def comparison_table(
     margin = f"{first.top2diff_gain.value:+.3f} {_ends(first.top2diff_gain, '+.3f')}"
     rows = [
         ["", "", "", "accuracy", _percent(before.accuracy), _percent(after.accuracy), gain],
-        ["", "", "", "Top2Diff", _number(before.top2diff), _number(after.top2diff), margin],
+        ["", "", "", "Top2Diff", str(before.top2diff), str(after.top2diff), margin],
     ]
     for title, pair in (("parameters", parameters), ("FLOPs", flops)):
         if pair is not None:
@@ -78,14 +81,26 @@ def comparison_table(
         for scope in scopes:
             rows.extend(_scope_rows(comparison, scope))
     header = ["protocol", "layers", "mean", "figure", *names, "change"]
-    return markdown_table(header, rows, left=4) + f"\n{first.baseline.level:.0%} intervals.\n"
+    notes = [f"{percent(first.baseline.level)} intervals.", *_notes(comparisons, scopes)]
+    return markdown_table(header, rows, left=4) + "".join(f"\n{note}\n" for note in notes)
+
+
+def _notes(comparisons: Sequence[Comparison], scopes: Sequence[str]) -> list[str]:
+    """Return what a reader has to know of the comparisons, each sentence once."""
+    notes = [note for comparison in comparisons for note in comparison.notes]
+    shown = (i for comparison in comparisons for i in comparison.improvements if i.scope in scopes)
+    return list(dict.fromkeys([*(improvement.note for improvement in shown if improvement.note), *notes]))
 
 
 def layer_table(result: CampaignResult) -> str:
     """Return a Markdown table of all sites: size, range, outcomes and delta loss per fault.
 
     Below the table stand the coverage, and the sites that were left out.
+
+    Raises:
+        ArgumentError: ``result`` is no result of a campaign.
     """
+    instance_of("result", result, CampaignResult, example='rh.CampaignResult.load("folder")')
     rows = [
         [
             layer.name,
@@ -95,7 +110,7 @@ def layer_table(result: CampaignResult) -> str:
             _percent(layer.figures.masked),
             _percent(layer.figures.sdc),
             _percent(layer.figures.due),
-            _number(layer.figures.delta_loss),
+            str(layer.figures.delta_loss),
         ]
         for layer in result.by_layer()
     ]
@@ -143,30 +158,24 @@ def _one_line(text: str) -> str:
 def _scope_rows(comparison: Comparison, scope: str) -> list[list[str]]:
     """Return the rows of one protocol and one set of sites."""
     protocol = comparison.baseline.protocol
-    rows = []
-    improvements = [improvement for improvement in comparison.improvements if improvement.scope == scope]
-    for improvement in improvements:
-        is_loss = improvement.metric == "delta_loss"
-        show = _number if is_loss else _percent
-        rows.append(
+    rows: list[list[str]] = []
+    harmful: list[list[str]] = []
+    for improvement in (found for found in comparison.improvements if found.scope == scope):
+        is_loss, is_number = improvement.metric == "delta_loss", improvement.weighting == HARMFUL_BITS
+        show = str if is_loss or is_number else _percent
+        figure = _METRICS[improvement.metric]
+        (harmful if is_number else rows).append(
             [
                 protocol.name,
                 _SCOPES[scope],
-                _WEIGHTINGS[improvement.weighting],
-                _METRICS[improvement.metric],
+                "" if is_number else _WEIGHTINGS[improvement.weighting],
+                f"harmful bits, {figure}" if is_number else figure,
                 show(improvement.baseline),
                 show(improvement.candidate),
                 "-" if is_loss and protocol.range_detector is None else ratio_text(improvement),
             ]
         )
-    for metric in ("sdc", "due") if improvements else ():
-        before, after = (
-            summary.scopes[scope].harmful_bits(metric) for summary in (comparison.baseline, comparison.candidate)
-        )
-        change = f"{round(after.value - before.value, 3):+.3g}"
-        label = f"harmful bits, {_METRICS[metric]}"
-        rows.append([protocol.name, _SCOPES[scope], "", label, _number(before), _number(after), change])
-    return rows
+    return rows + harmful
 
 
 def ratio_text(improvement: Improvement) -> str:
@@ -181,11 +190,9 @@ def ratio_text(improvement: Improvement) -> str:
 
 
 def _percent(estimate: Estimate) -> str:
+    if math.isnan(estimate.value):
+        return str(estimate)
     return f"{100 * estimate.value:.3g}% [{100 * estimate.low:.2g}, {100 * estimate.high:.3g}]"
-
-
-def _number(estimate: Estimate) -> str:
-    return f"{estimate.value:.3g} {_ends(estimate, '.3g')}"
 
 
 def _ends(estimate: Estimate, form: str, factor: int = 1) -> str:

@@ -1,10 +1,11 @@
 """Weighted samples of trials: what they estimate, and how much each trial moves the estimate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resilient_heads.errors import ArgumentError
 from resilient_heads.statistics.intervals import Floats
 
 Codes = NDArray[np.int64]
@@ -27,6 +28,9 @@ class Sample:
         image_draw: ``(N,)``, the draw of the image. Trials at several sites may share one draw, and then tend to have
             the same outcome.
 
+    Raises:
+        ArgumentError: A column is no array of N entries, or a weight is negative.
+
     >>> import numpy as np
     >>> sample = Sample(
     ...     weight=np.full(4, 0.25),
@@ -44,6 +48,21 @@ class Sample:
     stratum: Codes
     image: Codes
     image_draw: Codes
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            column = getattr(self, field.name)
+            if not isinstance(column, np.ndarray) or column.shape != np.shape(self.weight) or column.ndim != 1:
+                raise ArgumentError(
+                    f"{field.name} must be a NumPy array of shape (N,), as long as the other columns; found "
+                    f"{column.shape if isinstance(column, np.ndarray) else type(column).__name__}."
+                )
+        if not (self.weight >= 0).all():
+            raise ArgumentError("weight must hold numbers of at least 0; found a negative number or NaN.")
+
+    def __repr__(self) -> str:
+        strata, images = (len(np.unique(column)) for column in (self.stratum, self.image))
+        return f"<Sample: {len(self):,} trials in {strata:,} strata on {images:,} images>"
 
     def __len__(self) -> int:
         return len(self.weight)

@@ -7,7 +7,18 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_heads.statistics.intervals import DEFAULT_LEVEL, MIN_IMAGES, RESAMPLES, Estimate, Floats, normal_quantile
+from resilient_heads.checks import instance_of
+from resilient_heads.errors import ArgumentError
+from resilient_heads.statistics.intervals import (
+    DEFAULT_LEVEL,
+    MIN_IMAGES,
+    NO_TRIALS,
+    RESAMPLES,
+    TOO_FEW_IMAGES,
+    Estimate,
+    Floats,
+    normal_quantile,
+)
 from resilient_heads.statistics.sample import Sample, group_sums, influence
 
 _RATE = "Clopper-Pearson, effective size"
@@ -35,6 +46,9 @@ def weighted_rate(events: NDArray[np.bool_], sample: Sample, *, level: float = D
     Returns:
         The rate; NaN with the interval [0, 1] if there are no trials.
 
+    Raises:
+        ArgumentError: ``events`` are not N booleans, or ``level`` is not between 0 and 1.
+
     >>> number = np.arange(400)
     >>> site = np.zeros(400, dtype=int)
     >>> sample = Sample(weight=np.full(400, 1 / 400), site=site, stratum=site, image=number, image_draw=number)
@@ -44,6 +58,9 @@ def weighted_rate(events: NDArray[np.bool_], sample: Sample, *, level: float = D
     Source: Korn and Graubard, *Survey Methodology* 24, 1998, for the effective size; Fay and Feuer, *Statistics in
     Medicine* 16, 1997, for the weight of an event that no trial showed.
     """
+    _check_length("events", events, sample)
+    if events.dtype != np.bool_:
+        raise ArgumentError(f"events must be booleans, such as outcome == 2; found {events.dtype}.")
     return rate_intervals(events, sample)(level)
 
 
@@ -78,10 +95,20 @@ def rate_intervals(events: NDArray[np.bool_], sample: Sample) -> Callable[[float
     return interval
 
 
+def _check_length(name: str, values: NDArray[np.generic], sample: Sample) -> None:
+    """Raise ArgumentError unless there is one value for each trial."""
+    instance_of("sample", sample, Sample, example="rh.statistics.Sample(weight=..., site=..., ...)")
+    if not isinstance(values, np.ndarray) or values.shape != (len(sample),):
+        found = values.shape if isinstance(values, np.ndarray) else type(values).__name__
+        raise ArgumentError(
+            f"{name} must be a NumPy array of shape ({len(sample)},), one entry a trial; found {found}."
+        )
+
+
 def _unknown_rate(level: float) -> Estimate:
     """Return the interval of a rate without trials."""
     normal_quantile(level)
-    return Estimate(math.nan, 0.0, 1.0, level, _RATE)
+    return Estimate(math.nan, 0.0, 1.0, level, NO_TRIALS)
 
 
 def _stratum_weights(sample: Sample) -> Floats:
@@ -124,6 +151,9 @@ def weighted_mean(values: Floats, sample: Sample, *, level: float = DEFAULT_LEVE
         since they say nothing about other images. If no value is negative, the lower end is at least 0. If all values
         are equal, the upper end is NaN: other images may differ by any amount.
 
+    Raises:
+        ArgumentError: ``values`` are not N numbers, or ``level`` is not between 0 and 1.
+
     >>> number = np.arange(400)
     >>> site = np.zeros(400, dtype=int)
     >>> sample = Sample(weight=np.full(400, 1 / 400), site=site, stratum=site, image=number, image_draw=number)
@@ -132,14 +162,17 @@ def weighted_mean(values: Floats, sample: Sample, *, level: float = DEFAULT_LEVE
 
     Source: Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 12.
     """
+    normal_quantile(level)
+    _check_length("values", values, sample)
     infinite = np.isinf(values)
     weighted = influence(sample, np.where(infinite, 0.0, values))
     value = math.inf if infinite.any() else weighted.value
     images = len(np.unique(sample.image))
-    if images < MIN_IMAGES:
-        return Estimate(value, math.nan, math.nan, level, "too few images")
     if math.isnan(value):
-        return Estimate(value, math.nan, math.nan, level, _MEAN)
+        reason = "a site has only NaN values" if sample.weight.sum() > 0 else NO_TRIALS
+        return Estimate(value, math.nan, math.nan, level, reason)
+    if images < MIN_IMAGES:
+        return Estimate(value, math.nan, math.nan, level, TOO_FEW_IMAGES)
     least = 0.0 if not (values < 0).any() else -math.inf
     sums = group_sums(weighted.parts, sample.image)
     if math.isinf(value):

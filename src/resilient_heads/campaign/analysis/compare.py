@@ -2,17 +2,25 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from resilient_heads.campaign.analysis.comparable import differences_to_name, require_comparable
+from resilient_heads.campaign.analysis.comparison import (
+    COMPARED_RATES,
+    HARMFUL_BITS,
+    METRICS,
+    Comparison,
+    Improvement,
+    LayerDifference,
+)
 from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, layer_weights
 from resilient_heads.campaign.figures.scopes import SCOPES
 from resilient_heads.campaign.figures.weights import weigh_trials
-from resilient_heads.campaign.result.results import CampaignResult, Summary
-from resilient_heads.checks import instance_of
-from resilient_heads.errors import ArgumentError, ResultError
+from resilient_heads.campaign.result.results import CampaignResult
+from resilient_heads.campaign.result.summary import Summary
+from resilient_heads.errors import ResultError
 from resilient_heads.statistics.intervals import (
     DEFAULT_LEVEL,
     Estimate,
@@ -26,143 +34,40 @@ from resilient_heads.statistics.planning import holm
 from resilient_heads.statistics.sample import influence
 from resilient_heads.statistics.weighted import rate_intervals
 
-METRICS = ("delta_loss", "sdc", "due")
-_RATES = ("sdc", "due")
 _LEAST_P, _MOST_P = 1e-12, 1 - 1e-9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Improvement:
-    """One figure of a baseline and of a candidate.
-
-    Attributes:
-        scope: Name of a set of sites in :data:`~resilient_heads.campaign.figures.scopes.SCOPES`.
-        weighting: ``"layer_averaged"`` (plain mean of the layers) or ``"bit_weighted"`` (weighted by bits).
-        metric: ``"delta_loss"``, ``"sdc"`` or ``"due"``.
-        baseline: Figure of the baseline.
-        candidate: Figure of the candidate.
-        ratio: Baseline divided by candidate. Above 1, the candidate is better.
-        difference: Baseline minus candidate. Above 0, the candidate is better.
-    """
-
-    scope: str
-    weighting: str
-    metric: str
-    baseline: Estimate
-    candidate: Estimate
-    ratio: Estimate
-    difference: Estimate
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerDifference:
-    """One rate of one site in two campaigns.
-
-    Attributes:
-        layer: Name of the site.
-        metric: ``"sdc"`` or ``"due"``.
-        baseline: Rate of the baseline.
-        candidate: Rate of the candidate.
-        difference: Baseline minus candidate, without correction for the number of sites.
-        p_value: Smallest tail probability at which the interval of the difference excludes 0.
-        adjusted: The p-value with Holm's correction for the number of sites.
-        differs: Whether ``adjusted`` is at most 1 minus the level of the comparison.
-    """
-
-    layer: str
-    metric: str
-    baseline: Estimate
-    candidate: Estimate
-    difference: Estimate
-    p_value: float
-    adjusted: float
-    differs: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """A candidate against a baseline, under one protocol.
-
-    Attributes:
-        baseline: Summary of the baseline.
-        candidate: Summary of the candidate.
-        accuracy_gain: Accuracy of the candidate minus that of the baseline, from -1 to 1; paired by image.
-        top2diff_gain: Mean Top2Diff of the candidate minus that of the baseline; paired by image.
-        improvements: Every figure of every scope that both campaigns cover.
-        layers: SDC and DUE rates of every site that both campaigns have, in the order of the baseline.
-    """
-
-    baseline: Summary
-    candidate: Summary
-    accuracy_gain: Estimate
-    top2diff_gain: Estimate
-    improvements: tuple[Improvement, ...]
-    layers: tuple[LayerDifference, ...]
-
-    def differing(self, metric: str = "sdc") -> tuple[LayerDifference, ...]:
-        """Return the layers whose rates differ. With the confidence level, none of them is a false discovery.
-
-        Raises:
-            ArgumentError: ``metric`` is not a rate by which layers are compared.
-        """
-        if metric not in _RATES:
-            raise ArgumentError(f"Layers are compared by {' and '.join(_RATES)}, found {metric!r}.")
-        return tuple(found for found in self.layers if found.metric == metric and found.differs)
-
-    def improvement(self, scope: str, metric: str, *, weighting: str = "layer_averaged") -> Improvement:
-        """Return one of :attr:`improvements`.
-
-        Raises:
-            ArgumentError: There is none of that kind.
-        """
-        for found in self.improvements:
-            if (found.scope, found.metric, found.weighting) == (scope, metric, weighting):
-                return found
-        kinds = sorted({(i.scope, i.metric, i.weighting) for i in self.improvements})
-        raise ArgumentError(f"No improvement is known for {(scope, metric, weighting)}; expected one of {kinds}.")
-
-
 def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float = DEFAULT_LEVEL) -> Comparison:
-    """Compare two campaigns that used the same images and the same protocol.
+    """Compare two campaigns that used the same images, the same protocol and the same fault model.
 
     Ratios and differences of delta losses are paired: the bootstrap resamples the same images for both models, so what
     makes an image fragile in both cancels. Ratios and differences of rates are computed from the intervals of the two
     rates. That is valid even if a model showed no event, and conservative if both models fail on the same images. The
     campaigns may have different designs and different numbers of trials.
 
-    Sites of the same name are also compared by their rates; Holm's correction decides which of them differ.
+    Models with different sites, such as one with and one without a protection, are compared by harmful bits, because
+    a mean over other sites is another figure. Sites of the same name are also compared by their rates; Holm's
+    correction decides which of them differ.
 
     Raises:
         ArgumentError: An argument is no result.
-        ResultError: The campaigns have different images, protocols or calibration images, or no scope in common.
+        ResultError: The campaigns have different images, protocols, fault models or calibration images, or no scope in
+            common; or one is a shard.
 
     .. code-block:: python
 
         verdict = rh.compare(baseline=plain_result, candidate=text_guided_result)
+        print(verdict)
         verdict.improvement("network", "sdc").ratio  # above 1: the candidate is better
         verdict.differing("sdc")  # layers whose SDC rates differ
     """
-    for name, result in (("baseline", baseline), ("candidate", candidate)):
-        instance_of(name, result, CampaignResult, example='rh.CampaignResult.load("folder")')
-    if baseline.record.data_sha256 != candidate.record.data_sha256:
-        raise ResultError("The two campaigns used different images; run both on the same data, in the same order.")
-    if baseline.config.protocol != candidate.config.protocol:
-        raise ResultError(
-            f"The two campaigns follow different protocols ({baseline.config.protocol.name} and "
-            f"{candidate.config.protocol.name}); compare campaigns of one protocol."
-        )
-    if baseline.record.calibration_sha256 != candidate.record.calibration_sha256:
-        raise ResultError(
-            "The two campaigns took their ranges from different images; calibrate both on the same data, in the same "
-            "order."
-        )
+    require_comparable(baseline, candidate)
     first, second = baseline.summary(level=level), candidate.summary(level=level)
     improvements = [
-        _improvement(baseline, candidate, first, second, scope, weighting, metric)
+        improvement
         for scope in first.scopes
         if scope in second.scopes
-        for weighting in WEIGHTINGS
-        for metric in METRICS
+        for improvement in _scope_improvements(baseline, candidate, first, second, scope)
     ]
     if not improvements:
         raise ResultError(
@@ -176,7 +81,54 @@ def compare(baseline: CampaignResult, candidate: CampaignResult, *, level: float
         accuracy_gain=_gain(baseline.golden.correct, candidate.golden.correct, level),
         top2diff_gain=_gain(baseline.golden.top2diff, candidate.golden.top2diff, level),
         improvements=tuple(improvements),
-        layers=tuple(found for metric in _RATES for found in _layers(baseline, candidate, metric, level)),
+        layers=tuple(found for metric in COMPARED_RATES for found in _layers(baseline, candidate, metric, level)),
+        notes=differences_to_name(baseline, candidate),
+    )
+
+
+def _scope_improvements(
+    baseline: CampaignResult, candidate: CampaignResult, first: Summary, second: Summary, scope: str
+) -> list[Improvement]:
+    """Compare every figure of one scope."""
+    note = _other_sites(scope, baseline, candidate)
+    found = [
+        _improvement(baseline, candidate, first, second, scope, weighting, metric, note)
+        for weighting in WEIGHTINGS
+        for metric in METRICS
+    ]
+    if first.scopes[scope].fault_bits is None:
+        return found
+    for metric in COMPARED_RATES:
+        before, after = (summary.scopes[scope].harmful_bits(metric) for summary in (first, second))
+        found.append(
+            Improvement(
+                scope=scope,
+                weighting=HARMFUL_BITS,
+                metric=metric,
+                baseline=before,
+                candidate=after,
+                ratio=ratio_of_rates(before, after),
+                difference=difference_of_rates(before, after),
+                note=note,
+            )
+        )
+    return found
+
+
+def _other_sites(scope: str, baseline: CampaignResult, candidate: CampaignResult) -> str:
+    """Return a note if two campaigns have different sites in a scope."""
+    first, second = (
+        {site.name: (site.site.neurons, site.site.word_bits) for site in scope_sites}
+        for scope_sites in (
+            [result.sites[row] for row in SCOPES[scope].rows(result.sites)] for result in (baseline, candidate)
+        )
+    )
+    if first == second:
+        return ""
+    before, after = (f"{len(sites)} ({sum(n for n, _ in sites.values()):,} values)" for sites in (first, second))
+    return (
+        f"Sites of the scope {scope!r}: {before} in the baseline, {after} in the candidate. Its means are over "
+        "different sites; compare harmful bits, or FIT."
     )
 
 
@@ -237,6 +189,7 @@ def _improvement(
     scope: str,
     weighting: Weighting,
     metric: str,
+    note: str,
 ) -> Improvement:
     """Compare one figure."""
     before, after = (getattr(summary.scopes[scope], weighting)[metric] for summary in (first, second))
@@ -255,6 +208,7 @@ def _improvement(
         candidate=after,
         ratio=ratio,
         difference=difference,
+        note=note,
     )
 
 
@@ -267,7 +221,7 @@ def _image_errors(
     values = trials.delta_loss if metric == "delta_loss" else trials.events(metric).astype(np.float64)
     if np.isinf(values).any():
         return np.full(len(images), np.nan)
-    weighted = weigh_trials(sites, trials, result.config.design, layer_weights(sites, weighting))
+    weighted = weigh_trials(sites, trials, result.config.design, layer_weights(sites, weighting, result.config.fault))
     errors: Floats = np.zeros(len(images))
     position = np.searchsorted(images, trials.image)
     np.add.at(errors, position, influence(weighted, values).parts)

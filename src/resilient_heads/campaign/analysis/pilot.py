@@ -7,13 +7,15 @@ import numpy as np
 
 from resilient_heads.campaign.analysis.stratum_needs import StratumNeeds, needs_by_bits, needs_by_perturbation
 from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, allocate
-from resilient_heads.campaign.design.designs import StratifiedDesign
-from resilient_heads.campaign.design.plan import SINGLE_FLIP
+from resilient_heads.campaign.design.designs import StratifiedDesign, ways_to_divide
+from resilient_heads.campaign.design.fault_space import SINGLE_FLIP
 from resilient_heads.campaign.design.strata import By
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.trials.rates import check_metric
-from resilient_heads.checks import one_of, real_number
-from resilient_heads.errors import ResultError
+from resilient_heads.checks import instance_of, one_of, real_number
+from resilient_heads.display import as_code
+from resilient_heads.errors import ArgumentError, ResultError
+from resilient_heads.injection.faults.fault_model import FaultModel
 
 _DOUBT = 1.05
 """Factor on the expected width with strata of bits before it is compared with that of perturbations. The allowance for
@@ -27,7 +29,7 @@ def neyman_design(
     total_trials: int,
     metric: str = "sdc",
     weighting: Weighting = "layer_averaged",
-    by: tuple[By, ...] | None = None,
+    by: Sequence[By] | None = None,
     channel_groups: int = 4,
     image_groups: int = 1,
     floor: float | None = None,
@@ -45,7 +47,8 @@ def neyman_design(
         metric: The figure that becomes precise: ``"delta_loss"`` or a rate.
         weighting: Mean over the layers in that figure: ``"layer_averaged"`` or ``"bit_weighted"``.
         by: See :class:`StratifiedDesign`. None chooses ``("perturbation",)`` or ``("magnitude",)``, whichever is
-            expected to give the narrower interval.
+            expected to give the narrower interval; for another fault than a single flip it chooses ``()``, since such
+            strata consist of single flips.
         channel_groups: Number of groups of channels, if ``by`` has ``"channel"``.
         image_groups: See :class:`StratifiedDesign`.
         floor: Every stratum gets at least this fraction of its proportional number of trials, in ``(0, 1]``. So no
@@ -73,6 +76,8 @@ def neyman_design(
     one_of("weighting", weighting, WEIGHTINGS)
     if floor is not None:
         real_number("floor", floor, above=0, most=1)
+    instance_of("pilot", pilot, CampaignResult, example='rh.CampaignResult.load("pilot")')
+    ways = _strata_for(pilot.config.fault, by)
     values = pilot.trials.values(metric)
     if len(np.unique(values[np.isfinite(values)])) < 2:
         raise ResultError(
@@ -81,16 +86,16 @@ def neyman_design(
         )
     shape = StratifiedDesign(
         total_trials=total_trials,
-        by=("magnitude",) if by is None or by == ("perturbation",) else by,
+        by=("magnitude",) if ways is None or ways == ("perturbation",) else ways,
         weighting=weighting,
         channel_groups=channel_groups,
         image_groups=image_groups,
         pilot_seed=pilot.config.seed,
     )
     candidates = []
-    if by != ("perturbation",):
+    if ways != ("perturbation",):
         candidates.append(needs_by_bits(pilot, shape, metric))
-    if by == ("perturbation",) or (by is None and pilot.config.fault == SINGLE_FLIP):
+    if ways is None or ways == ("perturbation",):
         candidates.append(needs_by_perturbation(pilot, shape, metric))
     needs, floor = _narrowest(candidates, total_trials, [floor] if floor is not None else _FLOORS.tolist())
     counts = allocate(
@@ -101,6 +106,18 @@ def neyman_design(
     # Without a range detector most SDCs come from values so large that no margin of an image withstands them.
     fragile_images = pilot.config.protocol.range_detector is not None
     return replace(shape, by=("perturbation",), counts=counts, scales=needs.scales, fragile_images=fragile_images)
+
+
+def _strata_for(fault: FaultModel, by: Sequence[By] | None) -> tuple[By, ...] | None:
+    """Return what divides a site into strata: strata of bits and perturbations consist of single flips."""
+    if fault == SINGLE_FLIP:
+        return None if by is None else ways_to_divide(by)
+    if by:
+        raise ArgumentError(
+            f"Strata by {' and '.join(by)} consist of single flips, and the trials of the pilot inject "
+            f"{as_code(fault)}; leave out by=, so that each site is one stratum."
+        )
+    return ()
 
 
 def _narrowest(

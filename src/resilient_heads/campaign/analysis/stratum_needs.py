@@ -87,7 +87,7 @@ def needs_by_perturbation(pilot: CampaignResult, shape: StratifiedDesign, metric
     A trial of the pilot contributes to one class by its outcome, and to the fractions of all classes by its value: it
     shows what every other flip of the value would have changed.
     """
-    layers = layer_weights(pilot.sites, shape.weighting)
+    layers = layer_weights(pilot.sites, shape.weighting, pilot.config.fault)
     weight = weigh_trials(pilot.sites, pilot.trials, pilot.config.design, layers).weight
     if not weight.any():
         weight = np.ones(len(weight))
@@ -147,7 +147,7 @@ def _needs(
     deviations = np.zeros((len(sizes), most))
     for rows in _alike(pilot, sizes):
         deviations[rows] = estimate_deviations(counts[rows], sums[rows], squares[rows], event)
-    layers = layer_weights(pilot.sites, shape.weighting)
+    layers = layer_weights(pilot.sites, shape.weighting, pilot.config.fault)
     weights = np.concatenate([weight * fraction for weight, fraction in zip(layers, fractions, strict=True)])
     least = max(2, min(_LEAST_TRIALS, shape.total_trials // (4 * len(weights))))
     return StratumNeeds(

@@ -5,22 +5,27 @@ from typing import Literal
 
 import numpy as np
 
+from resilient_heads.campaign.design.fault_space import fault_places
 from resilient_heads.campaign.design.strata import Codes
 from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.errors import ArgumentError
+from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.statistics.intervals import Floats
 
 Weighting = Literal["layer_averaged", "bit_weighted"]
 WEIGHTINGS: tuple[Weighting, ...] = ("layer_averaged", "bit_weighted")
 
 
-def layer_weights(sites: Sequence[CampaignSite], weighting: Weighting) -> Floats:
-    """Return the weight of each site in a mean over all sites, ``(L,)``; the sum is 1."""
+def layer_weights(sites: Sequence[CampaignSite], weighting: Weighting, fault: FaultModel) -> Floats:
+    """Return the weight of each site in a mean over all sites, ``(L,)``; the sum is 1.
+
+    ``"bit_weighted"`` gives every place that the fault can take the same weight, at all sites.
+    """
     if weighting == "layer_averaged":
         return np.full(len(sites), 1 / len(sites))
-    bits: Floats = np.array([site.total_bits for site in sites], dtype=np.float64)
-    bits /= bits.sum()
-    return bits
+    places: Floats = np.array([fault_places(fault, site) for site in sites], dtype=np.float64)
+    places /= places.sum()
+    return places
 
 
 def allocate(

@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from resilient_heads.campaign.design.allocation import WEIGHTINGS, Weighting, allocate, layer_weights
+from resilient_heads.campaign.design.fault_space import SINGLE_FLIP
 from resilient_heads.campaign.design.perturbation_strata import CLASSES
 from resilient_heads.campaign.design.strata import BIT_KINDS, By, Strata, strata_of
 from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.checks import one_of, real_number, whole_number
+from resilient_heads.display import as_code
 from resilient_heads.errors import ArgumentError
 
 
@@ -87,7 +89,7 @@ class StratifiedDesign:
     def __post_init__(self) -> None:
         for name in ("total_trials", "channel_groups", "image_groups"):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=1))
-        _check_by(self.by)
+        object.__setattr__(self, "by", ways_to_divide(self.by))
         if self.by_perturbation and (self.scales is None or self.counts is None):
             raise ArgumentError(
                 'Strata by "perturbation" take their counts and scales from a pilot; pass '
@@ -98,9 +100,13 @@ class StratifiedDesign:
         for layer, scale in (self.scales or {}).items():
             real_number(f"The scale of {layer!r}", scale, above=0, below=float("inf"))
         one_of("weighting", self.weighting, WEIGHTINGS)
-        for layer, counts in (self.counts or {}).items():
-            if not counts or min(counts) < 1:
-                raise ArgumentError(f"Every stratum of {layer!r} needs at least 1 trial; found counts {counts}.")
+        if self.counts is not None:
+            object.__setattr__(self, "counts", {layer: _counts(layer, given) for layer, given in self.counts.items()})
+
+    def __repr__(self) -> str:
+        return as_code(
+            self, counts=f"<of {len(self.counts or {})} sites>", scales=f"<of {len(self.scales or {})} sites>"
+        )
 
     @property
     def by_perturbation(self) -> bool:
@@ -118,7 +124,7 @@ class StratifiedDesign:
             ArgumentError: There are fewer than two trials for each stratum, or the counts do not fit the sites.
         """
         if self.counts is None:
-            weights = layer_weights(sites, self.weighting)
+            weights = layer_weights(sites, self.weighting, SINGLE_FLIP)  # a design does not know the fault
             amounts = [weight * self.strata(site).fractions for weight, site in zip(weights, sites, strict=True)]
             return replace(self, counts=allocate(self.total_trials, amounts, [site.name for site in sites]))
         for site in sites:
@@ -152,12 +158,21 @@ def design_from_dict(content: dict[str, Any]) -> Design:
     return StratifiedDesign(**{**fields, "by": tuple(fields["by"])})
 
 
-def _check_by(by: tuple[By, ...]) -> None:
-    """Raise ArgumentError unless ``by`` names ways to divide a site that go together."""
-    kinds = set(by)
+def ways_to_divide(by: object) -> tuple[By, ...]:
+    """Return ``by`` as a tuple; raise ArgumentError unless it names ways to divide a site that go together."""
+    ways = tuple(by) if isinstance(by, Sequence) and not isinstance(by, str) else (by,)
+    kinds = {way for way in ways if isinstance(way, str)}
     known = kinds <= {*BIT_KINDS, "channel"} or kinds == {"perturbation"}
-    if isinstance(by, str) or not known or len(kinds - {"channel"}) > 1:
+    if isinstance(by, str) or not known or len(kinds) < len(ways) or len(kinds - {"channel"}) > 1:
         raise ArgumentError(
             'by must be ("perturbation",), or a tuple of "channel" and at most one of "bit", "magnitude" and "role"; '
             f"found {by!r}."
         )
+    return ways
+
+
+def _counts(layer: str, given: object) -> tuple[int, ...]:
+    """Return the numbers of trials in the strata of a site as a tuple."""
+    if not isinstance(given, Sequence) or not given:
+        raise ArgumentError(f"The counts of {layer!r} must be a tuple, such as (8, 2); found {given!r}.")
+    return tuple(whole_number(f"Each of the counts of {layer!r}", count, least=1) for count in given)

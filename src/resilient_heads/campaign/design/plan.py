@@ -9,10 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from resilient_heads.campaign.design.designs import Design, StratifiedDesign, UniformDesign
+from resilient_heads.campaign.design.fault_space import SINGLE_FLIP
 from resilient_heads.campaign.design.perturbation_strata import CLASSES, PerturbationStrata
 from resilient_heads.campaign.design.strata import Codes, interleave
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.trials.columns import CampaignSite, Trials
+from resilient_heads.display import as_code
 from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.faults.fault_model import FaultModel
@@ -22,9 +24,6 @@ from resilient_heads.injection.random.images import draw_images, draw_weighted_i
 from resilient_heads.injection.random.streams import Indices, stream_name
 from resilient_heads.injection.random.words import draw_uniforms
 from resilient_heads.statistics.intervals import Floats
-
-SINGLE_FLIP = FaultModel()
-"""Flip one bit of one neuron, both drawn uniformly."""
 
 FRAGILE_MARGINS = (0.5, 0.2, 0.05)
 """With ``fragile_images``, the weight of an image doubles for each of these that its Top2Diff is below."""
@@ -54,7 +53,7 @@ class InjectionPlan:
     def __post_init__(self) -> None:
         if isinstance(self.design, StratifiedDesign) and self.design.by and self.fault != SINGLE_FLIP:
             raise ArgumentError(
-                f"Strata by {' and '.join(self.design.by)} consist of single flips, found {self.fault}; pass "
+                f"Strata by {' and '.join(self.design.by)} consist of single flips, found {as_code(self.fault)}; pass "
                 "StratifiedDesign(by=()) or UniformDesign."
             )
 

@@ -13,6 +13,7 @@ from resilient_heads.campaign.trials.columns import CampaignSite, Trials
 from resilient_heads.campaign.trials.rates import check_metric
 from resilient_heads.checks import one_of, real_number, whole_number
 from resilient_heads.errors import ArgumentError
+from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate
 
 
@@ -57,7 +58,7 @@ class StoppingRule:
         if self.max_trials is not None:
             whole_number("max_trials", self.max_trials, least=1)
 
-    def is_met(self, sites: Sequence[CampaignSite], trials: Trials, design: Design) -> bool:
+    def is_met(self, sites: Sequence[CampaignSite], trials: Trials, design: Design, fault: FaultModel) -> bool:
         """Whether the trials so far are enough. The answer depends on the trials alone.
 
         Raises:
@@ -65,12 +66,12 @@ class StoppingRule:
         """
         if self.max_trials is not None and len(trials) >= self.max_trials:
             return True
-        figure = self.estimate(sites, trials, design)
+        figure = self.estimate(sites, trials, design, fault)
         half_width = (figure.high - figure.low) / 2
         largest = self.half_width * abs(figure.value) if self.relative else self.half_width
         return bool(math.isfinite(half_width) and half_width <= largest)
 
-    def estimate(self, sites: Sequence[CampaignSite], trials: Trials, design: Design) -> Estimate:
+    def estimate(self, sites: Sequence[CampaignSite], trials: Trials, design: Design, fault: FaultModel) -> Estimate:
         """Return the figure to which the rule refers.
 
         Raises:
@@ -84,5 +85,5 @@ class StoppingRule:
                 "another scope to StoppingRule, or other layers."
             )
         in_scope, chosen = trials.rows(rows), [sites[row] for row in rows]
-        weighted = weigh_trials(chosen, in_scope, design, layer_weights(chosen, self.weighting))
+        weighted = weigh_trials(chosen, in_scope, design, layer_weights(chosen, self.weighting, fault))
         return estimate(in_scope, weighted, self.metric, self.level)

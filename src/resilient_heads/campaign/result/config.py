@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from torch import nn
 
 from resilient_heads.campaign.design.designs import Design, StratifiedDesign, UniformDesign, design_from_dict
-from resilient_heads.campaign.design.plan import SINGLE_FLIP
+from resilient_heads.campaign.design.fault_space import SINGLE_FLIP
 from resilient_heads.campaign.figures.stopping import StoppingRule
 from resilient_heads.campaign.result.fault_record import as_record, from_record
 from resilient_heads.campaign.result.protocol import GOLDENEYE, Protocol

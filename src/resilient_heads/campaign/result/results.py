@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from resilient_heads.campaign.design.fault_space import SINGLE_FLIP
 from resilient_heads.campaign.figures.scopes import SCOPES
 from resilient_heads.campaign.figures.summary import (
     BitSummary,
@@ -21,70 +22,22 @@ from resilient_heads.campaign.figures.summary import (
 )
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.result.config import CampaignConfig
-from resilient_heads.campaign.result.protocol import Protocol
 from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.shards import Shard
 from resilient_heads.campaign.result.store import CampaignFolder
+from resilient_heads.campaign.result.summary import Summary
 from resilient_heads.campaign.trials.columns import CampaignSite, Trials
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.campaign.trials.table import trials_table
-from resilient_heads.checks import one_of
+from resilient_heads.checks import one_of, strings
+from resilient_heads.display import as_code, wrapped
 from resilient_heads.errors import ArgumentError, ResultError
 from resilient_heads.injection.sites.coverage import Coverage
-from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate, mean_interval, wilson
+from resilient_heads.statistics.intervals import DEFAULT_LEVEL, mean_interval, wilson
 from resilient_heads.statistics.planning import bonferroni
 
 if TYPE_CHECKING:
     import pandas
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """A campaign in a few figures.
-
-    Attributes:
-        protocol: How faults were applied.
-        level: Confidence level of all intervals.
-        images: Number of images.
-        eligible_images: Number of images into which faults were injected.
-        accuracy: Fraction of images that the fault-free model classifies correctly; Wilson interval.
-        top2diff: Mean difference of the two largest softmax probabilities over all images, fault-free.
-        trials: Number of trials.
-        coverage: How much of the model's computation the sites hold. If it is less than 99 % of the
-            multiply-accumulates, the figures of the network are those of the covered part.
-        scopes: The figures of each scope by its name in ``SCOPES``, without scopes of which ``layers=`` left out a
-            site.
-    """
-
-    protocol: Protocol
-    level: float
-    images: int
-    eligible_images: int
-    accuracy: Estimate
-    top2diff: Estimate
-    trials: int
-    coverage: Coverage
-    scopes: dict[str, ScopeSummary]
-
-    @property
-    def last(self) -> ScopeSummary:
-        """The classifier's layers."""
-        return self._scope("last")
-
-    @property
-    def network(self) -> ScopeSummary:
-        """All layers."""
-        return self._scope("network")
-
-    def _scope(self, name: str) -> ScopeSummary:
-        """Return a scope, or say why the summary has no figures for it."""
-        if name not in self.scopes:
-            raise ResultError(
-                f"The campaign has no figures for {name!r}, because layers= left out some of its sites; it has figures "
-                f"for: {', '.join(self.scopes) or 'no scope'}. Read result.by_layer(), or run the campaign without "
-                "layers=."
-            )
-        return self.scopes[name]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -118,7 +71,11 @@ class CampaignResult:
     def __repr__(self) -> str:
         size = f"{len(self.sites)} sites, {len(self.trials)} trials"
         part = "" if self.shard.is_whole else f", shard {self.shard.rank} of {self.shard.world_size}"
-        return f"CampaignResult({self.record.model}, {self.config.protocol.name}, {size}{part})"
+        fault = "" if self.config.fault == SINGLE_FLIP else f", {as_code(self.config.fault)}"
+        return wrapped(f"CampaignResult({self.record.model}, {self.config.protocol.name}{fault}, {size}{part})")
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.summary()}" if self.shard.is_whole else repr(self)
 
     @property
     def config(self) -> CampaignConfig:
@@ -194,7 +151,8 @@ class CampaignResult:
         rows = scope.rows(self.sites)
         chosen = [self.sites[row] for row in rows]
         part = "" if scope.classifier_only else self.coverage.part
-        return summarize_scope(name, chosen, self.trials.rows(rows), self.config.design, level=level, part=part)
+        trials, config = self.trials.rows(rows), self.config
+        return summarize_scope(name, chosen, trials, config.design, config.fault, level=level, part=part)
 
     def by_layer(self, *, level: float = DEFAULT_LEVEL, simultaneous: bool = False) -> list[SiteSummary]:
         """Return the figures of each site, in the order of execution.
@@ -215,17 +173,20 @@ class CampaignResult:
             level: Confidence level of every interval.
 
         Raises:
-            ArgumentError: The campaign has no site of a name, or the sites have different number formats.
+            ArgumentError: The campaign has no site of a name, the sites have different number formats, or the
+                campaign's fault is not one bit of one value.
         """
         names = self.record.layers
+        if layers is not None:
+            strings("layers", layers, example='["fc"]')
         unknown = [layer for layer in layers or () if layer not in names]
-        if unknown or (layers is not None and not layers):
+        if unknown:
             raise ArgumentError(f"The campaign has no site named {unknown}; expected some of: {', '.join(names)}.")
         rows = [row for row, name in enumerate(names) if layers is None or name in layers]
         chosen = [self.sites[row] for row in rows]
-        if len({site.site.dtype for site in chosen}) > 1:
+        if self.config.fault.format is None and len({site.site.dtype for site in chosen}) > 1:
             raise ArgumentError("The sites have different number formats; pass layers= with sites of one format.")
-        return summarize_bits(chosen, self.trials.rows(rows), self.config.design, level=level)
+        return summarize_bits(chosen, self.trials.rows(rows), self.config.design, self.config.fault, level=level)
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return a table with a row for each trial: the columns of ``Trials``, and ``layer``, the name of the site.

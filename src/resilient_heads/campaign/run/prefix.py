@@ -27,7 +27,7 @@ class Prefix:
             if trials is None:
                 break
             self._known.append(trials)
-            if self._rule.is_met(self._plan.sites, Trials.gather(self._known), self._plan.design):
+            if self._rule.is_met(self._plan.sites, Trials.gather(self._known), self._plan.design, self._plan.fault):
                 self._last = len(self._known) - 1
         return self._last is not None
 

@@ -75,7 +75,7 @@ class FaultModel:
         if self.elements.fixed:
             trials = np.zeros_like(trials)
         population = self.format.groups(neurons) if self.format is not None and self.shared else neurons
-        width = self._width(word_bits)
+        width = self.width(word_bits)
         if isinstance(self.elements, ErrorRate):
             draws = self._draw_errors(seed, stream, trials, population, width)
         else:
@@ -99,7 +99,7 @@ class FaultModel:
         """
         if self.elements.fixed:
             trials = np.zeros_like(trials)
-        draws = self._draw_effect(seed, stream, trials, np.tile(chosen, (len(trials), 1)), self._width(word_bits))
+        draws = self._draw_effect(seed, stream, trials, np.tile(chosen, (len(trials), 1)), self.width(word_bits))
         return self._to_members(draws, neurons) if self.shared else draws
 
     def context(self, rows: Tensor, draws: Draws) -> TensorContext:
@@ -159,7 +159,7 @@ class FaultModel:
         injected = torch.from_numpy(draws.neurons).to(values.device) >= 0
         return torch.where(injected, words(after.contiguous()), words(values)).view(values.dtype)
 
-    def _width(self, word_bits: int) -> int:
+    def width(self, word_bits: int) -> int:
         """Return the bits of the words that the effect acts on, given the bits of the tensor's own words."""
         if self.format is None:
             return word_bits
@@ -172,7 +172,7 @@ class FaultModel:
         if not isinstance(self.effect, RandomWord):  # A random word also clears the bits above the word.
             touched = touched | ~draws.keep.view(np.uint64)[injected]
         highest = max(int(touched.max(initial=0)).bit_length() - 1, 0)
-        _named_mask((highest,), self._width(word_bits_of(values.dtype)))
+        _named_mask((highest,), self.width(word_bits_of(values.dtype)))
 
     def _replace(self, values: Tensor, uniforms: Tensor, context: TensorContext) -> Tensor:
         """Return the values that an effect on values puts in their place."""
