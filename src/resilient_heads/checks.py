@@ -119,6 +119,15 @@ def strings(
     return tuple(values)
 
 
+def printable(text: object) -> str:
+    r"""Return a name or path as text that every terminal can print: control characters and stray bytes are escaped.
+
+    >>> print(printable("cat\x1b[31m"))
+    cat\x1b[31m
+    """
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in str(text))
+
+
 def _shown(value: object) -> str:
     """Return how an error shows a value: as code, cut where it is long."""
     code = f'"{value}"' if isinstance(value, str) and '"' not in value else repr(value)

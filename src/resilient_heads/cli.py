@@ -18,6 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="resilient-heads",
         description="Give classifiers text-guided heads, and measure by fault injection how resilient models are.",
+        epilog="Exit codes: 0 done, 1 an error with a message, 2 a command line that cannot be understood, "
+        "130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"resilient-heads {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -27,13 +29,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 an error with a message, 2 wrong usage, 130 interrupted."""
+    """Run one command and return its exit code: 0 done, 1 an error with a message, 130 interrupted.
+
+    A command line that cannot be understood raises SystemExit with the exit code 2.
+    """
     chosen = build_parser().parse_args(arguments)
     try:
         with one_line_warnings():
             chosen.run(chosen)
     except (ResilientHeadsError, OSError) as error:
         print(f"resilient-heads: {_message(error)}", file=sys.stderr)
+        return 1
+    except SystemExit as end:
+        code = 0 if end.code is None else end.code
+        print(f"resilient-heads: code of the model, or of a library, ended the program ({code})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("resilient-heads: interrupted", file=sys.stderr)

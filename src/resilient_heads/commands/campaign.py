@@ -2,11 +2,18 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import resilient_heads as rh
 from resilient_heads.campaign.result.protocol import PROTOCOLS
-from resilient_heads.commands.model_and_data import add_options, load_images, load_model
+from resilient_heads.commands.fault_free import check_classes, classes_line, show_accuracy
+from resilient_heads.commands.model_and_data import add_options, load_model_and_images
 from resilient_heads.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from resilient_heads.inputs.named_model import NamedModel
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -80,23 +87,25 @@ def run(arguments: argparse.Namespace) -> None:
             f"--protocol {arguments.protocol} clamps flipped values to each layer's range; pass --calibration with "
             "images to measure the ranges, or --protocol raw."
         )
-    model, preprocessing = load_model(arguments)
-    data = load_images(arguments.data, preprocessing, arguments)
-    calibration = load_images(arguments.calibration, preprocessing, arguments) if needs_ranges else None
+    named, data = load_model_and_images(arguments)
+    check_classes(named, data, batch_size=arguments.batch_size)
+    if shard.rank == 0:
+        print(classes_line(named, data), flush=True)
     result = rh.run_campaign(
-        model,
-        data,
+        named.model,
+        (data.images, data.labels),
         protocol=arguments.protocol,
         design=design,
         until=until,
         seed=arguments.seed,
         layers=arguments.layers,
-        calibration=calibration,
+        calibration=_calibration(named, arguments) if needs_ranges else None,
         batch_size=arguments.batch_size,
         chunk_size=arguments.chunk_size,
         output=arguments.output,
         shard=shard,
         progress=not arguments.quiet,
+        on_golden=show_accuracy if shard.rank == 0 else None,
     )
     if shard.is_whole:
         print(rh.report.layer_table(result))
@@ -106,6 +115,13 @@ def run(arguments: argparse.Namespace) -> None:
             f"Shard {shard.rank} of {shard.world_size} is done: {len(result.trials):,} trials in {arguments.output}. "
             f"When all shards are done, run: resilient-heads merge {arguments.output}"
         )
+
+
+def _calibration(named: "NamedModel", arguments: argparse.Namespace) -> "Tensor":
+    """Return images whose classes do not matter."""
+    from resilient_heads.inputs.images import read_images  # torch takes seconds: --help must not wait for it
+
+    return read_images(arguments.calibration, named.preprocessing, most=arguments.images).images
 
 
 def _stopping_rule(text: str) -> "rh.StoppingRule":

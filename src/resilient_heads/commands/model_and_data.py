@@ -1,15 +1,20 @@
 """The options that name a model and its images, shared by several commands."""
 
 import argparse
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import resilient_heads as rh
+from resilient_heads.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from resilient_heads.inputs.preprocessing import Preprocessing
+    from resilient_heads.inputs.class_order import Labels
+    from resilient_heads.inputs.images import ImageSet
+    from resilient_heads.inputs.named_model import NamedModel
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +48,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder with a subfolder for each class, or .npz file with images (N, C, H, W) and labels (N,)",
     )
+    order = data.add_mutually_exclusive_group()
+    order.add_argument(
+        "--class-index",
+        type=Path,
+        metavar="FILE",
+        help='JSON with the class of each folder: {"cat": 0}, ["cat", "dog"] or {"0": ["n02123045", "tabby"]} '
+        "(default: class_to_idx.json in the folder, else the model's labels, else the sorted names)",
+    )
+    order.add_argument(
+        "--sort",
+        choices=["numeric", "name"],
+        help="the folders are the model's classes 0, 1, 2, ... in the order of their numbers or names; name is the "
+        "order of torchvision's ImageFolder",
+    )
     data.add_argument(
         "--images", type=int, metavar="N", help="use only N images, taken at even distances (default: all)"
     )
     data.add_argument(
-        "--resize", type=int, metavar="PIXELS", help="length of an image's shorter side (default: the model's)"
+        "--resize",
+        type=int,
+        metavar="PIXELS",
+        help="length of an image's shorter side (default: the model's, if neither --resize nor --crop is given)",
     )
     data.add_argument(
         "--crop", type=int, metavar="PIXELS", help="side of the square that is cut from an image's centre"
@@ -56,29 +78,58 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--std", type=float, nargs="+", metavar="X", help="standard deviation of each channel")
 
 
-def load_model(arguments: argparse.Namespace) -> tuple["nn.Module", "Preprocessing"]:
-    """Return the model with its weights, on its device, and its preprocessing of images."""
+def load_model_and_images(arguments: argparse.Namespace) -> tuple["NamedModel", "ImageSet"]:
+    """Return the model with its weights on its device, and labelled images with the classes of the model."""
     # torch takes seconds: --help must not wait for it
     from resilient_heads.evaluation import usable_device
     from resilient_heads.inputs.checkpoints import read_checkpoint
+    from resilient_heads.inputs.error_context import error_context
+    from resilient_heads.inputs.images import ClassChoice, read_images
     from resilient_heads.inputs.models import named_model
     from resilient_heads.inputs.preprocessing import preprocessing_from
 
     device = usable_device(arguments.device)
-    model, preprocessing = named_model(
-        arguments.model, pretrained=arguments.checkpoint is None, classes=arguments.classes
+    named = named_model(arguments.model, pretrained=arguments.checkpoint is None, classes=arguments.classes)
+    embeddings = None if arguments.wrap is None else _embeddings(arguments.wrap)
+    state = None if arguments.checkpoint is None else read_checkpoint(arguments.checkpoint)
+    preprocessing = preprocessing_from(
+        named.preprocessing, resize=arguments.resize, crop=arguments.crop, mean=arguments.mean, std=arguments.std
     )
-    if arguments.wrap is not None:
-        is_file = Path(arguments.wrap).is_file()
-        rh.wrap_model(model, embeddings=rh.ClassEmbeddings.load(arguments.wrap) if is_file else arguments.wrap)
-    if arguments.checkpoint is not None:
-        rh.load_checkpoint(model, read_checkpoint(arguments.checkpoint))
-    chosen = preprocessing_from(resize=arguments.resize, crop=arguments.crop, mean=arguments.mean, std=arguments.std)
-    return model.to(device).eval(), chosen or preprocessing
+    named = replace(named, preprocessing=preprocessing, labels=_labels(named, embeddings))
+    choice = ClassChoice(labels=named.labels, index_file=arguments.class_index, sort=arguments.sort)
+    data = read_images(arguments.data, preprocessing, most=arguments.images, classes=choice)
+    if embeddings is not None:
+        _wrap(named.model, embeddings, data.images[:2])
+    if state is not None:
+        rh.load_checkpoint(named.model, state)
+    with error_context(ModelError, f"The model cannot be moved to {device} for evaluation"):
+        named.model.to(device).eval()
+    return named, data
 
 
-def load_images(path: Path, preprocessing: "Preprocessing", arguments: argparse.Namespace) -> tuple["Tensor", "Tensor"]:
-    """Return images ``(N, C, H, W)`` and labels ``(N,)``."""
-    from resilient_heads.inputs.images import read_images
+def _embeddings(name: str) -> "rh.ClassEmbeddings":
+    """Return the embeddings of --wrap: a file, or prebuilt ones."""
+    return rh.ClassEmbeddings.load(name) if Path(name).is_file() else rh.load_embeddings(name)
 
-    return read_images(path, preprocessing, most=arguments.images)
+
+def _labels(named: "NamedModel", embeddings: "rh.ClassEmbeddings | None") -> "Labels | None":
+    """Return the names of the model's classes: those of a text-guided head, if it has or gets one."""
+    from resilient_heads.heads.find.locate import find_heads  # torch takes seconds: --help must not wait for it
+
+    texts = [head.class_names for head in find_heads(named.model).values()] if embeddings is None else []
+    names = embeddings.class_names if embeddings is not None else next((text for text in texts if text), None)
+    return named.labels if names is None else tuple((name,) for name in names)
+
+
+def _wrap(model: "nn.Module", embeddings: "rh.ClassEmbeddings", example_input: "Tensor") -> None:
+    """Give the model a text-guided head; show the model images only if it cannot be wrapped without them."""
+    try:
+        with contextlib.suppress(ModelError):
+            rh.wrap_model(model, embeddings=embeddings)
+            return
+        rh.wrap_model(model, embeddings=embeddings, example_input=example_input)
+    except ModelError as error:
+        raise ModelError(
+            f"--wrap: {error} In this command, --classes sets the number of classes of models of torchvision and timm; "
+            "for arguments of rh.wrap_model, call it in a Python file and pass --model file.py:factory."
+        ) from error

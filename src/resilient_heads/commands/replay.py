@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import resilient_heads as rh
-from resilient_heads.commands.model_and_data import add_options, load_images, load_model
+from resilient_heads.commands.model_and_data import add_options, load_model_and_images
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -21,9 +21,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def run(arguments: argparse.Namespace) -> None:
     """Repeat the trial; print the flip, the outcome and the logits of the leading classes."""
-    model, preprocessing = load_model(arguments)
-    data = load_images(arguments.data, preprocessing, arguments)
-    trial = rh.replay(arguments.folder, model, data, site=arguments.site, trial=arguments.trial)
+    named, data = load_model_and_images(arguments)
+    trial = rh.replay(
+        arguments.folder, named.model, (data.images, data.labels), site=arguments.site, trial=arguments.trial
+    )
     limit = "" if trial.range_limit is None else f", limited to {trial.range_limit:.6g}"
     print(f"trial {trial.trial} of {trial.layer}: image {trial.image} of class {trial.label}")
     print(f"bit {trial.bit} of neuron {trial.neuron}: {trial.before:.9g} became {trial.after:.9g}{limit}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from resilient_heads.checks import printable
 from resilient_heads.errors import ResilientHeadsError
 
 
@@ -20,5 +21,5 @@ def error_context(error: type[ResilientHeadsError], what: str) -> Iterator[None]
     except ResilientHeadsError:
         raise
     except Exception as cause:
-        reason = next(iter(str(cause).strip().splitlines()), "")
+        reason = printable(next(iter(str(cause).strip().splitlines()), ""))
         raise error(f"{what}: {type(cause).__name__}: {reason}") from cause

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resilient_heads.checks import whole_number
+from resilient_heads.checks import real_number, whole_number
 from resilient_heads.errors import ArgumentError, DataError
 from resilient_heads.extras import require
 
@@ -20,11 +20,13 @@ class Preprocessing:
         transform: Function from a PIL image in RGB to a tensor ``(C, H, W)``; None if unknown.
         mean: Mean of each channel, for values in [0, 1]; None if unknown.
         std: Standard deviation of each channel; None if unknown.
+        options: The options of a command that gave it.
     """
 
     transform: Callable[[Any], Tensor] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    options: frozenset[str] = frozenset()
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return uint8 images ``(N, C, H, W)`` as float32, scaled to [0, 1] and normalised.
@@ -47,22 +49,40 @@ class Preprocessing:
 
 
 def preprocessing_from(
-    *, resize: int | None, crop: int | None, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Preprocessing | None:
-    """Return the preprocessing that the options of a command describe; None without such options.
+    models: Preprocessing,
+    *,
+    resize: int | None,
+    crop: int | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> Preprocessing:
+    """Return the preprocessing that the options of a command describe; without such options, that of the model.
+
+    Without ``mean`` and ``std``, the model's normalisation stays. Without ``resize`` and ``crop``, pictures keep their
+    size if the model's preprocessing is unknown; if it is known, they must be given, since the model's size would be
+    lost.
 
     Raises:
         ArgumentError: Only one of ``mean`` and ``std``, or a value out of its range.
     """
-    if resize is None and crop is None and mean is None and std is None:
-        return None
-    if (mean is None) != (std is None) or (std is not None and not all(value > 0 for value in std)):
-        raise ArgumentError("--mean and --std must be given together, one number a channel, and --std above 0.")
+    given = {"--resize": resize, "--crop": crop, "--mean": mean, "--std": std}
+    options = frozenset(name for name, value in given.items() if value is not None)
+    if not options:
+        return models
+    if (mean is None) != (std is None):
+        raise ArgumentError("--mean and --std must be given together, one number a channel.")
+    if mean is None or std is None:
+        mean, std = models.mean, models.std
+    else:
+        mean = tuple(real_number("--mean", value, least=-1e6, most=1e6) for value in mean)
+        std = tuple(real_number("--std", value, above=0, most=1e6) for value in std)
+        if len(mean) != len(std):
+            raise ArgumentError(f"--mean has {len(mean)} numbers and --std {len(std)}; expected one a channel.")
+    if models.transform is not None and resize is None and crop is None:
+        return Preprocessing(mean=mean, std=std, options=options)
     transforms = require("torchvision.transforms", extra="vision", purpose="folders of images")
     steps = [] if resize is None else [transforms.Resize(whole_number("--resize", resize, least=1))]
     steps += [] if crop is None else [transforms.CenterCrop(whole_number("--crop", crop, least=1))]
     steps.append(transforms.ToTensor())
-    if mean is None or std is None:
-        return Preprocessing(transform=transforms.Compose(steps))
-    steps.append(transforms.Normalize(list(mean), list(std)))
-    return Preprocessing(transform=transforms.Compose(steps), mean=tuple(mean), std=tuple(std))
+    steps += [] if mean is None or std is None else [transforms.Normalize(list(mean), list(std))]
+    return Preprocessing(transform=transforms.Compose(steps), mean=mean, std=std, options=options)
