@@ -4,7 +4,7 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 
 @dataclass(slots=True, eq=False)
 class _Operation:
-    """An operator that depends on the images.
+    """An operator that computes or moves values.
 
     Attributes:
         operator: Its name with its namespace.
@@ -92,6 +92,7 @@ class _Operation:
         numel: Elements of its result.
         module: Position of the module that runs it in :attr:`_Count.modules`.
         sources: The operations that wrote its arguments, with the elements of each argument.
+        depends: Whether its result depends on the images.
         adds_constant: Whether it adds a constant to one argument, as a bias.
         covered: Whether a site holds its result.
     """
@@ -102,6 +103,7 @@ class _Operation:
     numel: int
     module: int
     sources: list[tuple["_Operation", int]]
+    depends: bool
     adds_constant: bool
     covered: bool = False
 
@@ -121,7 +123,7 @@ class Count(TorchDispatchMode):
 
     Args:
         model: The model.
-        images: Its input: operators that depend on it count.
+        images: Its input. Results that depend on it are activations.
     """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
@@ -130,7 +132,7 @@ class Count(TorchDispatchMode):
         self._names = {module: name for name, module in model.named_modules()}
         self._stack = [0]
         self._operations: list[_Operation] = []
-        self._start = _Operation("", 0, 0, images.numel(), 0, [], False)
+        self._start = _Operation("", 0, 0, images.numel(), 0, [], True, False)
         self._writers = {_memory(images): self._start}
         self._alive: list[object] = [images]  # so that no new memory gets the address of an old one
         self._thread = threading.get_ident()
@@ -145,25 +147,26 @@ class Count(TorchDispatchMode):
         result = func(*args, **kwargs)
         sources = [(writer, tensor.numel()) for writer, tensor in writers if writer is not None]
         results = [value for value in _flat((result,)) if isinstance(value, Tensor)]
-        if sources and results and not _is_view(func, tensors, results[0]):
+        if results and not _is_view(func, tensors, results[0]):
             self._note(func, args, kwargs, result, results, sources)
         return result
 
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any, results: list[Tensor], sources: Any) -> None:
-        """Note an operator that depends on the images and computes or moves values."""
+        """Note an operator that computes or moves values."""
         operator: str = func._schema.name
         home, _, name = operator.partition("::")
         macs: float | None = 0.0
         formula = _FORMULAS.get(name) or flop_registry.get(func._overloadpacket)
         if name == "_scaled_dot_product_flash_attention_for_cpu":
             formula = flop_registry.get(torch.ops.aten._scaled_dot_product_flash_attention)
-        if home not in _HOME or name in _UNCOUNTED:
+        depends = sum(source.depends for source, _ in sources)
+        if (home not in _HOME or name in _UNCOUNTED) and depends:
             macs = None
         elif formula is not None:
             macs = (formula(*args, **kwargs) if name in _FORMULAS else formula(*args, **kwargs, out_val=result)) / 2
         first = results[0]
         moves = name in _KEEP_VALUES or name in _SELECT_VALUES
-        computes = first.dtype.is_floating_point and not moves
+        computes = depends and first.dtype.is_floating_point and not moves
         operation = _Operation(
             operator=operator,
             macs=macs,
@@ -171,7 +174,8 @@ class Count(TorchDispatchMode):
             numel=first.numel(),
             module=self._stack[-1],
             sources=sources,
-            adds_constant=name in _BIAS and len(sources) == 1,
+            depends=depends > 0,
+            adds_constant=name in _BIAS and depends == 1,
         )
         self._operations.append(operation)
         for tensor in results:
@@ -203,13 +207,16 @@ class Count(TorchDispatchMode):
             if threading.get_ident() == self._thread and self._modules[self._stack[-1]][1] is module:
                 self._stack.pop()
 
-        # Hooks of all modules, since a TorchScript module takes none of its own.
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-        try:
+        with ExitStack() as handles:
+            if any(isinstance(module, torch.jit.ScriptModule) for module in self._names):
+                # Hooks of all modules, since a TorchScript module takes none of its own.
+                handles.callback(register_module_forward_pre_hook(enter).remove)
+                handles.callback(register_module_forward_hook(leave, always_call=True).remove)
+            else:
+                for module in self._names:
+                    handles.callback(module.register_forward_pre_hook(enter).remove)
+                    handles.callback(module.register_forward_hook(leave, always_call=True).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def coverage(self) -> Coverage:
         """Return what the sites cover."""
