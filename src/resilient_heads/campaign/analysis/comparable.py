@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from resilient_heads.campaign.result.config import CampaignConfig
+from resilient_heads.campaign.result.differences import DECISIVE_ENVIRONMENT
 from resilient_heads.campaign.result.fault_record import as_record
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.checks import instance_of
@@ -31,11 +32,7 @@ NAMED = {
     "record.sites": "a mean over other sites, or over sites of another size, is another figure",
     "record.uninjectable": "no fault was injected into these tensors",
     "record.coverage": "the sites cover another part of the model",
-    "environment.resilient_heads": "another version may count otherwise",
-    "environment.torch": "kernels may round otherwise, which can change the last bits of logits",
-    "environment.device": "kernels may round otherwise, which can change the last bits of logits",
-    "environment.cpu": "kernels may round otherwise, which can change the last bits of logits",
-    "environment.threads": "kernels may round otherwise, which can change the last bits of logits",
+    **{f"environment.{name}": "it can change the last bits of logits" for name in DECISIVE_ENVIRONMENT},
     "golden.eligible": "each model's rates are over the images that it classifies correctly",
 }
 """What leaves the question as it is and may change the answer."""

@@ -73,7 +73,11 @@ class CampaignConfig:
             )
         if self.until is not None:
             instance_of("until", self.until, StoppingRule, example="StoppingRule(half_width=0.001)")
-        instance_of("fault", self.fault, FaultModel, example="FaultModel()")
+        if not isinstance(self.fault, FaultModel):
+            raise ArgumentError(
+                "fault must be a FaultModel, such as FaultModel(effect=Negate()), which a campaign injects into the "
+                f"output of every layer; found {self.fault!r:.80}. For one layer, weights or inputs, call inject()."
+            )
         one_of("engine", self.engine, ("incremental", "full"))
         plain: dict[str, Any] = {"seed": seed_number(self.seed), "modules": _modules(self.modules)}
         plain["batch_size"] = whole_number("batch_size", self.batch_size, least=1)

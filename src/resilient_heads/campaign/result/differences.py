@@ -18,7 +18,7 @@ _SETTINGS = {
 }
 """Settings of PyTorch in the environment, and how a user makes each equal."""
 
-_DECISIVE = ("resilient_heads", "torch", "device", "cpu", "threads", *_SETTINGS)
+DECISIVE_ENVIRONMENT = ("resilient_heads", "torch", "device", "cpu", "threads", *_SETTINGS)
 """Entries of the environment that can change the last bit of a result, so all parts of a campaign share them."""
 
 _ONE_MODEL_ON_ONE_MACHINE = frozenset(
@@ -82,7 +82,7 @@ def decisive(record: dict[str, Any]) -> dict[str, Any]:
     """
     entries = {name: value for name, value in record.items() if name not in ("config", "environment")}
     entries |= {name: value for name, value in record["config"].items() if name not in ("layers", "modules")}
-    entries |= {name: record["environment"].get(name) for name in _DECISIVE}
+    entries |= {name: record["environment"].get(name) for name in DECISIVE_ENVIRONMENT}
     design = entries.get("design")
     if isinstance(design, dict) and design.get("kind") == "uniform":
         entries["trials_per_site"] = entries.pop("design").get("trials_per_site")
