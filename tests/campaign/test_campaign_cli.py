@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 import resilient_heads as rh
 from helpers.small_campaign import Net, arguments, campaign, labelled, net
 from resilient_heads.cli import main, one_line_warnings
-from resilient_heads.errors import DamagedChunkWarning, ModelError
-from resilient_heads.inputs.checkpoints import read_checkpoint
+from resilient_heads.errors import DamagedChunkWarning
 
 torchvision = pytest.importorskip("torchvision")
 image = pytest.importorskip("PIL.Image")
@@ -168,46 +167,3 @@ def test_a_wrapped_models_checkpoint_is_loaded(tmp_path: Path) -> None:
     result = rh.CampaignResult.load(tmp_path / "c")
     assert "fc.projection" in result.record.layers
     assert result.golden.correct.all()
-
-
-class Code:
-    """Would run on unpickling."""
-
-    def __reduce__(self) -> tuple:
-        return (exec, ("raise SystemExit('pickle ran')",))
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "a.ckpt", "module.pt"])
-def test_a_checkpoint_is_read_and_unwrapped(tmp_path: Path, name: str) -> None:
-    state = net(3).state_dict()
-    wrapped = {"model": {f"_orig_mod.{key}": tensor for key, tensor in state.items()}, "epoch": 3}
-    prefixed = {f"module.{key}": tensor for key, tensor in state.items()}
-    if name == "a.safetensors":
-        save_file(state, tmp_path / name)
-    else:
-        torch.save({"a.pt": state, "a.ckpt": wrapped, "module.pt": prefixed}[name], tmp_path / name)
-    read = read_checkpoint(tmp_path / name)
-    assert {key: tensor.tolist() for key, tensor in read.items()} == {key: t.tolist() for key, t in state.items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("code.pt", Code(), "cannot be read as weights: UnpicklingError"),
-        ("text.pt", None, "cannot be read as weights"),
-        ("text.safetensors", None, "cannot be read as weights"),
-        ("list.pt", [1, 2], "holds no state dict"),
-        ("empty.pt", {}, "holds no state dict"),
-    ],
-)
-def test_a_file_without_weights_is_refused(tmp_path: Path, name: str, content: object, message: str) -> None:
-    (tmp_path / name).write_text("weights")
-    if content is not None:
-        torch.save(content, tmp_path / name)
-    with pytest.raises(ModelError, match=message):
-        read_checkpoint(tmp_path / name)
-
-
-def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        read_checkpoint(tmp_path / "absent.pt")

@@ -29,7 +29,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="file of weights: .safetensors, or a pickle, read with weights_only=True",
+        help="file of weights: safetensors, what torch.save wrote (no code in it runs), or an .index.json",
+    )
+    model.add_argument(
+        "--part", metavar="NAME", help="which weights of a checkpoint with several, such as state_dict_ema"
     )
     model.add_argument(
         "--classes", type=int, metavar="N", help="number of classes in the checkpoint (torchvision, timm)"
@@ -81,8 +84,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def load_model_and_images(arguments: argparse.Namespace) -> tuple["NamedModel", "ImageSet"]:
     """Return the model with its weights on its device, and labelled images with the classes of the model."""
     # torch takes seconds: --help must not wait for it
+    from resilient_heads.checkpoints.read import read_weights
     from resilient_heads.evaluation import usable_device
-    from resilient_heads.inputs.checkpoints import read_checkpoint
     from resilient_heads.inputs.error_context import error_context
     from resilient_heads.inputs.images import ClassChoice, read_images
     from resilient_heads.inputs.models import named_model
@@ -91,7 +94,7 @@ def load_model_and_images(arguments: argparse.Namespace) -> tuple["NamedModel", 
     device = usable_device(arguments.device)
     named = named_model(arguments.model, pretrained=arguments.checkpoint is None, classes=arguments.classes)
     embeddings = None if arguments.wrap is None else _embeddings(arguments.wrap)
-    state = None if arguments.checkpoint is None else read_checkpoint(arguments.checkpoint)
+    state = None if arguments.checkpoint is None else read_weights(arguments.checkpoint)
     preprocessing = preprocessing_from(
         named.preprocessing, resize=arguments.resize, crop=arguments.crop, mean=arguments.mean, std=arguments.std
     )
@@ -101,7 +104,7 @@ def load_model_and_images(arguments: argparse.Namespace) -> tuple["NamedModel", 
     if embeddings is not None:
         _wrap(named.model, embeddings, data.images[:2])
     if state is not None:
-        rh.load_checkpoint(named.model, state)
+        rh.load_checkpoint(named.model, state, part=arguments.part)
     with error_context(ModelError, f"The model cannot be moved to {device} for evaluation"):
         named.model.to(device).eval()
     return named, data

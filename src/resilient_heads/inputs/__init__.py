@@ -1,1 +1,1 @@
-"""What the options of the command line name: models, checkpoints and images."""
+"""What the options of the command line name: models and images."""

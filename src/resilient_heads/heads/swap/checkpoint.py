@@ -5,14 +5,23 @@ Its hooks do not learn whether the caller passed ``strict=False``. In both cases
 another head, and accept a checkpoint without any head.
 """
 
+import logging
+import os
+from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from resilient_heads.errors import ModelError
+from resilient_heads.checkpoints.parts import Part, choices, parts_of
+from resilient_heads.checkpoints.read import read_weights
+from resilient_heads.errors import ArgumentError, ModelError
+from resilient_heads.files import as_path
 from resilient_heads.heads.find.locate import find_heads
+from resilient_heads.heads.wrappers import require_module
+
+logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -31,46 +40,87 @@ def guard_loading(model: nn.Module) -> None:
         model.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
 
 
-def load_checkpoint(model: M, state: Mapping[str, Any]) -> M:
-    """Load a state dict into any model in place, completely or not at all.
+def load_checkpoint(model: M, checkpoint: Mapping[str, Any] | str | os.PathLike[str], *, part: str | None = None) -> M:
+    """Load weights into any model in place, completely or not at all.
 
-    All names and shapes are compared before anything is copied. ``load_state_dict`` of a wrapped model does this for
-    its heads only.
+    The function finds the weights in what training scripts put around them: it opens mappings
+    (``{"state_dict": ..., "optimizer": ...}``), and removes what DDP, FSDP, ``torch.compile``, Lightning and averages
+    of weights add to names, if the names then are the model's. Tied tensors may be stored once. All names, shapes and
+    dtypes are compared before anything is copied. ``load_state_dict`` of a wrapped model does this for its heads only.
 
     Args:
         model: The model, wrapped or not.
-        state: What ``state_dict()`` of an identically built model returned.
+        checkpoint: A state dict, a mapping that contains one, or a file: safetensors, what ``torch.save`` wrote, or
+            the ``.index.json`` of several files. No code in the file runs.
+        part: Which weights to load from a checkpoint with several, such as ``"state_dict_ema"``: the keys that lead to
+            them, and the prefix of their names, with dots.
 
     Returns:
         The same model.
 
     Raises:
-        ModelError: A tensor is missing, unexpected, or has another shape; the model is unchanged.
+        ArgumentError: ``model`` is not a torch.nn.Module, or ``checkpoint`` is neither a mapping nor a path.
+        ModelError: A tensor is missing, unexpected, or has another shape; several parts of the checkpoint fit; or the
+            file holds no weights. The model is unchanged.
+        FileNotFoundError: There is no such file.
 
     >>> import torch, resilient_heads as rh
     >>> def build():
     ...     return rh.wrap_model(torch.nn.Sequential(torch.nn.Linear(8, 10)), embeddings="cifar10")
     >>> model = rh.load_checkpoint(build(), build().state_dict())
     """
-    expected = model.state_dict()
-    _compare_heads(model, state, "")
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)} in the checkpoint, {tuple(tensor.shape)} in the model"
-        for name, tensor in expected.items()
-        if _has_other_shape(state.get(name), tensor)
-    ]
-    differences = [f"missing: {', '.join(missing[:_SHOWN])}"] if missing else []
-    differences += [f"unexpected: {', '.join(unexpected[:_SHOWN])}"] if unexpected else []
-    differences += shapes[:_SHOWN]
-    if differences:
-        raise ModelError(
-            f"The checkpoint does not fit {type(model).__name__}; nothing was loaded. {'; '.join(differences)}. Wrap, "
-            "fuse or unwrap the model as it was when it was saved, then load."
-        )
+    require_module(model)
+    named = "The checkpoint"
+    if not isinstance(checkpoint, Mapping):
+        path = as_path(checkpoint, "checkpoint", error=ArgumentError)
+        named, checkpoint = f"The checkpoint {path}", read_weights(path)
+    chosen = _chosen_part(model, checkpoint, part, named)
+    state = OrderedDict(chosen.tensors)
+    if not chosen.label and hasattr(checkpoint, "_metadata"):  # the versions of the modules, which some of them need
+        vars(state)["_metadata"] = checkpoint._metadata
     model.load_state_dict(state, strict=True)
     return model
+
+
+def _chosen_part(model: nn.Module, checkpoint: Mapping[Any, Any], part: str | None, named: str) -> Part:
+    """Return the only part of a checkpoint that fits the model, or the one that the user names."""
+    parts = parts_of(checkpoint, model.state_dict(keep_vars=True))
+    if part is not None:
+        labels = ", ".join(repr(found.label) for found in parts) or "none"
+        parts = [found for found in parts if f"{found.label}.".startswith(f"{part}.") or found.label == part]
+        if not parts:
+            raise ModelError(f"{named} has no part {part!r} with weights of {type(model).__name__}; found {labels}.")
+    if not parts:
+        _compare_heads(model, checkpoint, "")
+        keys = ", ".join(repr(key) for key in list(checkpoint)[:_SHOWN]) or "nothing"
+        raise ModelError(
+            f"{named} holds no state dict of {type(model).__name__}; found {keys}. Save it with "
+            "torch.save(model.state_dict(), path)."
+        )
+    if not parts[0].fits:
+        _refuse(model, parts[0], named)
+    meant = choices(parts)
+    if len(meant) > 1:
+        labels = " or ".join(repr(found.label) for found in meant)
+        raise ModelError(
+            f"{named} holds several weights of {type(model).__name__}, such as an average beside the last ones; name "
+            f"those to load: part={labels}."
+        )
+    others = parts[0].others
+    if others:
+        logger.info("%s: %d other entries are not loaded: %s.", named, len(others), ", ".join(others[:_SHOWN]))
+    return parts[0]
+
+
+def _refuse(model: nn.Module, part: Part, named: str) -> NoReturn:
+    """Raise ModelError for a part that does not fit: other heads first, since they change several names at once."""
+    _compare_heads(model, {**part.tensors, **part.unexpected}, "")
+    where = f" under {part.label!r}" if part.label else ""
+    raise ModelError(
+        f"{named} does not fit {type(model).__name__}; nothing was loaded. It has{where} {len(part.tensors)} of the "
+        f"model's {len(model.state_dict())} names; {part.differences()}. Wrap, fuse or unwrap the model as it was when "
+        "it was saved, then load."
+    )
 
 
 def _before_loading(
