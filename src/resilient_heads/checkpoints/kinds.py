@@ -115,7 +115,7 @@ def _check_zip(path: Path) -> None:
 def _check_sums(archive: zipfile.ZipFile) -> None:
     """Raise BadZipFile for a file that differs from its checksum, which PyTorch does not compare."""
     for entry in archive.infolist():
-        if entry.CRC:  # 0 where PyTorch was told not to write checksums
+        if entry.CRC:  # 0 in a file without checksums
             with archive.open(entry) as file:
                 while file.read(2**22):
                     pass

@@ -77,7 +77,7 @@ def choices(parts: list[Part]) -> list[Part]:
     These are other weights that fit, and weights with most of the names that do not fit.
     """
     first = parts[0]
-    own = {id(value) for value in first.tensors.values()}
+    taken = {id(value) for value in first.tensors.values()}
     return [first] + [
         part
         for part in parts[1:]
@@ -85,7 +85,7 @@ def choices(parts: list[Part]) -> list[Part]:
         or (
             not part.fits
             and 2 * len(part.tensors) > len(first.tensors)
-            and own.isdisjoint(id(value) for value in part.tensors.values())
+            and taken.isdisjoint(id(value) for value in part.tensors.values())
         )
     ]
 

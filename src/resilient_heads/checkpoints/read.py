@@ -79,7 +79,7 @@ def _classes_in(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             (record,) = (entry for entry in archive.infolist() if entry.filename.partition("/")[2] == "data.pkl")
-            del record.CRC  # checked before, unless PyTorch was told not to write it
+            del record.CRC  # checked before, unless the file has no checksums
             operations = pickletools.genops(archive.read(record))
             named = [str(value) for operation, value, _ in operations if operation.name == "GLOBAL"]
     except Exception as error:  # a damaged archive or pickle can raise any exception
