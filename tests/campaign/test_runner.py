@@ -203,7 +203,7 @@ def test_ranges_are_the_largest_absolute_outputs(small_net: nn.Module, images: T
     with torch.inference_mode():
         for batch in images.split(5):
             small_net(batch)
-    ranges = profile_ranges(small_net, [(batch, None) for batch in images.split(5)], sites)
+    ranges = profile_ranges(small_net, [(batch, None) for batch in images.split(5)], sites, batch_size=5)
     assert ranges.limits == pytest.approx(seen)
 
 

@@ -20,7 +20,7 @@ def logits_outcomes(logits: Tensor) -> Tensor:
     """Return the outcome of every flip in the logits themselves, exactly.
 
     Args:
-        logits: ``(N, C)``, fault-free, finite.
+        logits: ``(N, C)``, fault-free, without NaN and +Inf.
 
     Returns:
         ``(N, C, bits)`` uint8, :class:`Outcome`.

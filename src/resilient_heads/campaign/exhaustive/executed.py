@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from resilient_heads.campaign.exhaustive.closed_form import UNDECIDED, logits_outcomes, score_outcomes
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
-from resilient_heads.campaign.run.injected_pass import injected_pass
+from resilient_heads.campaign.run.injected_pass import run_trials
 from resilient_heads.campaign.run.progress import Progress, show_progress
 from resilient_heads.campaign.trials.outcomes import Outcome, classify
 from resilient_heads.incremental.recording.words import same_bits
@@ -145,7 +145,7 @@ class ExhaustiveExecution:
         result = self._engine.incremental_pass(site.name, golden, write)
         if result is not None and not check:
             return result[1]
-        full = injected_pass(self._model, site, inputs, write)[1]
+        full = run_trials(self._model, site, inputs, write, golden.logits).logits
         if result is not None and not same_bits(result[1], full):
             self._engine.block([site.name], "a rerun of a whole batch differs from a full pass")
         return full

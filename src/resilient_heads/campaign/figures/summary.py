@@ -44,7 +44,7 @@ class Figures:
         masked: Rate of trials whose logits are bit-identical; the first four rates add up to 1.
         tolerable: Rate of trials whose logits change, but not their top-1 class.
         sdc: Rate of silent data corruption.
-        due: Rate of detectable errors: a logit is NaN or infinite.
+        due: Rate of detectable errors: a logit becomes NaN or infinite, or the model raises an error.
         sdc_5: A further rate; see ``RATES``.
         sdc_10: A further rate; see ``RATES``.
         sdc_20: A further rate; see ``RATES``.

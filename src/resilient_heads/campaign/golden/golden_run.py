@@ -2,8 +2,9 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.data import Data, LabelledImages, collect_images
 from resilient_heads.campaign.golden.digests import add_values, columns_sha256
-from resilient_heads.errors import InjectionError, ModelError
+from resilient_heads.errors import ForwardError, InjectionError, ModelError
 from resilient_heads.evaluation import device_of, run_model
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
@@ -81,9 +82,9 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
         ModelError: The model has a single class.
     """
     device = device_of(model)
-    logits = []
+    logits: list[Tensor] = []
     for images in torch.split(data.images, batch_size):
-        logits.append(logits_of(model, images.to(device)).cpu())
+        logits.append(_run_in_batches(partial(logits_of, model), images.to(device), batch_size).cpu())
         if len(logits) == 1:
             data.check_labels(logits[0].shape[1])
     scores = torch.cat(logits)
@@ -92,12 +93,11 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
             "The model has a single class, so no fault can change a prediction; expected at least 2 classes."
         )
     loss, margin, predicted = cross_entropy(scores, data.labels), top2diff(scores), scores.argmax(dim=1)
-    eligible = (predicted == data.labels) & (margin > min_top2diff) & scores.isfinite().all(dim=1)
+    usable = (scores < torch.inf).all(dim=1)  # -Inf is the score of a class that the model excludes; NaN is no number
+    eligible = (predicted == data.labels) & (margin > min_top2diff) & usable
     if not bool(eligible.any()):
-        raise InjectionError(
-            f"The fault-free model classifies none of the {len(data)} images correctly with a Top2Diff above "
-            f"{min_top2diff}, so no fault can corrupt a prediction; check weights, labels and preprocessing."
-        )
+        correct = int((predicted == data.labels).sum())
+        raise InjectionError(_why_none(len(data), correct, int((~usable).sum()), min_top2diff))
     return GoldenRun(
         labels=data.labels.numpy(),
         predicted=predicted.numpy(),
@@ -105,6 +105,41 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
         top2diff=margin.numpy(),
         eligible=eligible.numpy(),
     )
+
+
+def _why_none(images: int, correct: int, unusable: int, min_top2diff: float) -> str:
+    """Return the error for data of which no image can have a fault."""
+    if unusable == images:
+        return (
+            f"The logits of the fault-free model hold NaN or +Inf for all {images} images, so a fault could not make "
+            "them worse; check weights and preprocessing. A class that the model excludes may have -Inf."
+        )
+    if not correct:
+        return (
+            f"The fault-free model classifies none of the {images} images correctly, so no fault can corrupt a "
+            "prediction; check weights, labels and preprocessing."
+        )
+    return (
+        f"The fault-free model classifies {correct} of {images} images correctly, but none of these has a Top2Diff "
+        f"above {min_top2diff} and logits without NaN and +Inf ({unusable} images have such logits)."
+    )
+
+
+def _run_in_batches(run: Callable[[Tensor], Tensor], images: Tensor, batch_size: int) -> Tensor:
+    """Run a model on images, and return their logits.
+
+    Where the model refuses so many images at once, it runs on batches of ``batch_size``; images fill the last one up.
+    """
+    try:
+        return run(images)
+    except ForwardError as error:
+        if len(images) == batch_size:
+            raise
+        try:
+            parts = [(part, torch.arange(batch_size) % len(part)) for part in torch.split(images, batch_size)]
+            return torch.cat([run(part[filled])[: len(part)] for part, filled in parts])
+        except ForwardError:
+            raise error from error.__cause__
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +155,14 @@ class Ranges:
     sha256: str
 
 
-def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ranges:
+def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...], *, batch_size: int) -> Ranges:
     """Find the largest absolute value that each site's output takes over the calibration images.
 
     Args:
         model: The model in evaluation mode, without gradients.
         data: Batches of images, with or without labels.
         sites: The sites whose outputs are measured.
+        batch_size: Images in a batch, for a model that refuses the batches of the data.
 
     Raises:
         DataError: There are no images.
@@ -140,10 +176,13 @@ def profile_ranges(model: nn.Module, data: Data, sites: tuple[Site, ...]) -> Ran
     def note(name: str, output: Tensor) -> None:
         largest[name] = torch.maximum(largest[name], output.detach().abs().amax().double())
 
+    def run(images: Tensor) -> Tensor:
+        with watch_sites(model, sites, note):
+            return logits_of(model, images, during="the measurement of ranges")
+
     for images in collect_images(data, what="calibration"):
         add_values(digest, images)
-        with watch_sites(model, sites, note):
-            logits_of(model, images.to(device), during="the measurement of ranges")
+        _run_in_batches(run, images.to(device), batch_size)
     limits = {name: float(value) for name, value in largest.items()}
     for name, value in limits.items():
         if not np.isfinite(value):

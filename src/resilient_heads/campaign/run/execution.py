@@ -1,6 +1,7 @@
 """Run the trials of a plan, batch by batch."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +14,18 @@ from resilient_heads.campaign.golden.data import LabelledImages
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.result.config import Engine
 from resilient_heads.campaign.result.protocol import Protocol
-from resilient_heads.campaign.run.batch_isolation import disturbed_pass, require_separate
+from resilient_heads.campaign.run.batch_isolation import check_isolation
 from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
-from resilient_heads.campaign.run.injected_pass import TrialWriter, injected_pass
+from resilient_heads.campaign.run.injected_pass import FaultyBatch, TrialWriter, injected_pass, run_trials
 from resilient_heads.campaign.trials.columns import COLUMNS, Trials
 from resilient_heads.campaign.trials.outcomes import judge
-from resilient_heads.errors import InjectionError
+from resilient_heads.errors import ForwardError, InjectionError
 from resilient_heads.evaluation import device_of
 from resilient_heads.incremental.recording.words import same_bits
+from resilient_heads.injection.apply.core import SiteInjection
+from resilient_heads.injection.sites.site import Site
+
+logger = logging.getLogger(__name__)
 
 _CHECKED_SITES = 4
 """Sites whose first batch also runs in full, which checks everything that the engine does for whole batches only."""
@@ -88,15 +93,10 @@ class Execution:
         self._first_inputs = self._batch(0, np.arange(self._batch_size)).inputs
         self._golden = logits_of(model, self._first_inputs)
         self._require_golden("The model gives different logits on the same images")
-        self._engine: IncrementalEngine | None = None
+        self._crashing: set[str] = set()
         sites = [place.site for place in plan.sites]
-        if engine == "incremental":
-            batches = max(plan.counts) // self._batch_size
-            self._engine = IncrementalEngine(
-                model, sites, self._first_inputs, memory_limit=memory_limit, batches=batches
-            )
-            self._engine.check_sites()
-        else:
+        self._engine = self._incremental_engine(sites, memory_limit) if engine == "incremental" else None
+        if self._engine is None:
             self._check_isolation()
         self._groups = self._group_rows()
         self._unchecked_rows = {len(sites) * part // _CHECKED_SITES for part in range(_CHECKED_SITES)}
@@ -159,17 +159,19 @@ class Execution:
         """Run one batch of trials at one site, and return their rows."""
         site = self._plan.sites[row].site
         write = TrialWriter(self._plan, row, batch.trials, self._detector)
-        result = None
-        if self._engine is not None:
-            result = self._engine.incremental_pass(site.name, golden, write)
+        result = None if self._engine is None else self._engine.incremental_pass(site.name, golden, write)
         if result is None:
-            result = injected_pass(self._model, site, batch.inputs, write)
-        elif row in self._unchecked_rows:
-            self._unchecked_rows.discard(row)
-            if not same_bits(result[1], injected_pass(self._model, site, batch.inputs, write)[1]):
-                self._block_all_sites()
-        injection, faulty_logits = result
-        judgement = judge(golden.logits, faulty_logits, batch.labels)
+            faulty = run_trials(self._model, site, batch.inputs, write, golden.logits)
+            self._warn_about(faulty, site.name)
+        else:
+            faulty = FaultyBatch(*result, errors={})
+            if row in self._unchecked_rows:
+                self._unchecked_rows.discard(row)
+                if not same_bits(result[1], injected_pass(self._model, site, batch.inputs, write)[1]):
+                    self._block_all_sites()
+        injection = faulty.injection
+        judgement = judge(golden.logits, faulty.logits, batch.labels)
+        judgement.predicted[list(faulty.errors)] = -1
         columns: dict[str, Tensor | NDArray[np.generic]] = {
             "site": np.full(len(batch.trials), row),
             "trial": batch.trials,
@@ -194,6 +196,19 @@ class Execution:
         chosen, device = torch.from_numpy(images), device_of(self._model)
         return _Batch(numbers, images, self._data.images[chosen].to(device), self._data.labels[chosen].to(device))
 
+    def _incremental_engine(self, sites: Sequence[Site], memory_limit: int | None) -> IncrementalEngine | None:
+        """Return the engine, checked; None if the model refuses the batches of other sizes that it needs."""
+        batches = max(self._plan.counts) // self._batch_size
+        try:
+            engine = IncrementalEngine(
+                self._model, sites, self._first_inputs, memory_limit=memory_limit, batches=batches
+            )
+            engine.check_sites()
+        except ForwardError as error:
+            logger.warning("Every batch takes a full pass, because the model refuses batches of other sizes: %s", error)
+            return None
+        return engine
+
     def _golden_pass(self, inputs: Tensor, names: list[str]) -> GoldenPass:
         """Run a batch without faults, and keep what reruns of these sites need."""
         if self._engine is None:
@@ -212,11 +227,22 @@ class Execution:
     def _check_isolation(self) -> None:
         """Check at every site that a fault in one image reaches no other image."""
         images = self._first_inputs[:2]
-        golden = logits_of(self._model, images)
+        try:
+            golden = logits_of(self._model, images)
+        except ForwardError:  # The model accepts only batches of other sizes.
+            images, golden = self._first_inputs, self._golden
         for place in self._plan.sites:
-            for image in range(len(images)):
-                _, disturbed = disturbed_pass(self._model, place.site, images, image, extreme=image > 0)
-                require_separate(place.site, golden, disturbed, image)
+            check_isolation(self._model, place.site, images, golden)
+
+    def _warn_about(self, faulty: FaultyBatch[SiteInjection], name: str) -> None:
+        """Log the first error that the model raises for faults at a site."""
+        if faulty.errors and name not in self._crashing:
+            self._crashing.add(name)
+            logger.warning(
+                "The model raises errors for faults at %r; such trials count as DUE and take more passes. First: %s",
+                name,
+                next(iter(faulty.errors.values())),
+            )
 
     def _block_all_sites(self) -> None:
         """Take full passes from now on, since a rerun of a whole batch gave other bits than a full pass."""

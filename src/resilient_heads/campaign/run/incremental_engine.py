@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.campaign.golden.golden_run import logits_of
-from resilient_heads.campaign.run.batch_isolation import disturbed_pass, require_separate
+from resilient_heads.campaign.run.batch_isolation import check_isolation
 from resilient_heads.evaluation import reason_of
 from resilient_heads.incremental.equivalence.checked_runner import checked_runner
 from resilient_heads.incremental.recording.forward_slice import ForwardSlice, slice_after
@@ -170,8 +170,6 @@ class IncrementalEngine:
     def check_sites(self) -> None:
         """Compare a rerun with a full pass at every site, block the sites that differ, and log all blocked ones.
 
-        Each of two images is disturbed once, the second one to the largest values of the format.
-
         Raises:
             InjectionError: A change of one image reaches another.
         """
@@ -184,9 +182,7 @@ class IncrementalEngine:
             except Exception as error:
                 self._exclude_all(_cannot_record(error))
         for site in self._sites.values():
-            for image in range(len(images)):
-                disturbed, full = disturbed_pass(self._model, site, images, image, extreme=image == len(images) - 1)
-                require_separate(site, golden.logits, full, image)
+            for disturbed, full in check_isolation(self._model, site, images, golden.logits):
                 if site.name not in self._slices:
                     continue
                 if site.name not in slices:

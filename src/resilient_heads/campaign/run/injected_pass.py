@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from resilient_heads.campaign.design.plan import InjectionPlan
 from resilient_heads.campaign.golden.golden_run import logits_of
-from resilient_heads.errors import InjectionError
+from resilient_heads.errors import ForwardError, InjectionError
 from resilient_heads.injection.apply.core import SiteInjection, inject_at_site
 from resilient_heads.injection.faults.ranges import RangeDetector
 from resilient_heads.injection.random.streams import Indices
@@ -36,6 +36,7 @@ def injected_pass(
         What ``write`` returned, and the logits ``(N, C)``.
 
     Raises:
+        ForwardError: The model raised an error.
         InjectionError: The site did not run exactly once.
     """
     results: list[T] = []
@@ -54,6 +55,70 @@ def injected_pass(
             "expected once."
         )
     return results[0], logits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FaultyBatch(Generic[T]):
+    """A batch of trials at one site.
+
+    Attributes:
+        injection: What was written.
+        logits: ``(N, C)``; NaN for a trial in which the model raised an error.
+        errors: By position in the batch, the errors that the model raised.
+    """
+
+    injection: T
+    logits: Tensor
+    errors: dict[int, ForwardError]
+
+
+def run_trials(
+    model: nn.Module, site: Site, images: Tensor, write: Callable[[Tensor, Tensor], T], golden: Tensor
+) -> FaultyBatch[T]:
+    """Run the whole model on a batch, with one trial in each image, also if the model raises an error for some of them.
+
+    After an error the batch runs again with half of the trials, then with the other half, and so on, until each error
+    belongs to a single trial. The other images are then free of faults, so that every pass has the same kernels.
+
+    Args:
+        model: The model.
+        site: The site.
+        images: The batch.
+        write: As in :func:`injected_pass`.
+        golden: ``(N, C)``, the batch's fault-free logits.
+
+    Raises:
+        ForwardError: The model raised an error before it came to the site.
+        InjectionError: The site did not run exactly once.
+    """
+    injections: list[T] = []
+    logits = torch.full_like(golden, torch.nan)
+    errors: dict[int, ForwardError] = {}
+
+    def run(trials: range) -> None:
+        def write_some(faulty: Tensor, clean: Tensor) -> None:
+            injections.append(write(faulty, clean))
+            for image in range(len(images)):
+                if image not in trials:
+                    site.layout.of_image(faulty, image).copy_(site.layout.of_image(clean, image))
+
+        written = len(injections)
+        try:
+            rows = injected_pass(model, site, images, write_some)[1]
+        except ForwardError as error:
+            if len(injections) == written:
+                raise
+            if len(trials) == 1:
+                errors[trials[0]] = error
+                return
+            half = len(trials) // 2
+            run(trials[:half])
+            run(trials[half:])
+        else:
+            logits[trials.start : trials.stop] = rows[trials.start : trials.stop]
+
+    run(range(len(images)))
+    return FaultyBatch(injections[0], logits, errors)
 
 
 @dataclass(slots=True, eq=False)

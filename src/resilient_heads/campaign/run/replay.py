@@ -14,10 +14,10 @@ from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.result.store import RESULT, CampaignFolder
-from resilient_heads.campaign.run.injected_pass import TrialWriter, injected_pass
+from resilient_heads.campaign.run.injected_pass import TrialWriter, run_trials
 from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.campaign.trials.outcomes import Outcome, judge
-from resilient_heads.errors import ArgumentError, DataError, InjectionError, ModelError, ResultError
+from resilient_heads.errors import ArgumentError, DataError, ForwardError, InjectionError, ModelError, ResultError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites.hooks import open_attention
 
@@ -39,7 +39,8 @@ class ReplayedTrial:
         outcome: Masked, tolerable, SDC or DUE.
         delta_loss: In nats.
         golden: Fault-free logits, ``(C,)``, on the CPU.
-        faulty: Logits under the fault, ``(C,)``, on the CPU.
+        faulty: Logits under the fault, ``(C,)``, on the CPU; NaN if the model raised an error.
+        error: The error that the model raised under the fault, or None.
     """
 
     layer: str
@@ -55,6 +56,7 @@ class ReplayedTrial:
     delta_loss: float
     golden: Tensor
     faulty: Tensor
+    error: ForwardError | None = None
 
 
 def replay(
@@ -111,8 +113,9 @@ def _run_again(record: CampaignRecord, model: nn.Module, images: LabelledImages,
     with evaluating(model), open_attention():
         inputs = images.images[drawn].to(device_of(model))
         golden = logits_of(model, inputs)
-        injection, faulty = injected_pass(model, place.site, inputs, write)
-    judged = judge(golden, faulty, images.labels[drawn].to(device_of(model)))
+        batch = run_trials(model, place.site, inputs, write, golden)
+    injection = batch.injection
+    judged = judge(golden, batch.logits, images.labels[drawn].to(device_of(model)))
     return ReplayedTrial(
         layer=place.site.name,
         trial=trial,
@@ -126,7 +129,8 @@ def _run_again(record: CampaignRecord, model: nn.Module, images: LabelledImages,
         outcome=Outcome(int(judged.outcome[position])),
         delta_loss=float(judged.delta_loss[position]),
         golden=golden[position].cpu(),
-        faulty=faulty[position].cpu(),
+        faulty=batch.logits[position].cpu(),
+        error=batch.errors.get(position),
     )
 
 

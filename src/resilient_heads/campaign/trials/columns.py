@@ -43,7 +43,7 @@ class Trials:
         after: float64, faulty value of the neuron, before the range detector.
         outcome: uint8, an :class:`~resilient_heads.campaign.trials.outcomes.Outcome`.
         delta_loss: float64, in nats.
-        predicted: int64, faulty top-1 class.
+        predicted: int64, faulty top-1 class; -1 if the model raised an error under the fault, which is a DUE.
         rank: int64, number of other classes that score as high as the golden top-1 class or higher.
         confidence_change: float64, relative change of the golden top-1 class's probability.
         weight: float64, sampling weight within the trial's stratum. It is 1, except in designs with strata by
@@ -79,6 +79,11 @@ class Trials:
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """The columns by name."""
         return {name: getattr(self, name) for name in COLUMNS}
+
+    @property
+    def crashed(self) -> NDArray[np.bool_]:
+        """``(N,)``, whether the model raised an error under the fault; such a trial is a DUE."""
+        return np.equal(self.predicted, -1)
 
     def __len__(self) -> int:
         return len(self.outcome)

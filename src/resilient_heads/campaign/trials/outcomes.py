@@ -22,9 +22,9 @@ class Outcome(IntEnum):
     TOLERABLE = 1
     """Some logit changed, the golden top-1 class still scores highest."""
     SDC = 2
-    """Silent data corruption: another class scores as high as the golden top-1 class or higher, all logits finite."""
+    """Silent data corruption: another class scores as high as the golden top-1 class or higher, and it is no DUE."""
     DUE = 3
-    """Detectable error: a logit is NaN or infinite."""
+    """Detectable error: a logit is NaN or infinite that was not so in the golden run, or the model raised an error."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,8 +50,8 @@ def judge(golden: Tensor, faulty: Tensor, target: Tensor) -> Judgement:
     """Compare faulty logits with golden ones.
 
     Args:
-        golden: ``(N, C)``, finite.
-        faulty: ``(N, C)``.
+        golden: ``(N, C)``, finite, or -Inf for classes that the model excludes.
+        faulty: ``(N, C)``; NaN where the model raised an error.
         target: ``(N,)`` int64, the true classes.
 
     Source: outcome classes after Li et al., *Understanding error propagation in deep learning neural network
@@ -81,8 +81,9 @@ def _outcome(golden: Tensor, faulty: Tensor, outranked: Tensor) -> Tensor:
     """Return each trial's outcome, given where another class scores as high as the golden top-1 class."""
     outcome = torch.full_like(outranked, Outcome.TOLERABLE, dtype=torch.uint8)
     outcome[outranked] = Outcome.SDC
-    outcome[~(faulty.abs().amax(dim=1) < torch.inf)] = Outcome.DUE  # NaN is no number below infinity
-    outcome[(words(faulty) == words(golden)).all(dim=1)] = Outcome.MASKED
+    same = words(faulty) == words(golden)
+    outcome[~((faulty.abs() < torch.inf) | same).all(dim=1)] = Outcome.DUE  # NaN is no number below infinity
+    outcome[same.all(dim=1)] = Outcome.MASKED
     return outcome
 
 

@@ -50,7 +50,10 @@ RATES = {
         description="another class scores as high as the golden top-1 class or higher, logits finite",
         outcome=Outcome.SDC,
     ),
-    "due": Rate(description="a logit is NaN or infinite", outcome=Outcome.DUE),
+    "due": Rate(
+        description="a logit is NaN or infinite and was not so in the golden run, or the model raised an error",
+        outcome=Outcome.DUE,
+    ),
     "sdc_5": Rate(description="golden top-1 class not among the faulty top 5, logits finite", least_rank=5),
     "sdc_10": Rate(
         description="probability of the golden top-1 class changed by more than 10 %, logits finite", least_change=0.1

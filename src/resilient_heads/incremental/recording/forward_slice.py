@@ -66,9 +66,11 @@ def slice_after(tape: Tape, source: MarkedTensor) -> ForwardSlice:
         raise ControlFlowError("its memory outlives the pass")
     assert tape.logits is not None
     dependent_steps, dependent = _dependent(tape, source)
+    steps, last_use = _needed(tape, dependent_steps, dependent)
+    for number in set(dependent_steps).difference(steps):
+        _require_no_error(tape.steps[number], dependent)
     if tape.logits.buffer not in dependent:
         return ForwardSlice(source, (), (), frozenset(), (), reaches_logits=False)
-    steps, last_use = _needed(tape, dependent_steps, dependent)
     written_external = tape.external & {buffer for step in tape.steps for buffer in step.writes}
     if any(tape.steps[number].reads & written_external for number in steps):
         raise ControlFlowError("it writes into memory that outlives the pass")
@@ -142,6 +144,13 @@ def _elements_overlap(view: View) -> bool:
                 return True
             reach += stride * (size - 1)
     return False
+
+
+def _require_no_error(step: Step, dependent: set[int]) -> None:
+    """Raise ControlFlowError if an operation that a rerun leaves out could raise an error for faulty values."""
+    index = any(not view.dtype.is_floating_point and view.buffer in dependent for view in step.views)
+    if index or "linalg" in step.operator or "cholesky" in step.operator:
+        raise ControlFlowError(f"the model may raise an error for faulty values ({step.func})")
 
 
 def _indexes_by_constants(step: Step, dependent: set[int]) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from resilient_heads.evaluation import evaluating
+from resilient_heads.evaluation import evaluating, run_model
 from resilient_heads.injection.sites.coverage import Coverage, Uncovered
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
@@ -279,7 +279,7 @@ def coverage_of(model: nn.Module, images: Tensor, sites: Sequence[Site]) -> Cove
     try:
         cover = watch_sites(model, sites, lambda _, tensor: count.cover(tensor))
         with evaluating(model), _uncompiled(), count, count.naming(), cover:
-            model(images)
+            run_model(model, images, during="the count of operations")
         return count.coverage()
     except Exception as error:  # an exotic tensor or operator: better no figure than no campaign
         first_line = next(iter(str(error).splitlines()), "")
