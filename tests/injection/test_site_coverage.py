@@ -290,12 +290,22 @@ def test_operators_of_unknown_size_leave_the_share_open() -> None:
 
 
 @pytest.mark.skipif("x86" not in torch.backends.quantized.supported_engines, reason="no quantised kernels")
-def test_quantised_layers_are_named() -> None:
-    model = nn.Sequential(quantised(), nn.Linear(3, 2))
-    found = coverage(model, 2, 4)
+def test_quantised_layers_are_covered_where_they_return_floating_values() -> None:
+    assert coverage(nn.Sequential(quantised(), nn.Linear(3, 2)), 2, 4).macs == 1
+    assert coverage(quantised(), 2, 4).macs == 1
+    found = coverage(nn.Sequential(quantised(), Functional(lambda x, w: x @ w, 3, 2), nn.Linear(2, 2)), 2, 4)
+    assert found.macs == pytest.approx(4 / (4 + 6))  # without the quantised layers, so it is a lower bound
+
+
+@pytest.mark.skipif("x86" not in torch.backends.quantized.supported_engines, reason="no quantised kernels")
+def test_the_sums_within_a_quantised_recurrent_layer_are_not_covered() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.ao.quantization.quantize_dynamic(Recurrent(nn.LSTM).eval(), {nn.LSTM})
+    found = coverage(model, 2, 5, 4)
     assert found.macs is None
-    assert "PyTorch's counter does not know quantized::linear_dynamic" in str(found)
-    assert (found.uncovered[0].kind, found.uncovered[0].modules) == ("DynamicQuantizedLinear", 2)
+    assert "quantized_lstm" in found.reason
+    assert (found.uncovered[0].module, found.uncovered[0].kind) == ("rnn", "DynamicQuantizedLSTM")
 
 
 def test_compiled_modules_are_counted_as_they_were() -> None:

@@ -43,6 +43,8 @@ _UNCOUNTED = frozenset({
 })
 """Operators of PyTorch that multiply and accumulate, and that its counter does not know."""
 # fmt: on
+_HIDING = ("rnn", "lstm", "gru", "attention")
+"""Parts of the names of operators that compute sums which their result does not show."""
 _BIAS = ("add", "add_")
 _HOME = frozenset({"aten", "prim", "prims"})
 """Namespaces of operators that are known; what another one computes is not counted."""
@@ -110,7 +112,7 @@ class _Operation:
     @property
     def counts_as_covered(self) -> bool:
         """Whether the multiply-accumulates are covered: fused attention and recurrent layers hide their sums."""
-        return self.covered and not (self.macs and ("rnn" in self.name or "attention" in self.name))
+        return self.covered and (self.macs == 0 or not any(kind in self.name for kind in _HIDING))
 
     @property
     def name(self) -> str:
@@ -220,7 +222,8 @@ class Count(TorchDispatchMode):
 
     def coverage(self) -> Coverage:
         """Return what the sites cover."""
-        unknown = [one for one in self._operations if one.macs is None]
+        # Where a site holds the result of an unknown operator, the fraction without it is a lower bound.
+        unknown = [one for one in self._operations if one.macs is None and not one.counts_as_covered]
         macs = sum(one.macs or 0 for one in self._operations)
         bits = sum(one.bits for one in self._operations)
         covered_macs = sum(one.macs or 0 for one in self._operations if one.counts_as_covered)
@@ -229,10 +232,10 @@ class Count(TorchDispatchMode):
         if unknown:
             names = ", ".join(dict.fromkeys(one.operator for one in unknown))
             reason = f"PyTorch's counter does not know {names}"
-        elif not macs:
+        elif not macs and not any(one.macs is None for one in self._operations):
             reason = "the model multiplies nothing that PyTorch's counter knows"
         return Coverage(
-            macs=None if reason else covered_macs / macs,
+            macs=None if reason else covered_macs / macs if macs else 1.0,
             bits=covered_bits / bits if bits else None,
             uncovered=self._uncovered(macs, bits),
             reason=reason,
