@@ -1,11 +1,11 @@
 """Protect the heads of a model, and remove the protection."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Never, TypeVar
 
 from torch import nn
 
-from resilient_heads.errors import ModelError
+from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.heads.find.locate import find_classifiers, layer_names
 from resilient_heads.heads.protection.layers import (
     Protectable,
@@ -16,6 +16,7 @@ from resilient_heads.heads.protection.layers import (
     protect_layer_,
 )
 from resilient_heads.heads.protection.options import Protection
+from resilient_heads.heads.swap.undo import all_or_nothing
 from resilient_heads.heads.wrappers import refuse_wrappers, require_module
 
 M = TypeVar("M", bound=nn.Module)
@@ -23,7 +24,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def protect_(
     model: M,
-    *,
+    *unnamed: Never,
     bounds: bool = False,
     checksum: bool = False,
     median: bool = False,
@@ -37,6 +38,7 @@ def protect_(
 
     Args:
         model: A wrapped or fused model, a plain classifier, or a head.
+        *unnamed: Nothing: every option has a name.
         bounds: Range restriction: values that no fault-free input can cause become 0.
         checksum: ABFT checksum: compare sums, and compute again where one is wrong.
         median: Median vote (TMR): compute three times and take the median; not with ``checksum``.
@@ -47,7 +49,7 @@ def protect_(
         The same model.
 
     Raises:
-        ArgumentError: No protection is chosen, or both ``checksum`` and ``median``.
+        ArgumentError: No protection is chosen, or both ``checksum`` and ``median``; or an option without its name.
         ModelError: A layer does not exist or cannot be protected, or the model is compiled.
 
     >>> import torch, resilient_heads as rh
@@ -55,6 +57,8 @@ def protect_(
     >>> print(rh.protect_(net, bounds=True, median=True)[0].protection)
     bounds + median
     """
+    if unnamed:
+        raise ArgumentError(f"Pass protections by name: protect_(model, checksum=True); found {unnamed[0]!r:.60}.")
     protection = Protection(bounds=bounds, checksum=checksum, median=median)
     require_module(model)
     refuse_wrappers(model, "protect")
@@ -65,10 +69,11 @@ def protect_(
     heads = find_protectable(model)
     if heads and classifier is not None:
         heads = _named(model, heads, classifier)
-    for head in heads.values():
-        head.protect(protection)
-    if not heads:
-        for place in find_classifiers(model, classifier, action="protect"):
+    plain = () if heads else find_classifiers(model, classifier, action="protect")
+    with all_or_nothing(model):
+        for head in heads.values():
+            head.protect(protection)
+        for place in plain:
             protect_layer_(place.leaf, protection)
     return model
 
@@ -92,11 +97,13 @@ def unprotect_(model: M) -> M:
     """
     require_module(model)
     refuse_wrappers(model, "unprotect")
-    for head in find_protected(model).values():
-        if isinstance(head, ProtectedLinear | ProtectedConv2d):
-            head.make_plain()
-        else:
-            head.protect(None)
+    heads = find_protected(model)
+    with all_or_nothing(model):
+        for head in heads.values():
+            if isinstance(head, ProtectedLinear | ProtectedConv2d):
+                head.make_plain()
+            else:
+                head.protect(None)
     return model
 
 

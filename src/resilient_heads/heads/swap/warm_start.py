@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from resilient_heads.errors import ModelError
 from resilient_heads.evaluation import evaluating, run_model
 from resilient_heads.heads.find.candidates import Classifier, Leaf
+from resilient_heads.heads.swap.undo import all_or_nothing
 from resilient_heads.heads.text_guided import TextGuidedHead
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,11 @@ def warm_start_(head: TextGuidedHead, classifier: Leaf, features: Tensor | None 
     reproduced = projection @ solution
     total = centred.square().sum()
     lost = (centred - (reproduced - reproduced.mean(dim=0))).square().sum() / total if total > 0 else total
-    latent.weight.copy_(solution[:, :inputs].reshape(latent.weight.shape))
-    if latent.bias is not None:
-        latent.bias.copy_(solution[:, inputs] if bias is not None else torch.zeros_like(latent.bias))
-    agreement = None if features is None else _measure(head, weight, bias, solution, projection, features)
+    with all_or_nothing(head, head):
+        latent.weight.copy_(solution[:, :inputs].reshape(latent.weight.shape))
+        if latent.bias is not None:
+            latent.bias.copy_(solution[:, inputs] if bias is not None else torch.zeros_like(latent.bias))
+        agreement = None if features is None else _measure(head, weight, bias, solution, projection, features)
     images = 0 if features is None else len(features)
     return WarmStart(exact=exact, rank=rank, lost=float(lost), agreement=agreement, images=images)
 

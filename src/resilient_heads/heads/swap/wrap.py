@@ -16,6 +16,7 @@ from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.swap.checkpoint import guard_loading
 from resilient_heads.heads.swap.class_metadata import ClassMetadata, allow_reset, read_metadata, restore, update
 from resilient_heads.heads.swap.fitting import Start, build_head, check_fits, fit_head, text_for
+from resilient_heads.heads.swap.undo import all_or_nothing
 from resilient_heads.heads.swap.warm_start import warm_start_all
 from resilient_heads.heads.text_guided import TextGuidedHead
 from resilient_heads.heads.wrappers import refuse_wrappers, require_module
@@ -94,14 +95,23 @@ def wrap_model(
     refuse_wrappers(model, "wrap")
     _check_choices(embeddings, head, init, new_classes)
     places = find_classifiers(model, classifier, example_input=example_input)
-    heads = _heads_for(model, places, embeddings, head, normalize, init, offline)
-    for place, each in zip(places, heads, strict=True):
-        check_fits(each, place, new_classes)
-    for place, each in zip(places, heads, strict=True):
-        fit_head(each, place)
-    if init == "from_classifier":
-        warm_start_all(model, places, heads, example_input)
-    _warn_about_relu(places[0])
+    with all_or_nothing(model, *([] if head is None else [head])):
+        heads = _heads_for(model, places, embeddings, head, normalize, init, offline)
+        for place, each in zip(places, heads, strict=True):
+            check_fits(each, place, new_classes)
+        for place, each in zip(places, heads, strict=True):
+            fit_head(each, place)
+        if init == "from_classifier":
+            warm_start_all(model, places, heads, example_input)
+        _warn_about_relu(places[0])
+        _put_in(model, places, heads, example_input)
+    return model
+
+
+def _put_in(
+    model: nn.Module, places: tuple[Classifier, ...], heads: list[TextGuidedHead], example_input: Tensor | None
+) -> None:
+    """Replace the classifiers by heads in place, and update what the model says about its classes."""
     expected = shapes_after(model, places[0].num_classes, heads[0].num_classes, example_input)
     before = [read_metadata(model, place.name, place.num_classes) for place in places]
     for place, each, metadata in zip(places, heads, before, strict=True):
@@ -112,7 +122,6 @@ def wrap_model(
         update(model, place.name, metadata, each.num_classes, each.class_names)
     _check_shapes(model, expected, example_input)
     guard_loading(model)
-    return model
 
 
 def unwrap_model(model: M) -> M:
@@ -143,11 +152,12 @@ def unwrap_model(model: M) -> M:
         )
     for name, head in heads.items():
         _check_can_restore(name, head)
-    for name, head in heads.items():
-        replaced: _Replaced = head.__dict__.pop(_REPLACED)
-        like = next(head.parameters())
-        _replace_module(model, head, replaced.layer.to(device=like.device, dtype=like.dtype).train(head.training))
-        restore(model, name, replaced.metadata)
+    with all_or_nothing(model, *(head.__dict__[_REPLACED].layer for head in heads.values())):
+        for name, head in heads.items():
+            replaced: _Replaced = head.__dict__.pop(_REPLACED)
+            like = next(head.parameters())
+            _replace_module(model, head, replaced.layer.to(device=like.device, dtype=like.dtype).train(head.training))
+            restore(model, name, replaced.metadata)
     return model
 
 
@@ -200,12 +210,13 @@ def fuse(model: nn.Module) -> nn.Module:
     if not heads:
         raise ModelError(f"{type(model).__name__} has no unfused text-guided head; call wrap_model(model) first.")
     layers = [head.fused() for head in heads.values()]  # an error comes before the first replacement
-    for (name, head), fused in zip(heads.items(), layers, strict=True):
-        if not isinstance(fused, FusedCosineHead):
-            allow_reset(model, name)  # the model is a stock one again
-        elif _REPLACED in head.__dict__:
-            fused.__dict__[_REPLACED] = head.__dict__[_REPLACED]
-        _replace_module(model, head, fused)
+    with all_or_nothing(model):
+        for (name, head), fused in zip(heads.items(), layers, strict=True):
+            if not isinstance(fused, FusedCosineHead):
+                allow_reset(model, name)  # the model is a stock one again
+            elif _REPLACED in head.__dict__:
+                fused.__dict__[_REPLACED] = head.__dict__[_REPLACED]
+            _replace_module(model, head, fused)
     return model
 
 
@@ -255,13 +266,12 @@ def _heads_for(
 
 
 def _check_shapes(model: nn.Module, expected: tuple[tuple[int, ...], ...] | None, example_input: Tensor | None) -> None:
-    """Undo the wrapping and raise ModelError if the output's shape did not follow the number of classes."""
+    """Raise ModelError if the output's shape did not follow the number of classes."""
     if expected is None:
         return
     seen = trace(model, example_input)
     if seen is None or seen.shapes != expected:
         shapes = "no output" if seen is None else str(seen.shapes)
-        unwrap_model(model)
         raise ModelError(
             f"With the new classes {type(model).__name__} gives {shapes} instead of {expected}: something after the "
             "classifier depends on their number. Build the model with that number, then wrap it."
