@@ -15,7 +15,7 @@
         ├── FaultError (ValueError)           a fault that does not exist in the model: unknown layer, bit 99
         ├── InjectionError (RuntimeError)     a fault that did not take effect; the run cannot be trusted
         ├── ResultError (ValueError)          the files of a campaign, and comparisons of results
-        │   └── DamagedChunkError             a damaged file of trials, which the next run repairs
+        │   └── DamagedFileError              a damaged file of a campaign, which the next run repairs
         ├── StoreError (OSError)              a campaign's folder that is read-only, full or in use
         └── MissingExtraError (ImportError)   an optional package that is not installed
 
@@ -31,8 +31,8 @@ margin must be a number above 0, found -1.
 
 __all__ = [
     "ArgumentError",
-    "DamagedChunkError",
-    "DamagedChunkWarning",
+    "DamagedFileError",
+    "DamagedFileWarning",
     "DataError",
     "DescriptionError",
     "DuplicateClassWarning",
@@ -137,8 +137,8 @@ class ResultError(ResilientHeadsError, ValueError):
     """
 
 
-class DamagedChunkError(ResultError):
-    """A file of trials in a campaign's folder is truncated or damaged; running the campaign again replaces it.
+class DamagedFileError(ResultError):
+    """A file in a campaign's folder is truncated or damaged; running the campaign again writes it again.
 
     Raised by ``CampaignResult.load(folder)`` and ``merge_campaign(folder)``.
     """
@@ -162,8 +162,8 @@ class DuplicateClassWarning(UserWarning):
     """Two classes share a name, so their embeddings and their logits are equal."""
 
 
-class DamagedChunkWarning(UserWarning):
-    """A file of trials in a campaign's folder is damaged; the campaign runs its trials again."""
+class DamagedFileWarning(UserWarning):
+    """A file in a campaign's folder is lost or damaged; its content was read from other files, or is made again."""
 
 
 class LongTextWarning(UserWarning):

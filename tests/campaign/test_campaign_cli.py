@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import resilient_heads as rh
 from helpers.small_campaign import Net, arguments, campaign, labelled, net
 from resilient_heads.cli import main, one_line_warnings
-from resilient_heads.errors import DamagedChunkWarning
+from resilient_heads.errors import DamagedFileWarning
 
 torchvision = pytest.importorskip("torchvision")
 image = pytest.importorskip("PIL.Image")
@@ -117,7 +117,7 @@ def test_a_damaged_file_of_trials_is_reported_and_replaced(tmp_path: Path) -> No
     assert main(words) == 0
     before = chunk.read_bytes()
     chunk.write_bytes(before[:-4])
-    with pytest.warns(DamagedChunkWarning, match="is damaged .* run again"):
+    with pytest.warns(DamagedFileWarning, match="is damaged .* run again"):
         assert main(words) == 0
     assert chunk.read_bytes() == before
 
@@ -125,7 +125,7 @@ def test_a_damaged_file_of_trials_is_reported_and_replaced(tmp_path: Path) -> No
 def test_a_warning_is_printed_in_one_line() -> None:
     usual = warnings.formatwarning
     with one_line_warnings():
-        line = warnings.formatwarning(DamagedChunkWarning("It is damaged."), DamagedChunkWarning, "x.py", 3)
+        line = warnings.formatwarning(DamagedFileWarning("It is damaged."), DamagedFileWarning, "x.py", 3)
     assert line == "resilient-heads: It is damaged.\n"
     assert warnings.formatwarning is usual
 

@@ -17,7 +17,7 @@ from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.run.execution import Execution
 from resilient_heads.errors import (
     ArgumentError,
-    DamagedChunkWarning,
+    DamagedFileWarning,
     InjectionError,
     MissingExtraError,
     ResultError,
@@ -125,7 +125,7 @@ def test_a_truncated_chunk_is_told_and_run_again(folder: Path, keep: int, monkey
     started = runs(monkeypatch)
     with pytest.raises(ResultError, match=r"1 of 12 chunks are missing: 2.*chunk-000002.*damaged"):
         rh.merge_campaign(folder)
-    with pytest.warns(DamagedChunkWarning, match=r"chunk-000002\.parquet is damaged .* run again"):
+    with pytest.warns(DamagedFileWarning, match=r"chunk-000002\.parquet is damaged .* run again"):
         campaign(folder)
     assert started == [16]
     assert files(folder) == before
@@ -153,7 +153,7 @@ def test_no_flipped_byte_goes_unseen(whole: Path, folder: Path) -> None:
 def test_a_chunk_in_the_place_of_another_is_run_again(folder: Path) -> None:
     before = files(folder)
     (folder / "trials/chunk-000002.parquet").write_bytes(before["trials/chunk-000003.parquet"])
-    with pytest.warns(DamagedChunkWarning, match="does not hold the trials of chunk 2"):
+    with pytest.warns(DamagedFileWarning, match="does not hold the trials of chunk 2"):
         campaign(folder)
     assert files(folder) == before
 

@@ -6,18 +6,24 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from resilient_heads.campaign.design.plan import InjectionPlan, plan_trials
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.result.config import CampaignConfig
 from resilient_heads.campaign.result.differences import decisive
-from resilient_heads.campaign.trials.columns import CampaignSite
-from resilient_heads.errors import ResultError
+from resilient_heads.campaign.trials.columns import CampaignSite, Trials
+from resilient_heads.campaign.trials.seal import BLANK, is_intact, seal
+from resilient_heads.errors import DamagedFileError, ResultError
 from resilient_heads.injection.sites.coverage import Coverage
 from resilient_heads.injection.sites.site import Site
 
-FORMAT = "resilient_heads.campaign/6"
+_KIND = "resilient_heads.campaign/"
+FORMAT = _KIND + "7"
+_MARK = b'\n "sha256": "'
+"""What stands in front of the record's own digest: an entry of the outermost level, which no other text can imitate."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -70,6 +76,27 @@ class CampaignRecord:
         size = self.config.trials_per_chunk
         return chunk * size, min((chunk + 1) * size, max(self.plan.counts))
 
+    def trials_in(self, chunk: int) -> int:
+        """Return the number of trials in a chunk."""
+        start, stop = self.chunk_bounds(chunk)
+        return sum(max(0, min(stop, count) - start) for count in self.plan.counts)
+
+    def numbers(self, start: int, stop: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the columns ``site`` and ``trial`` of trials ``start`` to ``stop - 1`` of all sites that have them."""
+        of_sites = [np.arange(min(start, count), min(stop, count)) for count in self.plan.counts]
+        sizes = [len(numbers) for numbers in of_sites]
+        return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes), np.concatenate(of_sites)
+
+    def is_whole(self, trials: Trials) -> bool:
+        """Whether these are all trials of the campaign: those of the design, or those until the stopping rule was met."""
+        size, until = self.config.trials_per_chunk, self.config.until
+        stop = -(-(int(trials.trial.max(initial=-1)) + 1) // size) * size
+        site, number = self.numbers(0, stop)
+        if not (stop and np.array_equal(trials.site, site) and np.array_equal(trials.trial, number)):
+            return False
+        plan = self.plan
+        return stop >= max(plan.counts) or (until is not None and until.is_met(plan.sites, trials, plan.design))
+
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values, with the digest of the golden run in place of the golden run."""
         return {
@@ -88,8 +115,9 @@ class CampaignRecord:
         }
 
     def to_json(self) -> str:
-        """Return :meth:`as_dict` as text; equal records give equal text."""
-        return json.dumps(self.as_dict(), sort_keys=True, indent=1) + "\n"
+        """Return :meth:`as_dict` as text, with the digest of the text; equal records give equal text."""
+        text = json.dumps({**self.as_dict(), "sha256": BLANK}, sort_keys=True, indent=1) + "\n"
+        return bytes(seal(text.encode(), _MARK)).decode()
 
     @property
     def identity(self) -> str:
@@ -115,25 +143,30 @@ class CampaignRecord:
 
 
 def parse_record(text: str | bytes) -> dict[str, Any]:
-    """Return the values in a record's JSON, of which only the format and the outermost types are checked.
+    """Return the values in the text of :meth:`CampaignRecord.to_json`.
 
     Raises:
+        DamagedFileError: The text is truncated or was changed.
         ResultError: The text is not a record, or a record of another version.
     """
+    content = text.encode() if isinstance(text, str) else text
+    intact = is_intact(content, _MARK)
     try:
-        content = json.loads(text)
-        found = content["format"]
+        values = dict(json.loads(content))
+        found = str(values["format"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if _KIND.encode() in content or not content.strip(b"\0"):  # a disk that fails leaves zeros
+            raise DamagedFileError("it is truncated or damaged") from error
         raise ResultError("it is not the record of a campaign") from error
-    if found != FORMAT:
+    if found != FORMAT and (intact or _MARK not in content):
         raise ResultError(
             f"its format is {found!r}, and this version of the library reads {FORMAT!r}; run the campaign again, or "
             "install the version that wrote it"
         )
-    for name, kind in (("config", dict), ("environment", dict), ("golden_sha256", str)):
-        if not isinstance(content.get(name), kind):
-            raise ResultError(f"the campaign's record is damaged: it has no {name}")
-    return dict(content)
+    if not intact:
+        raise DamagedFileError("it was edited or damaged: its sha256 differs from the one in the file")
+    del values["sha256"]
+    return values
 
 
 def _site_as_dict(site: CampaignSite) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from resilient_heads.campaign.figures.summary import (
 )
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.result.config import CampaignConfig
+from resilient_heads.campaign.result.gather import load_trials
 from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.shards import Shard
 from resilient_heads.campaign.result.store import CampaignFolder
@@ -224,7 +225,7 @@ class CampaignResult:
             path: The folder; it is created if it does not exist.
 
         Raises:
-            ResultError: The result is one shard of several, or the folder holds another campaign.
+            ResultError: The result is one shard of several or lacks trials, or the folder holds another campaign.
             StoreError: The folder cannot be written.
             MissingExtraError: pyarrow is not installed.
         """
@@ -232,6 +233,11 @@ class CampaignResult:
             raise ResultError(
                 f"This is shard {self.shard.rank} of {self.shard.world_size}, not the whole campaign; when all shards "
                 "have run, rh.merge_campaign(folder) gives the whole."
+            )
+        if not self.record.is_whole(self.trials):
+            raise ResultError(
+                f"The result holds {len(self.trials)} trials, which are not the trials of its record, so it would load as "
+                "another campaign than it is; save a part of the trials as a table: result.to_pandas().to_parquet(...)."
             )
         folder = CampaignFolder.create(path, self.record)
         folder.write_result(self.trials)
@@ -241,13 +247,17 @@ class CampaignResult:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a result from the folder that :meth:`save` or a complete campaign wrote.
 
+        If a file is lost or damaged and the other files hold its content, the result is read from them, with a
+        :class:`~resilient_heads.errors.DamagedFileWarning`.
+
         Raises:
-            ResultError: The folder holds no complete campaign, or a file is damaged or of another version.
-            FileNotFoundError: The folder does not exist.
+            ArgumentError: ``path`` is not a path.
+            ResultError: There is no such folder, or it holds no complete campaign, or a file is damaged or of another
+                version.
             MissingExtraError: pyarrow is not installed.
         """
         folder = CampaignFolder.open(path)
-        return cls(record=folder.record, trials=folder.read_result())
+        return cls(record=folder.record, trials=load_trials(folder))
 
 
 def _json_able(value: Any) -> Any:

@@ -10,29 +10,75 @@
       result.parquet                 all trials, once the campaign is complete
 
 Every file is complete or absent, however the process ends. A chunk is named by its number alone, so the folder does not
-depend on how many processes filled it or how often they were started. A result that you save is the same folder without
-``trials``.
+depend on how many processes filled it or how often they were started. The file of a chunk may hold a part of its trials
+while the campaign runs or after it was stopped. A result that you save is the same folder without ``trials``.
+
+Each file holds a digest of all its bytes; files of trials also hold the identity of the campaign, which covers the record
+and the golden run. What a damaged or lost file can be written from again:
+
+.. code-block:: text
+
+    campaign.json      its copy in result.parquet; or the campaign's command
+    golden.parquet     the campaign's command, which runs the fault-free model anyway
+    a chunk            result.parquet; or the campaign's command, which runs its trials again
+    result.parquet     the chunks
 """
 
 import contextlib
+import difflib
+import errno
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
-from resilient_heads.campaign.golden.golden_run import GoldenRun
-from resilient_heads.campaign.result.differences import differences
-from resilient_heads.campaign.result.record import CampaignRecord, parse_record
+from resilient_heads.campaign.result.record import CampaignRecord
+from resilient_heads.campaign.result.record_file import (
+    GOLDEN,
+    RECORD,
+    RESULT,
+    TRIALS,
+    note,
+    read_record,
+    stored_values,
+    unlink_leftovers,
+    write_record,
+)
 from resilient_heads.campaign.result.shards import Shard
 from resilient_heads.campaign.trials.columns import Trials
-from resilient_heads.campaign.trials.trial_file import encode_golden, encode_trials, read_golden, read_trials
-from resilient_heads.errors import DamagedChunkError, DamagedChunkWarning, ResultError, StoreError
-from resilient_heads.files import leftovers, locked, write_atomic
+from resilient_heads.campaign.trials.trial_file import encode_trials, read_trials
+from resilient_heads.errors import ArgumentError, DamagedFileError, ResultError, StoreError
+from resilient_heads.files import as_path, locked, write_atomic
 
-RECORD, GOLDEN, TRIALS, RESULT = "campaign.json", "golden.parquet", "trials", "result.parquet"
+
+@contextlib.contextmanager
+def reserved(given: str | os.PathLike[str], shard: Shard) -> Iterator[Path]:
+    """Make the folder of a campaign, and keep other processes from running the same shard in it.
+
+    A folder into which the block writes nothing is removed.
+
+    Raises:
+        ResultError: The folder holds a campaign of another version, or a file of something else.
+        StoreError: The folder cannot be written, or another process runs the same shard in it.
+    """
+    path = as_path(given, "output", error=ArgumentError)
+    with contextlib.ExitStack() as stack:
+        with _explained(path, "be used"):
+            if not path.exists():
+                stack.callback(_remove_empty, path)
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(locked(path / f".lock-{shard.rank}", wait=False))
+            except BlockingIOError as error:
+                raise StoreError(
+                    f"Another process is running shard {shard.rank} of {shard.world_size} in {path}; wait for it, or "
+                    "pass another folder."
+                ) from error
+        with contextlib.suppress(DamagedFileError):
+            stored_values(path)
+        yield path
 
 
 class CampaignFolder:
@@ -54,25 +100,11 @@ class CampaignFolder:
         """Open the folder of a campaign to read it.
 
         Raises:
-            FileNotFoundError: The folder does not exist.
-            ResultError: The folder does not hold a campaign, or its record is damaged.
+            ArgumentError: ``path`` is not a path.
+            ResultError: The folder does not exist or holds no campaign, or its record is lost or damaged.
         """
-        path = Path(path)
-        if path.is_file():
-            raise ResultError(
-                f"{path} is a file; expected the folder of a campaign with {RECORD}. This version of the library does "
-                "not read results of earlier versions that consist of one file; run the campaign again."
-            )
-        if not path.exists():
-            raise FileNotFoundError(f"There is no folder {path}.")
-        content = _read_record(path)
-        try:
-            golden = read_golden(path / GOLDEN, sha256=content["golden_sha256"])
-        except (ResultError, FileNotFoundError) as error:
-            raise ResultError(
-                f"{path / GOLDEN} is missing or damaged ({error}); run the campaign's command again to repair it."
-            ) from error
-        return cls(path, _record_from(path, content, golden))
+        folder = _existing(as_path(path, "The folder of a campaign", error=ArgumentError))
+        return cls(folder, read_record(folder))
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], record: CampaignRecord) -> Self:
@@ -82,80 +114,74 @@ class CampaignFolder:
             ResultError: The folder holds another campaign, or files of something else.
             StoreError: The folder cannot be written.
         """
-        path = Path(path)
+        path = as_path(path, "The folder of a campaign", error=ArgumentError)
         with _explained(path, "be used"):
             path.mkdir(parents=True, exist_ok=True)
             with locked(path / ".lock", wait=True):
-                _write_record(path, record)
-        return cls(path, _record_from(path, _read_record(path), record.golden))
+                return cls(path, write_record(path, record))
 
     @classmethod
-    @contextlib.contextmanager
-    def resume(cls, path: str | os.PathLike[str], record: CampaignRecord, *, shard: Shard) -> Iterator[Self]:
-        """Open a folder to write one shard of a campaign, and keep other processes from writing the same shard.
+    def resume(cls, path: Path, record: CampaignRecord, *, shard: Shard) -> Self:
+        """Open a folder to write one shard of a campaign; the caller has :func:`reserved` it.
 
         The first process writes the record; later ones must have an equal record. Half-written files of a killed
         process are removed.
 
-        Args:
-            path: The folder; it is created if it does not exist.
-            record: The campaign.
-            shard: The part of the campaign that this process runs.
-
         Raises:
             ResultError: The folder holds another campaign, or files of something else.
-            StoreError: The folder cannot be written, or another process runs the same shard in it.
+            StoreError: The folder cannot be written.
         """
-        path = Path(path)
+        folder = cls.create(path, record)
         with _explained(path, "be used"):
-            path.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            with _explained(path, "be used"):
-                try:
-                    stack.enter_context(locked(path / f".lock-{shard.rank}", wait=False))
-                except BlockingIOError as error:
-                    raise StoreError(
-                        f"Another process is running shard {shard.rank} of {shard.world_size} in {path}; wait for it, "
-                        "or pass another folder."
-                    ) from error
-            folder = cls.create(path, record)
-            with _explained(path, "be used"):
-                (path / TRIALS).mkdir(exist_ok=True)
+            (path / TRIALS).mkdir(exist_ok=True)
             folder._remove_leftovers(shard)
-            yield folder
+        return folder
 
     def file(self, chunk: int) -> Path:
         """Return the path of a chunk's file."""
         return self.path / TRIALS / f"chunk-{chunk:06d}.parquet"
 
     def read(self, chunk: int) -> Trials:
-        """Return the trials of a chunk.
+        """Return the trials in a chunk's file: all of the chunk, or a part of them.
 
         Raises:
             FileNotFoundError: The chunk was not run yet.
-            DamagedChunkError: The chunk's file is truncated or damaged.
+            DamagedFileError: The chunk's file is truncated or damaged.
             ResultError: The file does not belong to this campaign; it is left as it is.
         """
-        trials = read_trials(self.file(chunk), self.record.layers, campaign=self._identity)
-        site, number = self._expected(chunk)
-        if not (np.array_equal(trials.site, site) and np.array_equal(trials.trial, number)):
-            raise DamagedChunkError(f"{self.file(chunk)} does not hold the trials of chunk {chunk}")
+        trials = read_trials(self.file(chunk), campaign=self._identity)
+        site, number = self.record.numbers(*self.record.chunk_bounds(chunk))
+        count = int(number.max(initial=0)) + 1
+        found, expected = trials.site * count + trials.trial, site * count + number
+        if not (np.isin(found, expected).all() and (np.diff(found) > 0).all()):
+            raise DamagedFileError(f"{self.file(chunk)} does not hold the trials of chunk {chunk}")
         return trials
 
     def stored(self, shard: Shard) -> dict[int, Trials]:
-        """Return the intact chunks of a shard; warn about each damaged one, which the campaign runs again.
+        """Return what the folder has of a shard's chunks; repair chunks from the result, and report damaged files.
 
         Raises:
             ResultError: A file does not belong to this campaign.
+            StoreError: A chunk cannot be written.
         """
-        stored = {}
+        result, stored, repaired = self._intact_result(), {}, []
         for chunk in shard.chunks(self.record.num_chunks):
-            try:
-                stored[chunk] = self.read(chunk)
-            except FileNotFoundError:
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    stored[chunk] = self.read(chunk)
+                except DamagedFileError as damage:
+                    note(f"{damage}. The campaign writes it again.")
+            size = self.record.trials_in(chunk)
+            if result is None or len(stored.get(chunk, ())) == size:
                 continue
-            except DamagedChunkError as damage:
-                warnings.warn(DamagedChunkWarning(f"{damage}; its trials are run again."), stacklevel=3)
+            start, stop = self.record.chunk_bounds(chunk)
+            part = result.where((result.trial >= start) & (result.trial < stop))
+            if len(part) == size:  # else the stopping rule was met before this chunk
+                self.write(chunk, part)
+                stored[chunk] = part
+                repaired.append(self.file(chunk).name)
+        if repaired:
+            note(f"{self.path / TRIALS} lacked {', '.join(repaired[:5])}; written again from {RESULT}.")
         return stored
 
     def write(self, chunk: int, trials: Trials) -> None:
@@ -170,19 +196,13 @@ class CampaignFolder:
         """Return all trials of a complete campaign.
 
         Raises:
-            ResultError: The campaign is not complete, or the file of its result is damaged.
+            FileNotFoundError: The folder has no file of the result.
+            DamagedFileError: The file is truncated or damaged.
+            ResultError: The file does not belong to this campaign.
         """
-        try:
-            trials = read_trials(self.path / RESULT, self.record.layers, campaign=self._identity)
-        except FileNotFoundError as error:
-            raise ResultError(
-                f"{self.path} does not hold a complete campaign: it has no {RESULT}. Run the campaign's command again, "
-                "or rh.merge_campaign(folder) when all its processes have ended."
-            ) from error
-        except DamagedChunkError as error:
-            raise ResultError(f"{error}; run the campaign's command again to repair it.") from error
-        if len(trials) and not 0 <= trials.image.min() <= trials.image.max() < len(self.record.golden.labels):
-            raise ResultError(f"{self.path / RESULT} has trials of images that {GOLDEN} does not have.")
+        trials = read_trials(self.path / RESULT, campaign=self._identity)
+        if not self.record.is_whole(trials):
+            raise DamagedFileError(f"{self.path / RESULT} does not hold all trials of the campaign")
         return trials
 
     def write_result(self, trials: Trials) -> Path:
@@ -195,18 +215,21 @@ class CampaignFolder:
         return self.path / RESULT
 
     def _write(self, path: Path, trials: Trials) -> None:
-        """Write a file of trials."""
-        content = encode_trials(trials, self.record.layers, campaign=self._identity)
+        """Write a file of trials; the result holds a copy of the record."""
+        record = self.record.to_json() if path.name == RESULT else None
+        content = encode_trials(trials, self.record.layers, campaign=self._identity, record=record)
         with _explained(path, "be written", "All chunks written before are kept. Make room"):
             write_atomic(path, content)
 
-    def _expected(self, chunk: int) -> tuple[Any, Any]:
-        """Return the columns ``site`` and ``trial`` of a chunk."""
-        start, stop = self.record.chunk_bounds(chunk)
-        numbers = [np.arange(start, max(start, min(stop, count))) for count in self.record.plan.counts]
-        return np.repeat(np.arange(len(numbers)), [len(site_numbers) for site_numbers in numbers]), np.concatenate(
-            numbers
-        )
+    def _intact_result(self) -> Trials | None:
+        """Return the trials in the file of the result; None if it is lost, and if it is damaged, which is reported."""
+        try:
+            return self.read_result()
+        except FileNotFoundError:
+            return None
+        except DamagedFileError as damage:
+            note(f"{damage}. The campaign writes it again.")
+            return None
 
     def _refuse_foreign_chunks(self) -> None:
         """Raise ResultError if the folder of trials holds a file that is not a chunk of this campaign."""
@@ -227,56 +250,36 @@ class CampaignFolder:
             if entry.name[1:].rpartition(".")[0] in names:
                 entry.unlink(missing_ok=True)
         if shard.rank == 0:
-            _unlink_leftovers(self.path / RESULT)
+            unlink_leftovers(self.path / RESULT)
 
 
-def _write_record(path: Path, record: CampaignRecord) -> None:
-    """Write the record and the golden run, or check that the folder has an equal record; the caller holds the lock."""
-    for name in (RECORD, GOLDEN):
-        _unlink_leftovers(path / name)
-    if (path / RECORD).exists():
-        if different := differences(_read_record(path), record.as_dict()):
-            raise ResultError(
-                f"{path} holds another campaign: {'; '.join(different)}. To continue that campaign, follow the advice "
-                "in parentheses; for a new campaign, pass another folder."
-            )
-    else:
-        for name in (TRIALS, GOLDEN, RESULT):
-            if (path / name).exists():
-                raise ResultError(f"{path} holds {name} but no {RECORD}; pass an empty folder.")
-        write_atomic(path / RECORD, record.to_json().encode())
-    golden = encode_golden(record.golden)
-    if not (path / GOLDEN).exists() or (path / GOLDEN).read_bytes() != golden:
-        write_atomic(path / GOLDEN, golden)
+def _existing(path: Path) -> Path:
+    """Return a path that is a folder, or raise ResultError that says what is there instead."""
+    if path.is_dir():
+        return path
+    if path.name in (RECORD, GOLDEN, RESULT) and path.is_file():
+        raise ResultError(f"{path} is one file of a campaign; pass its folder, {path.parent}.")
+    if os.path.lexists(path):
+        kind = "file" if path.is_file() else "broken link" if path.is_symlink() else "device"
+        raise ResultError(f"{path} is a {kind}; expected the folder of a campaign, with {RECORD}.")
+    parent = next(folder for folder in (*path.parents, Path()) if folder.is_dir())
+    names = [entry.parent.name for entry in parent.glob(f"*/{RECORD}")]
+    close = difflib.get_close_matches(path.relative_to(parent).parts[0], names, n=1, cutoff=0.5) if names else []
+    advice = f"did you mean {parent / close[0]}?" if close else f"{parent.resolve()} exists."
+    raise ResultError(f"There is no folder {path}; {advice}")
 
 
-def _unlink_leftovers(path: Path) -> None:
-    """Remove half-written files beside a path."""
-    for entry in leftovers(path):
-        entry.unlink(missing_ok=True)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    """Return the values in the record of a folder."""
-    try:
-        return parse_record((path / RECORD).read_bytes())
-    except FileNotFoundError as error:
-        raise ResultError(f"{path} does not hold a campaign: it has no {RECORD}.") from error
-    except ResultError as error:
-        raise ResultError(f"{path / RECORD} cannot be used: {error}.") from error
-
-
-def _record_from(path: Path, content: dict[str, Any], golden: GoldenRun) -> CampaignRecord:
-    """Return the record that has these values."""
-    try:
-        return CampaignRecord.from_dict(content, golden)
-    except ResultError as error:
-        raise ResultError(f"{path / RECORD} cannot be used: {error}.") from error
+def _remove_empty(path: Path) -> None:
+    """Remove a folder that is empty."""
+    with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 @contextlib.contextmanager
 def _explained(path: Path, action: str, advice: str = "Correct that") -> Iterator[None]:
     """Turn an OSError into a StoreError that says what to do."""
+    if os.path.lexists(path) and not path.is_dir() and action == "be used":
+        raise StoreError(errno.ENOTDIR, f"{path} is not a folder; pass the path of a folder, or of none yet")
     try:
         yield
     except StoreError:

@@ -6,10 +6,10 @@ from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.result.shards import Shard
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.run.execution import Execution
-from resilient_heads.campaign.run.prefix import Prefix
+from resilient_heads.campaign.result.prefix import Prefix
 from resilient_heads.campaign.run.progress import Progress, show_progress
 from resilient_heads.campaign.trials.columns import Trials
-from resilient_heads.errors import ArgumentError, DamagedChunkError
+from resilient_heads.errors import ArgumentError, DamagedFileError
 
 
 def run_chunks(
@@ -55,5 +55,5 @@ def _known(chunk: int, finished: Mapping[int, Trials], folder: CampaignFolder | 
         return finished.get(chunk)
     try:
         return folder.read(chunk)
-    except (FileNotFoundError, DamagedChunkError):
+    except (FileNotFoundError, DamagedFileError):
         return None

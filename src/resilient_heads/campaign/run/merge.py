@@ -1,14 +1,13 @@
 """Merge the chunks that several processes wrote into one result."""
 
 import os
-from collections.abc import Sequence
 
 from resilient_heads.campaign.result.differences import differences
+from resilient_heads.campaign.result.gather import gather_chunks
+from resilient_heads.campaign.result.record_file import RECORD
 from resilient_heads.campaign.result.results import CampaignResult
-from resilient_heads.campaign.result.store import RECORD, CampaignFolder
-from resilient_heads.campaign.run.prefix import Prefix
-from resilient_heads.campaign.trials.columns import Trials
-from resilient_heads.errors import DamagedChunkError, ResultError
+from resilient_heads.campaign.result.store import CampaignFolder
+from resilient_heads.errors import ResultError
 
 
 def merge_campaign(folder: str | os.PathLike[str], *others: str | os.PathLike[str]) -> CampaignResult:
@@ -39,38 +38,6 @@ def merge_campaign(folder: str | os.PathLike[str], *others: str | os.PathLike[st
             raise ResultError(
                 f"{first.path} and {other.path} hold different campaigns; {RECORD} differs: {'; '.join(different)}."
             )
-    result = CampaignResult(record=first.record, trials=Trials.gather(_read_chunks(folders)))
+    result = CampaignResult(record=first.record, trials=gather_chunks(folders))
     first.write_result(result.trials)
     return result
-
-
-def _read_chunks(folders: Sequence[CampaignFolder]) -> list[Trials]:
-    """Return the trials of each chunk from the first folder that has it intact."""
-    chunks: dict[int, Trials] = {}
-    damages: list[str] = []
-    prefix = Prefix(folders[0].record)
-    for chunk in range(folders[0].record.num_chunks):
-        for folder in folders:
-            try:
-                chunks[chunk] = folder.read(chunk)
-                break
-            except FileNotFoundError:
-                continue
-            except DamagedChunkError as error:
-                damages.append(str(error))
-        if prefix.complete(chunks.get):
-            return [chunks[number] for number in sorted(chunks)]
-    _require_all(folders[0], chunks, damages)
-    return [chunks[chunk] for chunk in sorted(chunks)]
-
-
-def _require_all(folder: CampaignFolder, chunks: dict[int, Trials], damages: Sequence[str]) -> None:
-    """Raise ResultError that names the missing chunks, if there are any."""
-    missing = [chunk for chunk in range(folder.record.num_chunks) if chunk not in chunks]
-    if missing:
-        shown = ", ".join(str(chunk) for chunk in missing[:20]) + (", ..." if len(missing) > 20 else "")
-        raise ResultError(
-            f"{folder.path}: {len(missing)} of {folder.record.num_chunks} chunks are missing: {shown}"
-            f"{'; ' + '; '.join(damages) if damages else ''}. Run the campaign's command again: the process whose RANK "
-            "is c modulo WORLD_SIZE runs chunk c."
-        )

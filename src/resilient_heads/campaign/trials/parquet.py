@@ -1,4 +1,8 @@
-"""Write and read columns as Parquet. Equal columns give equal bytes. Only this module uses pyarrow."""
+"""Write and read columns as Parquet. Equal columns give equal bytes. Only this module uses pyarrow.
+
+pyarrow reads a file only after the digest in the file has vouched for every byte: damaged files can make it fail in any
+way, such as by asking for more memory than there is.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,10 +11,16 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from resilient_heads.errors import ResultError
+from resilient_heads.campaign.trials.seal import BLANK, is_intact, seal
+from resilient_heads.errors import DamagedFileError, ResultError
 from resilient_heads.extras import require
 
-MAGIC = b"PAR1"
+_MAGIC = b"PAR1"
+_OURS = b"resilient_heads."
+_SHA256 = "resilient_heads.sha256"
+_MARK = _SHA256.encode() + b"\x18\x40"
+"""What stands in front of the digest; the last two bytes announce 64 characters of text."""
+
 _ROW_GROUP = 2**20
 _FEW_VALUES = ("site", "image", "bit", "predicted", "rank")
 """Columns with few distinct values, which a dictionary compresses."""
@@ -42,7 +52,7 @@ def encode(columns: Mapping[str, Array | Named], metadata: Mapping[str, str]) ->
         ResultError: A code has no name.
         MissingExtraError: pyarrow is not installed.
     """
-    pa, pq = _pyarrow()
+    pa, pq = require_pyarrow()
     for name, column in columns.items():
         if isinstance(column, Named) and len(column.codes) and int(column.codes.max()) >= len(column.names):
             raise ResultError(
@@ -70,42 +80,55 @@ def encode(columns: Mapping[str, Array | Named], metadata: Mapping[str, str]) ->
         store_schema=True,
     ) as writer:
         writer.write_table(table, row_group_size=_ROW_GROUP)
-        writer.add_key_value_metadata(dict(metadata))
-    return memoryview(sink.getvalue()).cast("B")  # unsigned, so that it compares equal to bytes
+        writer.add_key_value_metadata({**metadata, _SHA256: BLANK})
+    return seal(memoryview(sink.getvalue()).cast("B"), _MARK)
 
 
 def decode(content: bytes) -> tuple[dict[str, Array | Named], dict[str, str]]:
-    """Return the columns and the metadata of a Parquet file.
+    """Return the columns and the metadata of a file that :func:`encode` made.
 
     Raises:
-        ResultError: The content is truncated, damaged or not Parquet.
+        DamagedFileError: The file is truncated or damaged.
+        ResultError: The file is not of this library.
         MissingExtraError: pyarrow is not installed.
     """
-    pa, pq = _pyarrow()
-    try:
-        with pq.ParquetFile(pa.BufferReader(content)) as file:
-            table = file.read()
-            metadata = {key.decode(): value.decode() for key, value in (file.metadata.metadata or {}).items()}
-        columns: dict[str, Array | Named] = {}
-        for name in table.column_names:
-            column = table.column(name)
-            if column.null_count:
-                raise ValueError(f"the column {name} has missing values")
-            if pa.types.is_dictionary(column.type):
-                whole = column.unify_dictionaries().combine_chunks()
-                parts = whole.chunks if isinstance(whole, pa.ChunkedArray) else [whole]
-                codes = [part.indices.to_numpy(zero_copy_only=False) for part in parts]
-                names = parts[0].dictionary.to_pylist() if parts else []
-                columns[name] = Named(np.concatenate(codes) if codes else np.empty(0, np.int32), names)
-            else:
-                columns[name] = column.to_numpy()
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
-        raise ResultError(f"not an intact Parquet file: {' '.join(str(error).split())}") from error
+    pa, pq = require_pyarrow()
+    if not is_intact(content, _MARK):
+        raise _refusal(content)
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        table = file.read()
+        metadata = {key.decode(): value.decode() for key, value in file.metadata.metadata.items()}
+    columns: dict[str, Array | Named] = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if pa.types.is_dictionary(column.type):
+            whole = column.unify_dictionaries().combine_chunks()
+            parts = whole.chunks if isinstance(whole, pa.ChunkedArray) else [whole]
+            codes = [part.indices.to_numpy(zero_copy_only=False) for part in parts]
+            names = parts[0].dictionary.to_pylist() if parts else []
+            columns[name] = Named(np.concatenate(codes) if codes else np.empty(0, np.int32), names)
+        else:
+            columns[name] = column.to_numpy()
     return columns, metadata
 
 
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
-    """Return pyarrow and its Parquet module; the error for a missing package names the extra to install."""
+def _refusal(content: bytes) -> ResultError:
+    """Return why content cannot be used: it is damaged, or was never written by this library."""
+    if _OURS in content:
+        return DamagedFileError("its sha256 differs from the one in the file")
+    if content.startswith(_MAGIC) and content.endswith(_MAGIC) and len(content) > len(_MAGIC):
+        return ResultError("is not a file of this library")
+    if _MAGIC.startswith(content[:4]) or not content.strip(b"\0"):  # a disk that fails leaves zeros
+        return DamagedFileError("it is truncated")
+    return ResultError("is not a Parquet file")
+
+
+def require_pyarrow() -> tuple[ModuleType, ModuleType]:
+    """Return pyarrow and its Parquet module.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed; the message names the extra to install.
+    """
     arrow, parquet = (
         require(name, extra="results", purpose="files of trials") for name in ("pyarrow", "pyarrow.parquet")
     )

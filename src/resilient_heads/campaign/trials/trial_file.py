@@ -1,6 +1,6 @@
 """Parquet files of trials and golden runs, in which readers see sites and outcomes by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,79 +9,55 @@ from resilient_heads.campaign.golden.digests import columns_sha256
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.trials.columns import COLUMNS, Trials
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.campaign.trials.parquet import MAGIC, Array, Named, decode, encode
-from resilient_heads.errors import DamagedChunkError, ResultError
+from resilient_heads.campaign.trials.parquet import Array, Named, decode, encode
+from resilient_heads.campaign.trials.seal import read_file
+from resilient_heads.errors import DamagedFileError, ResultError
 
 _LAYER = "layer"
-_CAMPAIGN, _SHA256 = "resilient_heads.campaign", "resilient_heads.sha256"
+_CAMPAIGN, _RECORD = "resilient_heads.campaign", "resilient_heads.record"
 _OUTCOMES = [outcome.name.lower() for outcome in Outcome]
-_GOLDEN = {
-    "labels": np.int64,
-    "predicted": np.int64,
-    "loss": np.float64,
-    "top2diff": np.float64,
-    "eligible": np.bool_,
-}
 
 
-def encode_trials(trials: Trials, layers: Sequence[str], *, campaign: str) -> memoryview:
+def encode_trials(trials: Trials, layers: Sequence[str], *, campaign: str, record: str | None = None) -> memoryview:
     """Return the content of a file of trials: the columns of ``Trials``, and ``layer``, the name of the site.
 
     Args:
         trials: The trials.
         layers: Names of the campaign's sites.
         campaign: Identity of the campaign, which :func:`read_trials` compares.
+        record: The campaign's record, to keep a second copy of it; :func:`read_record_copy` returns it.
     """
     columns: dict[str, Array | Named] = {}
     for name, column in trials.columns.items():
         columns[name] = Named(column, _OUTCOMES) if name == "outcome" else column
         if name == "site":
             columns[_LAYER] = Named(column, layers)
-    return encode(columns, {_CAMPAIGN: campaign, _SHA256: columns_sha256(trials.columns)})
+    return encode(columns, {_CAMPAIGN: campaign, **({} if record is None else {_RECORD: record})})
 
 
-def read_trials(path: Path, layers: Sequence[str], *, campaign: str) -> Trials:
-    """Read a file that :func:`encode_trials` made; the arguments are the same.
+def read_trials(path: Path, *, campaign: str) -> Trials:
+    """Read a file that :func:`encode_trials` made; ``campaign`` is the same.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        DamagedChunkError: The file is truncated or damaged.
+        DamagedFileError: The file is truncated or damaged.
         ResultError: The file is not a file of trials, or belongs to another campaign.
     """
-    content = path.read_bytes()
-    if not (MAGIC.startswith(content[:4]) or content[:4] == bytes(4)):  # a disk that fails leaves zeros
-        raise ResultError(f"{path} is not a Parquet file; move it away and run the campaign's command again.")
-    try:
-        columns, metadata = decode(content)
-    except ResultError as error:
-        raise DamagedChunkError(f"{path} is damaged ({error})") from error
-    found = metadata.get(_CAMPAIGN)
-    if found != campaign:
-        reason = "is not a file of this library" if found is None else "belongs to another campaign than its folder"
-        raise ResultError(f"{path} {reason}; move it away and run the campaign's command again.")
-    try:
-        return _checked(columns, metadata, len(layers))
-    except ResultError as error:
-        raise DamagedChunkError(f"{path} is damaged ({error})") from error
+    columns, metadata = _read(path)
+    if metadata.get(_CAMPAIGN) != campaign:
+        raise ResultError(
+            f"{path} belongs to another campaign than its folder; move it away and run the campaign's command again."
+        )
+    plain: dict[str, Array] = {name: _plain(columns[name]).astype(kind) for name, kind in COLUMNS.items()}
+    return Trials(**plain)  # type: ignore[arg-type]
 
 
-def _checked(columns: Mapping[str, Array | Named], metadata: Mapping[str, str], num_sites: int) -> Trials:
-    """Return the trials in a file's columns; raise ResultError unless they are the ones that were written."""
-    plain: dict[str, Array] = {}
-    for name, kind in COLUMNS.items():
-        column = columns.get(name)
-        if name == "outcome" and isinstance(column, Named) and set(column.names) <= set(_OUTCOMES):
-            codes = np.array([_OUTCOMES.index(known) for known in column.names], dtype=np.uint8)
-            column = codes[column.codes.astype(np.int64)]
-        if not isinstance(column, np.ndarray) or column.dtype != kind:
-            raise ResultError(f"the column {name} is missing or of the wrong type")
-        plain[name] = column
-    if columns_sha256(plain) != metadata.get(_SHA256):
-        raise ResultError("the sha256 of its trials differs from the one in the file")
-    trials = Trials(**plain)  # type: ignore[arg-type]
-    if len(trials) and not 0 <= trials.site.min() <= trials.site.max() < num_sites:
-        raise ResultError("a trial belongs to no site")
-    return trials
+def read_record_copy(path: Path) -> str | None:
+    """Return the record in a file that :func:`encode_trials` made; None if there is none, or the file is damaged."""
+    try:
+        return _read(path)[1].get(_RECORD)
+    except (FileNotFoundError, ResultError):
+        return None
 
 
 def encode_golden(golden: GoldenRun) -> memoryview:
@@ -98,10 +74,32 @@ def read_golden(path: Path, *, sha256: str) -> GoldenRun:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ResultError: The file is damaged, or its golden run has another digest.
+        DamagedFileError: The file is damaged.
+        ResultError: The file is not of this library, or its golden run has another digest.
     """
-    columns, _ = decode(path.read_bytes())
+    columns = _read(path)[0]
     plain = {name: column for name, column in columns.items() if isinstance(column, np.ndarray)}
-    if {name: column.dtype for name, column in plain.items()} != _GOLDEN or columns_sha256(plain) != sha256:
-        raise ResultError("the golden run is not the one that was written")
+    if columns_sha256(plain) != sha256:
+        raise ResultError(
+            f"{path} belongs to another campaign than its folder; move it away and run the campaign's command again."
+        )
     return GoldenRun(**plain)  # type: ignore[arg-type]
+
+
+def _read(path: Path) -> tuple[dict[str, Array | Named], dict[str, str]]:
+    """Return the columns and the metadata of a file; the error names the file."""
+    content = read_file(path)
+    try:
+        return decode(content)
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
+    except ResultError as error:
+        raise ResultError(f"{path} {error}; move it away and run the campaign's command again.") from error
+
+
+def _plain(column: Array | Named) -> Array:
+    """Return outcomes as numbers, and other columns as they are."""
+    if not isinstance(column, Named):
+        return column
+    codes = np.array([_OUTCOMES.index(known) for known in column.names], dtype=np.uint8)
+    return codes[column.codes.astype(np.int64)]
