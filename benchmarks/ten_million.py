@@ -19,7 +19,7 @@ import resilient_heads as rh
 from resilient_heads.campaign.golden.golden_run import GoldenRun
 from resilient_heads.campaign.result.config import CampaignConfig
 from resilient_heads.campaign.result.record import CampaignRecord
-from resilient_heads.campaign.result.store import CampaignFolder
+from resilient_heads.campaign.result.store import CampaignFolder, reserved
 from resilient_heads.campaign.trials.columns import COLUMNS, CampaignSite, Trials
 from resilient_heads.extras import require
 from resilient_heads.injection.sites.coverage import Coverage
@@ -106,7 +106,8 @@ def timed(what: str, run: Callable[[], T]) -> T:
 def main() -> None:
     """Write, merge and open."""
     folder, pandas = Path(sys.argv[1]), require("pandas", extra="test", purpose="this benchmark")
-    with CampaignFolder.resume(folder, record(), shard=rh.Shard()) as store:
+    with reserved(folder, rh.Shard()) as path:
+        store = CampaignFolder.resume(path, record(), shard=rh.Shard())
         for chunk in range(store.record.num_chunks):
             store.write(chunk, trials(*store.record.chunk_bounds(chunk)))
     merged = timed("merge", lambda: rh.merge_campaign(folder))

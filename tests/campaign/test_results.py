@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -38,32 +39,27 @@ def test_save_and_load_give_the_same_result(result: rh.CampaignResult, tmp_path:
 def test_a_truncated_result_is_refused(result: rh.CampaignResult, tmp_path: Path, length: int) -> None:
     path = result.save(tmp_path / "r") / "result.parquet"
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(
-        ResultError, match=r"result\.parquet is damaged .* run the campaign's command again to repair it"
-    ):
+    with pytest.raises(ResultError, match=r"result\.parquet is damaged: .*Run the campaign's command again"):
         rh.CampaignResult.load(tmp_path / "r")
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new", "message"),
-    [
-        ("campaign.json", b"campaign/6", b"campaign/5", "format is 'resilient_heads.campaign/5'.*reads .*campaign/6"),
-        ("campaign.json", b'"uninjectable"', b'"uninjectible"', "record is damaged"),
-        ("campaign.json", b'"golden_sha256"', b'"galden_sha256"', "it has no golden_sha256"),
-        ("campaign.json", b'"seed": 3', b'"seed": 4', "belongs to another campaign than its folder"),
-        ("golden.parquet", b"PAR1", b"par1", r"golden\.parquet is missing or damaged"),
-        ("result.parquet", b"resilient_heads.campaign", b"resilient_heads.compaign", "not a file of this library"),
-        ("result.parquet", b"resilient_heads.sha256", b"resilient_heads.sha257", "sha256 of its trials differs"),
-    ],
-)
-def test_a_changed_result_is_refused(
-    result: rh.CampaignResult, tmp_path: Path, name: str, old: bytes, new: bytes, message: str
-) -> None:
-    path = result.save(tmp_path / "r") / name
-    assert old in path.read_bytes()
-    path.write_bytes(path.read_bytes().replace(old, new))
-    with pytest.raises(ResultError, match=message):
+def test_a_result_of_another_version_is_refused(result: rh.CampaignResult, tmp_path: Path) -> None:
+    record = result.save(tmp_path / "r") / "campaign.json"
+    values = json.loads(record.read_text())
+    del values["sha256"]  # as in versions 1 to 6
+    record.write_text(json.dumps({**values, "format": "resilient_heads.campaign/6"}))
+    with pytest.raises(ResultError, match=r"format is 'resilient_heads.campaign/6'.*reads .*campaign/7.*run the"):
         rh.CampaignResult.load(tmp_path / "r")
+
+
+def test_a_part_of_the_trials_is_not_saved_as_the_whole(result: rh.CampaignResult, tmp_path: Path) -> None:
+    before = files(result.save(tmp_path / "r"))
+    part = dataclasses.replace(result, trials=result.trials.where(result.trials.trial < 200))
+    for folder in (tmp_path / "r", tmp_path / "part"):
+        with pytest.raises(ResultError, match=r"holds 600 trials, which are not all trials .*to_pandas"):
+            part.save(folder)
+    assert files(tmp_path / "r") == before
+    assert not (tmp_path / "part").exists()
 
 
 def test_a_folder_is_saved_to_only_once(
@@ -82,8 +78,6 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
         rh.CampaignResult.load(foreign)
     with pytest.raises(ResultError, match="does not hold a campaign"):
         rh.CampaignResult.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="absent"):
-        rh.CampaignResult.load(tmp_path / "absent")
 
 
 def test_a_trial_without_outcome_is_no_result(result: rh.CampaignResult, tmp_path: Path) -> None:

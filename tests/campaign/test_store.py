@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -122,37 +123,20 @@ def test_other_shards_files_are_left_alone(folder: Path) -> None:
 def test_a_truncated_chunk_is_told_and_run_again(folder: Path, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before, chunk = files(folder), folder / "trials/chunk-000002.parquet"
     chunk.write_bytes(chunk.read_bytes()[:keep])
+    (folder / "result.parquet").unlink()
     started = runs(monkeypatch)
     with pytest.raises(ResultError, match=r"1 of 12 chunks are missing: 2.*chunk-000002.*damaged"):
         rh.merge_campaign(folder)
-    with pytest.warns(DamagedFileWarning, match=r"chunk-000002\.parquet is damaged .* run again"):
+    with pytest.warns(DamagedFileWarning, match=r"chunk-000002\.parquet is damaged: .* writes it again"):
         campaign(folder)
     assert started == [16]
     assert files(folder) == before
 
 
-def test_no_flipped_byte_goes_unseen(whole: Path, folder: Path) -> None:
-    """If any byte is damaged, the campaign either reads the trials as written or does not use the file."""
-    opened, chunk = CampaignFolder.open(folder), folder / "trials/chunk-000002.parquet"
-    content = chunk.read_bytes()
-    written = opened.read(2).columns
-    refused = 0
-    for place in range(0, len(content), 41):
-        damaged = bytearray(content)
-        damaged[place] ^= 0x10
-        chunk.write_bytes(damaged)
-        try:
-            found = opened.read(2).columns
-        except ResultError:
-            refused += 1
-        else:
-            assert all(found[name].tobytes() == column.tobytes() for name, column in written.items()), place
-    assert refused > len(content) / 41 / 2
-
-
 def test_a_chunk_in_the_place_of_another_is_run_again(folder: Path) -> None:
     before = files(folder)
     (folder / "trials/chunk-000002.parquet").write_bytes(before["trials/chunk-000003.parquet"])
+    (folder / "result.parquet").unlink()
     with pytest.warns(DamagedFileWarning, match="does not hold the trials of chunk 2"):
         campaign(folder)
     assert files(folder) == before
@@ -209,13 +193,16 @@ def test_another_campaign_is_refused_by_name(folder: Path) -> None:
 
 def test_other_kinds_of_machine_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bits may differ with the number of threads and the version of PyTorch, but not with that of Python."""
-    record = json.loads((folder / "campaign.json").read_text())
-    record["environment"]["python"] = "3.99"
-    (folder / "campaign.json").write_text(json.dumps(record))
+    record = CampaignFolder.open(folder).record
+    of_other_python = dataclasses.replace(record, environment={**record.environment, "python": "3.99"})
+    (folder / "campaign.json").write_text(of_other_python.to_json())
     assert campaign(folder).record.environment["python"] == "3.99"
-    record["environment"]["threads"] = "7"
-    record["golden_sha256"] = "0" * 64
-    (folder / "campaign.json").write_text(json.dumps(record))
+    other = dataclasses.replace(
+        record,
+        environment={**record.environment, "threads": "7"},
+        golden=dataclasses.replace(record.golden, loss=record.golden.loss + 1),
+    )
+    (folder / "campaign.json").write_text(other.to_json())
     with pytest.raises(
         ResultError, match=r"another campaign: threads is 7 there and \d+ now \(set OMP_NUM_THREADS=7\)\. To"
     ):
@@ -254,16 +241,13 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, whole: Path, monkeypatch: pyt
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be used"):
+    with pytest.raises(StoreError, match="file is not a folder; pass the path of a folder"):
         campaign(tmp_path / "file")
+    with pytest.raises(StoreError, match="cannot be used: Not a directory"):
+        campaign(tmp_path / "file" / "campaign")
 
 
-def test_folders_of_something_else_are_refused(tmp_path: Path, folder: Path) -> None:
-    (folder / "campaign.json").unlink()
-    before = files(folder)
-    with pytest.raises(ResultError, match=r"holds trials but no campaign\.json"):
-        campaign(folder)
-    assert files(folder) == before
+def test_folders_of_something_else_are_refused(tmp_path: Path) -> None:
     for content, message in (
         ("{}", "not the record of a campaign"),
         ("not json", "not the record of a campaign"),
@@ -278,15 +262,6 @@ def test_folders_of_something_else_are_refused(tmp_path: Path, folder: Path) -> 
         assert files(other) == {"campaign.json": content.encode()}
     with pytest.raises(ResultError, match=r"it has no campaign\.json"):
         rh.merge_campaign(tmp_path)
-
-
-def test_a_damaged_golden_run_is_mended(folder: Path) -> None:
-    before = files(folder)
-    (folder / "golden.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ResultError, match=r"missing or damaged.*again to repair"):
-        rh.merge_campaign(folder)
-    campaign(folder)
-    assert files(folder) == before
 
 
 def test_two_processes_at_once_are_refused(folder: Path) -> None:
@@ -339,8 +314,8 @@ def test_any_number_of_shards_is_the_whole(world_size: int, tmp_path: Path, whol
         assert not (folder / "result.parquet").exists()
         with pytest.raises(ResultError, match="not the whole campaign"):
             part.save(tmp_path / "r")
-        with pytest.raises(ResultError, match="not hold a complete campaign"):
-            rh.CampaignResult.load(folder)
+        with pytest.warns(DamagedFileWarning, match=r"has no result\.parquet. The trials were read from the chunks"):
+            assert len(rh.CampaignResult.load(folder).trials) == 180
     merged = rh.merge_campaign(folder)
     assert len(merged.trials) == 180
     assert files(folder) == files(whole)

@@ -7,9 +7,9 @@ import pytest
 import resilient_heads as rh
 from helpers.small_campaign import arguments, campaign
 from resilient_heads import cli
+from resilient_heads.campaign.result.prefix import Prefix
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.result.store import CampaignFolder
-from resilient_heads.campaign.result.prefix import Prefix
 from resilient_heads.campaign.trials.columns import Trials
 
 pytest.importorskip("pyarrow")

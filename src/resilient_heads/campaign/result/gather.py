@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from resilient_heads.campaign.result.prefix import Prefix
-from resilient_heads.campaign.result.record_file import RESULT, note
+from resilient_heads.campaign.result.record_file import RESULT, TRIALS, note
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.errors import DamagedFileError, ResultError
@@ -42,12 +42,19 @@ def load_trials(folder: CampaignFolder) -> Trials:
     try:
         return folder.read_result()
     except (FileNotFoundError, DamagedFileError) as error:
-        damage = str(error) if isinstance(error, DamagedFileError) else f"{folder.path} has no {RESULT}"
+        damage = str(error) if isinstance(error, DamagedFileError) else f"it has no {RESULT}"
+        if not (folder.path / TRIALS).is_dir():
+            raise ResultError(
+                f"{folder.path} does not hold a complete campaign: {damage}. Run the campaign's command again to "
+                "repair it."
+            ) from error
         try:
             trials = gather_chunks([folder])
         except ResultError as missing:
-            raise ResultError(f"{folder.path} does not hold a complete campaign. {damage}; {missing}") from error
-        note(f"{damage}. The trials were read from the chunks; rh.merge_campaign(folder) writes {RESULT} again.")
+            raise ResultError(f"{folder.path} does not hold a complete campaign: {damage}. {missing}") from error
+        note(
+            f"{folder.path}: {damage}. The trials were read from the chunks; rh.merge_campaign(folder) writes {RESULT}."
+        )
         return trials
 
 

@@ -88,7 +88,7 @@ class CampaignRecord:
         return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes), np.concatenate(of_sites)
 
     def is_whole(self, trials: Trials) -> bool:
-        """Whether these are all trials of the campaign: those of the design, or those until the stopping rule was met."""
+        """Whether these are all trials of the campaign: up to the end of the design, or of the stopping rule."""
         size, until = self.config.trials_per_chunk, self.config.until
         stop = -(-(int(trials.trial.max(initial=-1)) + 1) // size) * size
         site, number = self.numbers(0, stop)

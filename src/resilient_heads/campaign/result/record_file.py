@@ -64,8 +64,8 @@ def write_record(path: Path, record: CampaignRecord) -> CampaignRecord:
     except (DamagedFileError, FileNotFoundError) as error:
         write_atomic(path / GOLDEN, encode_golden(record.golden))
         if not fresh:
-            damage = error if isinstance(error, DamagedFileError) else f"{path / GOLDEN} is missing"
-            note(f"{damage}. It was written again.")
+            reason = error if isinstance(error, DamagedFileError) else f"{path / GOLDEN} is missing"
+            note(f"{reason}. It was written again.")
     return _record_from(path, values, record.golden)
 
 

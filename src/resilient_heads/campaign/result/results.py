@@ -236,8 +236,8 @@ class CampaignResult:
             )
         if not self.record.is_whole(self.trials):
             raise ResultError(
-                f"The result holds {len(self.trials)} trials, which are not the trials of its record, so it would load as "
-                "another campaign than it is; save a part of the trials as a table: result.to_pandas().to_parquet(...)."
+                f"The result holds {len(self.trials)} trials, which are not all trials of the campaign in its record; "
+                "save a part of them as a table: result.to_pandas().to_parquet(...)."
             )
         folder = CampaignFolder.create(path, self.record)
         folder.write_result(self.trials)

@@ -13,8 +13,8 @@ Every file is complete or absent, however the process ends. A chunk is named by 
 depend on how many processes filled it or how often they were started. The file of a chunk may hold a part of its trials
 while the campaign runs or after it was stopped. A result that you save is the same folder without ``trials``.
 
-Each file holds a digest of all its bytes; files of trials also hold the identity of the campaign, which covers the record
-and the golden run. What a damaged or lost file can be written from again:
+Each file holds a digest of all its bytes. Files of trials also hold the identity of the campaign, which covers the
+record and the golden run. What a damaged or lost file can be written from again:
 
 .. code-block:: text
 
@@ -48,6 +48,7 @@ from resilient_heads.campaign.result.record_file import (
 )
 from resilient_heads.campaign.result.shards import Shard
 from resilient_heads.campaign.trials.columns import Trials
+from resilient_heads.campaign.trials.parquet import require_pyarrow
 from resilient_heads.campaign.trials.trial_file import encode_trials, read_trials
 from resilient_heads.errors import ArgumentError, DamagedFileError, ResultError, StoreError
 from resilient_heads.files import as_path, locked, write_atomic
@@ -62,7 +63,9 @@ def reserved(given: str | os.PathLike[str], shard: Shard) -> Iterator[Path]:
     Raises:
         ResultError: The folder holds a campaign of another version, or a file of something else.
         StoreError: The folder cannot be written, or another process runs the same shard in it.
+        MissingExtraError: pyarrow is not installed.
     """
+    require_pyarrow()
     path = as_path(given, "output", error=ArgumentError)
     with contextlib.ExitStack() as stack:
         with _explained(path, "be used"):

@@ -1,7 +1,7 @@
 """Run the trials of a plan, batch by batch."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from resilient_heads.campaign.result.config import Engine
 from resilient_heads.campaign.result.protocol import Protocol
 from resilient_heads.campaign.run.batch_isolation import check_isolation
 from resilient_heads.campaign.run.incremental_engine import GoldenPass, IncrementalEngine
-from resilient_heads.campaign.run.injected_pass import FaultyBatch, TrialWriter, injected_pass, run_trials
+from resilient_heads.campaign.run.injected_pass import FaultyBatch, TrialWriter, run_trials
 from resilient_heads.campaign.trials.columns import COLUMNS, Trials
 from resilient_heads.campaign.trials.outcomes import judge
 from resilient_heads.errors import ForwardError, InjectionError
@@ -28,11 +28,7 @@ from resilient_heads.injection.sites.site import Site
 logger = logging.getLogger(__name__)
 
 _CHECKED_SITES = 4
-"""Sites whose first batch also runs in full, which checks everything that the engine does for whole batches only."""
-
-
-class _IncrementalEngineDiffersError(Exception):
-    """A rerun gave other bits than a full pass; every site takes full passes from now on."""
+"""Sites at which a whole batch also runs in full, which checks what the engine does for whole batches only."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,34 +94,35 @@ class Execution:
         self._engine = self._incremental_engine(sites, memory_limit) if engine == "incremental" else None
         if self._engine is None:
             self._check_isolation()
+        self._check_whole_batches()
         self._groups = self._group_rows()
-        self._unchecked_rows = {len(sites) * part // _CHECKED_SITES for part in range(_CHECKED_SITES)}
 
-    def run(self, start: int, stop: int, *, advance: Callable[[int], object] = lambda trials: None) -> Trials:
-        """Run trials ``start`` to ``stop - 1`` of every site that has them.
+    def run(self, start: int, stop: int, *, known: Trials | None = None) -> Iterator[Trials]:
+        """Run trials ``start`` to ``stop - 1`` of every site that has them; yield those of one batch at one site.
 
         Args:
             start: Number of the first trial.
             stop: One more than the number of the last trial.
-            advance: Called with the number of trials that have just been run.
+            known: Trials of whole batches that are not run again.
 
         Raises:
             InjectionError: A fault was not injected exactly as drawn.
         """
-        done = reported = 0
-
-        def count(trials: int) -> None:
-            nonlocal done, reported
-            done += trials
-            if done > reported:
-                advance(done - reported)
-                reported = done
-
-        try:
-            return self._run(start, stop, count)
-        except _IncrementalEngineDiffersError:  # Raised in the first batch, so no trial has been returned yet.
-            done = 0
-            return self._run(start, stop, count)
+        done = set() if known is None else set(zip(known.site.tolist(), known.trial.tolist(), strict=True))
+        ends = [min(stop, count) for count in self._plan.counts]
+        for begin in range(start, stop, self._batch_size):
+            # The batch is always whole: kernels may give other bits for another batch size.
+            numbers = np.arange(begin, begin + self._batch_size)
+            for group in self._groups:
+                rows = [row for row in group if begin < ends[row] and (row, begin) not in done]
+                if not rows:
+                    continue
+                batch = self._batch(rows[0], numbers)
+                golden = self._golden_pass(batch.inputs, [self._plan.sites[row].site.name for row in rows])
+                for row in rows:
+                    trials = self._run_batch(row, batch, golden)
+                    yield trials.where(trials.trial < ends[row])
+                del golden  # Otherwise two golden passes would be in memory at once.
 
     def close(self) -> None:
         """Check that the model still gives the golden logits of the first batch.
@@ -134,26 +131,6 @@ class Execution:
             InjectionError: The logits differ.
         """
         self._require_golden("The campaign changed the model's golden logits")
-
-    def _run(self, start: int, stop: int, advance: Callable[[int], object]) -> Trials:
-        """Run trials ``start`` to ``stop - 1``."""
-        parts: list[Trials] = []
-        for begin in range(start, stop, self._batch_size):
-            # The batch is always whole: kernels may give other bits for another batch size.
-            numbers = np.arange(begin, begin + self._batch_size)
-            for rows in self._groups:
-                ends = {row: min(stop, self._plan.counts[row]) for row in rows}
-                if begin >= max(ends.values()):
-                    continue
-                batch = self._batch(rows[0], numbers)
-                golden = self._golden_pass(batch.inputs, [self._plan.sites[row].site.name for row in rows])
-                for row in rows:
-                    if begin < ends[row]:
-                        trials = self._run_batch(row, batch, golden)
-                        parts.append(trials.where(trials.trial < ends[row]))
-                        advance(len(parts[-1]))
-                del golden  # Otherwise two golden passes would be in memory at once.
-        return Trials.gather(parts)
 
     def _run_batch(self, row: int, batch: _Batch, golden: GoldenPass) -> Trials:
         """Run one batch of trials at one site, and return their rows."""
@@ -165,10 +142,6 @@ class Execution:
             self._warn_about(faulty, site.name)
         else:
             faulty = FaultyBatch(*result, errors={})
-            if row in self._unchecked_rows:
-                self._unchecked_rows.discard(row)
-                if not same_bits(result[1], injected_pass(self._model, site, batch.inputs, write)[1]):
-                    self._block_all_sites()
         injection = faulty.injection
         judgement = judge(golden.logits, faulty.logits, batch.labels)
         judgement.predicted[list(faulty.errors)] = -1
@@ -244,12 +217,22 @@ class Execution:
                 next(iter(faulty.errors.values())),
             )
 
-    def _block_all_sites(self) -> None:
-        """Take full passes from now on, since a rerun of a whole batch gave other bits than a full pass."""
-        assert self._engine is not None
+    def _check_whole_batches(self) -> None:
+        """Compare reruns with full passes at a few sites; if one differs, take full passes at all sites."""
+        if self._engine is None:
+            return
         names = [place.site.name for place in self._plan.sites]
-        self._engine.block(names, "a rerun of a whole batch differs from a full pass")
-        raise _IncrementalEngineDiffersError
+        for row in sorted({len(names) * part // _CHECKED_SITES for part in range(_CHECKED_SITES)}):
+            batch, site = self._batch(row, np.arange(self._batch_size)), self._plan.sites[row].site
+            write = TrialWriter(self._plan, row, batch.trials, self._detector)
+            golden = self._golden_pass(batch.inputs, [site.name])
+            result = self._engine.incremental_pass(site.name, golden, write)
+            if result is None:
+                continue
+            full = run_trials(self._model, site, batch.inputs, write, golden.logits)
+            if not same_bits(result[1], full.logits):
+                self._engine.block(names, "a rerun of a whole batch differs from a full pass")
+                return
 
     def _require_golden(self, what: str) -> None:
         """Raise InjectionError unless the first batch gives its golden logits, bit by bit."""

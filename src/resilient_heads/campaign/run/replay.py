@@ -12,8 +12,9 @@ from resilient_heads.campaign.golden.digests import fingerprint
 from resilient_heads.campaign.golden.environment import environment_of
 from resilient_heads.campaign.golden.golden_run import logits_of
 from resilient_heads.campaign.result.record import CampaignRecord
+from resilient_heads.campaign.result.record_file import RESULT
 from resilient_heads.campaign.result.results import CampaignResult
-from resilient_heads.campaign.result.store import RESULT, CampaignFolder
+from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.run.injected_pass import TrialWriter, run_trials
 from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.campaign.trials.outcomes import Outcome, judge

@@ -15,7 +15,7 @@ from resilient_heads.campaign.result.config import CampaignConfig, Engine
 from resilient_heads.campaign.result.protocol import Protocol
 from resilient_heads.campaign.result.results import CampaignResult
 from resilient_heads.campaign.result.shards import Shard
-from resilient_heads.campaign.result.store import CampaignFolder
+from resilient_heads.campaign.result.store import CampaignFolder, reserved
 from resilient_heads.campaign.run.chunks import run_chunks
 from resilient_heads.campaign.run.execution import Execution
 from resilient_heads.campaign.run.prepare import check_model, prepare
@@ -145,9 +145,17 @@ def run_campaign(
             f"The protocol {config.protocol.name!r} restricts faulty values to the range of each site; pass "
             'calibration=train_loader to measure the ranges, or protocol="raw".'
         )
-    images = collect(data)
-    with evaluating(model), open_attention(), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        path = None if output is None else stack.enter_context(reserved(output, shard))
+        images = collect(data)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(open_attention())
         record = prepare(model, images, config, calibration)
+        folder = None if path is None else CampaignFolder.resume(path, record, shard=shard)
+        if folder is not None:
+            # The folder's config names classes by their path and leaves out what changes no trial.
+            given = {name: getattr(config, name) for name in ("engine", "memory_limit", "modules")}
+            record = dataclasses.replace(folder.record, config=dataclasses.replace(folder.record.config, **given))
         if on_golden is not None:
             on_golden(record.golden)
         plan = record.plan
@@ -161,12 +169,6 @@ def run_campaign(
             engine=config.engine,
             memory_limit=config.memory_limit,
         )
-        folder = None
-        if output is not None:
-            folder = stack.enter_context(CampaignFolder.resume(output, record, shard=shard))
-            # The folder's config names classes by their path and leaves out what changes no trial.
-            given = {name: getattr(config, name) for name in ("engine", "memory_limit", "modules")}
-            record = dataclasses.replace(folder.record, config=dataclasses.replace(folder.record.config, **given))
         trials = run_chunks(execution, record, folder, shard, progress=progress)
         result = CampaignResult(record=record, trials=trials, shard=shard)
         if folder is not None and shard.is_whole:
