@@ -95,7 +95,9 @@ class CampaignRecord:
         if not (stop and np.array_equal(trials.site, site) and np.array_equal(trials.trial, number)):
             return False
         plan = self.plan
-        return stop >= max(plan.counts) or (until is not None and until.is_met(plan.sites, trials, plan.design))
+        return stop >= max(plan.counts) or (
+            until is not None and until.is_met(plan.sites, trials, plan.design, plan.fault)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return JSON-able values, with the digest of the golden run in place of the golden run."""
@@ -116,7 +118,9 @@ class CampaignRecord:
 
     def to_json(self) -> str:
         """Return :meth:`as_dict` as text, with the digest of the text; equal records give equal text."""
-        text = json.dumps({**self.as_dict(), "sha256": BLANK}, sort_keys=True, indent=1) + "\n"
+        values = json.loads(json.dumps({**self.as_dict(), "sha256": BLANK}, sort_keys=True))
+        # The format comes first, so that what is left of a damaged file can be recognised.
+        text = json.dumps({"format": values.pop("format"), **values}, indent=1) + "\n"
         return bytes(seal(text.encode(), _MARK)).decode()
 
     @property
@@ -155,7 +159,8 @@ def parse_record(text: str | bytes) -> dict[str, Any]:
         values = dict(json.loads(content))
         found = str(values["format"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if _KIND.encode() in content or not content.strip(b"\0"):  # a disk that fails leaves zeros
+        start = f'{{\n "format": "{_KIND}'.encode()
+        if _KIND.encode() in content or start.startswith(content.rstrip(b"\0")):  # a disk that fails leaves zeros
             raise DamagedFileError("it is truncated or damaged") from error
         raise ResultError("it is not the record of a campaign") from error
     if found != FORMAT and (intact or _MARK not in content):
