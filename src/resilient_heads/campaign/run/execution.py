@@ -219,20 +219,22 @@ class Execution:
 
     def _check_whole_batches(self) -> None:
         """Compare reruns with full passes at a few sites; if one differs, take full passes at all sites."""
-        if self._engine is None:
-            return
-        names = [place.site.name for place in self._plan.sites]
-        for row in sorted({len(names) * part // _CHECKED_SITES for part in range(_CHECKED_SITES)}):
-            batch, site = self._batch(row, np.arange(self._batch_size)), self._plan.sites[row].site
-            write = TrialWriter(self._plan, row, batch.trials, self._detector)
-            golden = self._golden_pass(batch.inputs, [site.name])
-            result = self._engine.incremental_pass(site.name, golden, write)
-            if result is None:
-                continue
-            full = run_trials(self._model, site, batch.inputs, write, golden.logits)
-            if not same_bits(result[1], full.logits):
+        if self._engine is not None:
+            names = [place.site.name for place in self._plan.sites]
+            rows = sorted({len(names) * part // _CHECKED_SITES for part in range(_CHECKED_SITES)})
+            if not all(self._agrees_with_full_pass(self._engine, row) for row in rows):
                 self._engine.block(names, "a rerun of a whole batch differs from a full pass")
-                return
+
+    def _agrees_with_full_pass(self, engine: IncrementalEngine, row: int) -> bool:
+        """Return whether the first batch of trials at a site gives the same logits in a rerun as in a full pass."""
+        batch, site = self._batch(row, np.arange(self._batch_size)), self._plan.sites[row].site
+        write = TrialWriter(self._plan, row, batch.trials, self._detector)
+        golden = self._golden_pass(batch.inputs, [site.name])
+        result = engine.incremental_pass(site.name, golden, write)
+        if result is None:
+            return True
+        full = run_trials(self._model, site, batch.inputs, write, golden.logits)
+        return same_bits(result[1], full.logits)
 
     def _require_golden(self, what: str) -> None:
         """Raise InjectionError unless the first batch gives its golden logits, bit by bit."""
