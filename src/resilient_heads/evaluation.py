@@ -1,29 +1,104 @@
-"""Run a model without changing it: evaluation mode inside a block, and the device to run on."""
+"""Run a model without changing it: in evaluation mode, by one thread at a time, restored after an interrupt too."""
 
 import os
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.errors import ArgumentError, ForwardError, ModelError, ResilientHeadsError
+from resilient_heads.errors import ArgumentError, ForwardError, InjectionError, ModelError, ResilientHeadsError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Use:
+    """A block that uses a model.
+
+    Attributes:
+        purpose: What the block does.
+        thread: The thread that runs it.
+        modules: All modules of the model.
+    """
+
+    purpose: str
+    thread: threading.Thread
+    modules: frozenset[nn.Module]
+
+
+_LOCK = threading.Lock()
+_USES: list[_Use] = []
+
+
+@contextmanager
+def undone(undo: Callable[[], None]) -> Iterator[None]:
+    """Run the block, then ``undo``, whatever ends the block; a KeyboardInterrupt inside of ``undo`` runs it once more.
+
+    Enter it before the first change. ``undo`` must do no harm when it runs twice, or before the first change.
+    """
+    try:
+        try:
+            yield
+        finally:
+            undo()
+    finally:
+        undo()
+
+
+@contextmanager
+def in_use(model: nn.Module, purpose: str) -> Iterator[None]:
+    """Keep other threads from using the model, or a part of it, inside the block; the same thread may nest blocks.
+
+    Args:
+        model: The model.
+        purpose: What the block does, for the error in another thread, such as ``"an inject block"``.
+
+    Raises:
+        InjectionError: A block in another thread uses one of the model's modules.
+    """
+    use = _Use(purpose, threading.current_thread(), frozenset(model.modules()))
+
+    def release() -> None:
+        if use in _USES:
+            _USES.remove(use)
+
+    with undone(release):
+        with _LOCK:
+            for other in _USES:
+                if other.thread is not use.thread and not other.modules.isdisjoint(use.modules):
+                    raise InjectionError(
+                        f"The model is in use by {other.purpose} in the thread {other.thread.name!r}. Wait until that "
+                        "is done, or give each thread a copy of the model, made beforehand by copy.deepcopy(model)."
+                    )
+            _USES.append(use)
+        yield
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the block without gradients and with every module in evaluation mode; restore each module's mode on exit."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # Not inference_mode: tensors that a module caches inside the block must stay usable in training.
-        with torch.no_grad():
-            yield
-    finally:
+    """Run the block without gradients and with every module in evaluation mode; restore each module's mode on exit.
+
+    Raises:
+        InjectionError: Another thread uses the model.
+    """
+    modes: list[tuple[nn.Module, bool]] = []
+    gradients = torch.is_grad_enabled()
+
+    def restore() -> None:
         for module, training in modes:
             module.training = training
+        torch.set_grad_enabled(gradients)
+
+    with in_use(model, "a measurement, such as a campaign,"):
+        modes += [(module, module.training) for module in model.modules()]
+        with undone(restore):
+            model.eval()
+            # Not inference_mode: tensors that a module caches inside the block must stay usable in training.
+            torch.set_grad_enabled(False)
+            yield
 
 
 def run_model(model: nn.Module, images: Tensor, *, during: str) -> Any:

@@ -176,19 +176,7 @@ def test_a_signalling_nan_in_the_output_keeps_its_payload(raw: int) -> None:
     assert words(found).tolist() == [[raw ^ 4, 0x3F800000]]
 
 
-def test_undo_restores_every_bit() -> None:
-    values = torch.tensor([[NAN, 1.0], [-0.0, 2.0]])
-    faulty = values.clone()
-    target = FaultyTensor(faulty, values, "the tensor")
-    target.inject(single_flips([0, 1], [3, 30]), FaultModel(), lambda tensor: tensor)
-    target.verify()
-    target.drop_golden()
-    assert int((words(faulty) != words(values)).sum()) == 2
-    target.undo()
-    assert same_words(faulty, values)
-
-
-def test_undo_restores_what_a_wrong_write_touched() -> None:
+def test_a_write_that_went_wrong_is_noticed() -> None:
     values = torch.randn(2, 4)
     faulty = values.clone()
     target = FaultyTensor(faulty, values, "the tensor")
@@ -196,8 +184,6 @@ def test_undo_restores_what_a_wrong_write_touched() -> None:
     faulty[1, 3] += 1
     with pytest.raises(InjectionError, match="3 elements changed; expected 2, exactly as drawn"):
         target.verify()
-    target.undo()
-    assert same_words(faulty, values)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The injection core: write drawn faults into a tensor, verify the whole tensor, observe, undo.
+"""The injection core: write drawn faults into a tensor, verify the whole tensor, observe.
 
 ``inject``, ``run_campaign``, ``run_exhaustive`` and ``replay`` write every fault here. Without the verification, a
 campaign could report that a model is resilient when in truth nothing was injected.
@@ -131,19 +131,6 @@ class FaultyTensor:
                 f"The injection into {self.name} went wrong: {changed} elements changed; expected {due}, exactly as "
                 "drawn. The trial would have measured another fault."
             )
-
-    def drop_golden(self) -> None:
-        """Free the golden copy after the verification; the writes suffice to undo the injection."""
-        self.golden = self.faulty
-
-    def undo(self) -> None:
-        """Restore the golden values, in place."""
-        if self.golden is not self.faulty:  # Not verified: any element may have changed.
-            words(self.faulty).copy_(words(self.golden))
-        else:
-            for write in reversed(self.writes):
-                write_values(write.images, write.index, write.replaced)
-        self.writes.clear()
 
     def _check_written(self) -> tuple[bool, int]:
         """Return whether every injected element holds its last value, and how many elements must have changed."""

@@ -1,12 +1,13 @@
 """Inject faults into a running model, and remove them again."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import nn
 
 from resilient_heads.errors import FaultError
+from resilient_heads.evaluation import in_use
 from resilient_heads.injection.apply.activations import inject_activations
 from resilient_heads.injection.apply.stored import inject_stored
 from resilient_heads.injection.apply.verification import InjectionReport
@@ -47,9 +48,12 @@ def inject(model: nn.Module, faults: AnyFault | Iterable[AnyFault]) -> Iterator[
     _refuse_repeats([fault for fault in chosen if not isinstance(fault, Fault)])
     pairs = [(fault if isinstance(fault, Fault) else fault.as_fault(), fault) for fault in chosen]
     report = InjectionReport()
-    with ExitStack() as stack:
-        stack.enter_context(inject_stored(model, [pair for pair in pairs if not is_activation(pair[0])], report))
-        stack.enter_context(inject_activations(model, [pair for pair in pairs if is_activation(pair[0])], report))
+    stored, passing = [pair for pair in pairs if not is_activation(pair[0])], [p for p in pairs if is_activation(p[0])]
+    with (
+        in_use(model, "an inject block"),
+        inject_stored(model, stored, report),
+        inject_activations(model, passing, report),
+    ):
         yield report
 
 

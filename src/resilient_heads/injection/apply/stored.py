@@ -3,8 +3,9 @@
 import gc
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.evaluation import undone
 from resilient_heads.incremental.recording.tape import kind_of
-from resilient_heads.injection.apply.core import FaultyTensor
+from resilient_heads.injection.apply.undo import StoredFaults, inner_names, require_undone, undo_all
 from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.faults.targets import StoredTensor
@@ -64,36 +66,40 @@ def inject_stored(
 
     Raises:
         FaultError: An unknown layer or tensor, or an element or bit that does not exist.
-        InjectionError: A tensor does not hold exactly the fault after the write, or a compiled graph would not read it.
+        InjectionError: A tensor does not hold exactly the fault after the write, or a compiled graph would not read it;
+            at the end, a tensor that was overwritten, or that still holds the fault.
     """
     pairs = [(stored, fault, given) for fault, given in faults for stored in _stored_tensors(model, fault)]
     if pairs:
         _refuse_frozen_graphs()
-    targets: list[FaultyTensor] = []
-    written = []
+    placed: list[StoredFaults] = []
     try:
-        with torch.no_grad():
+        with undone(partial(undo_all, placed, model)):
+            written = []
             for _, group in groupby(pairs, key=lambda pair: pair[0].memory):
                 together = list(group)
-                held = together[0][0].tensor.data
-                targets.append(FaultyTensor(held, held.clone(), together[0][0].what))
-                for stored, fault, given in together:
-                    draws = fault.draw(
-                        stream_name(stored.layer, stored.name), _ONE_IMAGE, held.shape, held.dtype, stored.what
-                    )
-                    write = targets[-1].inject(draws, fault.model, _as_one_image)
-                    written.append(WrittenFault(fault, given, draws, write))
-                targets[-1].verify()
-                targets[-1].drop_golden()
+                placed.append(StoredFaults(together[0][0].layer, together[0][0].name, together[0][0].tensor))
+                written += _place(placed[-1], together)
             require_effect(written, report)
-        if targets:
-            torch.clear_autocast_cache()  # A surrounding autocast may hold converted copies of the golden weights.
-        yield
-    finally:
-        with ExitStack() as undone:  # An undo that fails does not keep the other tensors from being restored.
-            undone.callback(torch.clear_autocast_cache)
-            for target in targets:
-                undone.callback(target.undo)
+            if placed:
+                torch.clear_autocast_cache()  # A surrounding autocast may hold converted copies of the golden weights.
+            yield
+    except BaseException as error:
+        require_undone(placed, error)
+        raise
+    require_undone(placed)
+
+
+def _place(stored: StoredFaults, faults: Sequence[tuple[_Stored, Fault, AnyFault]]) -> list[WrittenFault]:
+    """Write faults into a stored tensor, and verify it."""
+    written, target = [], stored.target()
+    held = stored.held
+    for name, fault, given in faults:
+        draws = fault.draw(stream_name(name.layer, name.name), _ONE_IMAGE, held.shape, held.dtype, name.what)
+        written.append(WrittenFault(fault, given, draws, target.inject(draws, fault.model, _as_one_image)))
+    target.verify()
+    stored.verified(target.writes)
+    return written
 
 
 def _as_one_image(tensor: Tensor) -> Tensor:
@@ -149,11 +155,11 @@ def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) ->
         raise FaultError(f"{layer!r} has no parameter {first!r}; it has: {known}.")
     tensor = _direct_tensors(module)[first]
     for part in rest:
-        if part not in _inner_names(tensor):
-            inner = ", ".join(_inner_names(tensor)) or "none"
+        if part not in inner_names(tensor):
+            inner = ", ".join(inner_names(tensor)) or "none"
             raise FaultError(f"{first!r} of {layer!r} holds no {part!r}; it holds: {inner}.")
         tensor = getattr(tensor, part)
-    parts = [f"{name}.{part}" for part in _inner_names(tensor)]
+    parts = [f"{name}.{part}" for part in inner_names(tensor)]
     if parts and expand:
         return [stored for part in parts for stored in _plain_tensors(layer, module, part, expand=True)]
     if parts:
@@ -178,12 +184,6 @@ def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) ->
             "would be a fault in all of them. Replace the tensor by tensor.clone()."
         )
     return [_Stored(layer, name, tensor)]
-
-
-def _inner_names(tensor: Tensor) -> list[str]:
-    """Return the names of the tensors that a tensor subclass (quantised, distributed) is made of."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    return [] if flatten is None else [name for name in flatten()[0] if isinstance(getattr(tensor, name), Tensor)]
 
 
 def _refuse_frozen_graphs() -> None:

@@ -1,0 +1,261 @@
+"""A fault in a stored tensor is undone whatever happens to the tensor inside the block, or the block's end raises."""
+
+import copy
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import resilient_heads as rh
+from resilient_heads.errors import InjectionError
+from resilient_heads.incremental.recording.words import words
+
+Mutation = Callable[[nn.Module], object]
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1 = nn.Conv2d(3, 4, 3)
+        self.bn = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 4)
+        self.fc2 = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(torch.relu(self.fc(self.bn(self.conv1(x)).mean(dim=(2, 3)))))
+
+
+FC = rh.WeightBitFlip(layer="fc", index=(1, 2), bit=30)
+CONV = rh.WeightBitFlip(layer="conv1", index=(0, 0, 0, 0), bit=30)
+X = torch.linspace(-1, 1, 2 * 3 * 5 * 5).reshape(2, 3, 5, 5)
+
+
+def bits(model: nn.Module) -> dict[str, Tensor]:
+    return {name: words(value).clone() for name, value in model.state_dict().items() if not value.is_meta}
+
+
+def assert_same_bits(model: nn.Module, expected: nn.Module) -> None:
+    found, wanted = model.state_dict(), expected.state_dict()
+    assert list(found) == list(wanted)
+    for name, value in wanted.items():
+        assert (found[name].dtype, found[name].stride()) == (value.dtype, value.stride()), name
+        assert value.is_meta or torch.equal(words(found[name]), words(value)), name
+
+
+def set_data(model: Net) -> None:
+    model.fc.weight.data = model.fc.weight.data.clone()
+
+
+def deep_module(model: Net) -> None:
+    model.fc = copy.deepcopy(model.fc)
+
+
+def tie(model: Net) -> None:
+    model.fc2.weight = model.fc.weight
+
+
+def copy_elsewhere(model: Net) -> None:
+    model.fc2.load_state_dict(model.fc.state_dict())
+
+
+def untied(model: Net) -> None:
+    model.conv1.weight = nn.Parameter(model.conv1.weight.detach().clone(), requires_grad=False)
+
+
+FOLLOWED: dict[str, Mutation] = {
+    "channels_last": lambda m: m.to(memory_format=torch.channels_last),
+    "half": lambda m: m.half(),
+    "bfloat16": lambda m: m.bfloat16(),
+    "double": lambda m: m.double(),
+    "there and back": lambda m: m.double().float(),
+    "another copy": set_data,
+    "a parameter with the same values": untied,
+    "a copied module": deep_module,
+    "tied": tie,
+    "copied to another layer": copy_elsewhere,
+    "shared memory": lambda m: m.share_memory(),
+    "frozen": lambda m: m.requires_grad_(False),
+    "assigned its own state": lambda m: m.load_state_dict(
+        {k: v.clone() for k, v in m.state_dict().items()}, assign=True
+    ),
+    "loaded its own state": lambda m: m.load_state_dict({k: v.clone() for k, v in m.state_dict().items()}),
+    "swapped": lambda m: torch.utils.swap_tensors(m.fc.weight, nn.Parameter(m.fc.weight.detach().clone())),
+}
+
+
+@pytest.mark.parametrize("mutation", FOLLOWED)
+@pytest.mark.parametrize("fault", [FC, CONV], ids=["fc", "conv1"])
+def test_a_fault_is_undone_where_the_block_moves_it(mutation: str, fault: rh.WeightBitFlip) -> None:
+    model, expected = Net(), Net()
+    FOLLOWED[mutation](expected)
+    with rh.inject(model, fault):
+        FOLLOWED[mutation](model)
+    assert_same_bits(model, expected)
+
+
+def fill(model: Net) -> None:
+    with torch.no_grad():
+        model.fc.weight.fill_(3.0)
+
+
+def assign_data(model: Net) -> None:
+    model.fc.weight.data = torch.full((4, 4), 7.0)
+
+
+def assign_parameter(model: Net) -> None:
+    model.fc.weight = nn.Parameter(torch.zeros(4, 4))
+
+
+def other_state(model: Net, assign: bool) -> None:
+    model.load_state_dict({name: value * 0 + 2 for name, value in model.state_dict().items()}, assign=assign)
+
+
+def replace(model: Net) -> None:
+    torch.manual_seed(5)
+    model.fc = nn.Linear(4, 4)
+
+
+def delete(model: Net) -> None:
+    del model.fc
+
+
+LOST: dict[str, Mutation] = {
+    "filled": fill,
+    "other data": assign_data,
+    "other parameter": assign_parameter,
+    "loaded in place": lambda m: other_state(m, assign=False),
+    "loaded by assignment": lambda m: other_state(m, assign=True),
+    "replaced": replace,
+    "deleted": delete,
+    "meta": lambda m: m.to("meta"),
+}
+
+
+@pytest.mark.parametrize("mutation", LOST)
+def test_values_of_the_user_stay_and_the_end_says_that_the_fault_was_not_there(mutation: str) -> None:
+    model, expected = Net(), Net()
+    LOST[mutation](expected)
+    with (
+        pytest.raises(InjectionError, match=r"The weight of 'fc' was overwritten, moved or replaced inside the inject"),
+        rh.inject(model, FC),
+    ):
+        LOST[mutation](model)
+    assert_same_bits(model, expected)
+
+
+def step(model: Net) -> None:
+    model(X).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=1e-3).step()
+
+
+def running_mean(model: Net) -> None:
+    model.train()(X)
+
+
+def half_and_step(model: Net) -> None:
+    model.fc.half()
+    with torch.no_grad():
+        model.fc.weight[3] += 1
+
+
+DERIVED: dict[str, tuple[rh.WeightBitFlip, Mutation, str]] = {
+    "an optimizer's step": (
+        rh.WeightBitFlip(layer="fc2", index=(1,), bit=22, parameter="bias"),
+        step,
+        "was overwritten",
+    ),
+    "running statistics": (
+        rh.WeightBitFlip(layer="bn", index=(1,), bit=22, parameter="running_mean"),
+        running_mean,
+        "running_mean of 'bn' was overwritten",
+    ),
+    "lower precision and back": (FC, lambda m: m.half().float(), "was overwritten"),
+    "another type and a step": (FC, half_and_step, "still holds the fault"),
+    "parametrised": (
+        FC,
+        lambda m: parametrize.register_parametrization(m.fc, "weight", nn.Identity()),
+        "was overwritten, moved",
+    ),
+    "weight_norm": (FC, lambda m: parametrizations.weight_norm(m.fc), "was overwritten, moved"),
+    "spectral_norm": (FC, lambda m: parametrizations.spectral_norm(m.fc), "was overwritten, moved"),
+    "pruned": (FC, lambda m: prune.l1_unstructured(m.fc, "weight", amount=1), "still holds the fault"),
+}
+
+
+@pytest.mark.parametrize("mutation", DERIVED)
+def test_values_that_were_computed_from_faulty_ones_are_reported(mutation: str) -> None:
+    fault, mutate, message = DERIVED[mutation]
+    model = Net().eval()
+    with pytest.raises(InjectionError, match=message), rh.inject(model, fault):
+        mutate(model)
+
+
+class BodyError(RuntimeError):
+    """Raised by a test's own body."""
+
+
+def mutate_and_raise(model: Net, mutate: Mutation, error: BaseException) -> None:
+    with rh.inject(model, FC):
+        mutate(model)
+        raise error
+
+
+def test_the_bodys_error_is_not_swallowed() -> None:
+    with pytest.raises(BodyError) as found:
+        mutate_and_raise(Net(), fill, BodyError())
+    assert "The weight of 'fc' was overwritten" in found.value.__notes__[0]
+    with pytest.raises(InjectionError, match="still holds the fault") as chained:
+        mutate_and_raise(Net(), half_and_step, BodyError())
+    assert isinstance(chained.value.__cause__, BodyError)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        mutate_and_raise(Net(), half_and_step, KeyboardInterrupt())
+    assert "still holds the fault" in stopped.value.__notes__[0]
+    with pytest.raises(BodyError) as clean:
+        mutate_and_raise(Net(), set_data, BodyError())
+    assert not hasattr(clean.value, "__notes__")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0), (0, 2, 1), (2, 0, 1)])
+@pytest.mark.parametrize("move", [False, True])
+def test_blocks_that_end_in_any_order(order: tuple[int, ...], move: bool) -> None:
+    faults = [
+        [FC],
+        [rh.WeightBitFlip(layer="fc", index=(1, 2), bit=3), CONV],
+        [FC.__class__(layer="fc", index=(0, 0), bit=1), FC],
+    ]
+    model = Net()
+    blocks = [ExitStack() for _ in faults]
+    for block, chosen in zip(blocks, faults, strict=True):
+        block.enter_context(rh.inject(model, chosen))
+    if move and order == (2, 1, 0):
+        model.double()
+    for number in order:
+        blocks[number].close()
+    assert_same_bits(model, Net().double() if move and order == (2, 1, 0) else Net())
+
+
+def test_other_memory_between_two_blocks() -> None:
+    model = Net()
+    with rh.inject(model, FC):
+        model.half()
+        with rh.inject(model, rh.WeightBitFlip(layer="fc", index=(3, 3), bit=2)):
+            pass
+    assert_same_bits(model, Net().half())
+
+
+def test_views_and_flags_stay() -> None:
+    model = Net()
+    model.fc.weight.grad = torch.ones(4, 4)
+    kept = model.fc.weight, model.fc.weight.data_ptr(), model.fc.weight.grad, model.fc.weight._version
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    with rh.inject(model, [FC, rh.Fault(layer="fc2")]):
+        model(X)
+    assert kept[0] is model.fc.weight
+    assert kept[1:] == (model.fc.weight.data_ptr(), model.fc.weight.grad, model.fc.weight._version)
+    assert torch.equal(state, torch.get_rng_state())
+    assert modes == [module.training for module in model.modules()]
