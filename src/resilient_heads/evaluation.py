@@ -29,8 +29,8 @@ class _Use:
     modules: frozenset[nn.Module]
 
 
-_LOCK = threading.Lock()
 _USES: list[_Use] = []
+"""All blocks that use a model, in the order in which they began."""
 
 
 @contextmanager
@@ -66,14 +66,15 @@ def in_use(model: nn.Module, purpose: str) -> Iterator[None]:
             _USES.remove(use)
 
     with undone(release):
-        with _LOCK:
-            for other in _USES:
-                if other.thread is not use.thread and not other.modules.isdisjoint(use.modules):
-                    raise InjectionError(
-                        f"The model is in use by {other.purpose} in the thread {other.thread.name!r}. Wait until that "
-                        "is done, or give each thread a copy of the model, made beforehand by copy.deepcopy(model)."
-                    )
-            _USES.append(use)
+        _USES.append(use)  # Before the search, without a lock: of two threads, the first in the list goes on.
+        for other in list(_USES):
+            if other is use:
+                break
+            if other.thread is not use.thread and not other.modules.isdisjoint(use.modules):
+                raise InjectionError(
+                    f"The model is in use by {other.purpose} in the thread {other.thread.name!r}. Wait until that is "
+                    "done, or give each thread a copy of the model, made beforehand by copy.deepcopy(model)."
+                )
         yield
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from resilient_heads.errors import FaultError, InjectionError
 from resilient_heads.incremental.recording.tape import kind_of
 from resilient_heads.injection.apply.core import FaultyTensor
+from resilient_heads.injection.apply.hooks import Hook, Kind, hooked, is_set
+from resilient_heads.injection.apply.recompute import CheckpointedRuns, PassState, Run, in_backward, in_checkpoint
 from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.faults.targets import Activation, Input, Key
@@ -51,14 +53,18 @@ class _Injections:
     Attributes:
         kind: ``"output"`` or ``"input"``.
         report: Counts the injected values.
+        state: The present forward pass.
         faults: The faults, in the caller's order.
         calls: Runs of the module since the model's forward pass began.
+        checkpointed: Runs that a backward pass may compute again.
     """
 
-    kind: str
+    kind: Kind
     report: InjectionReport
+    state: PassState
     faults: list[_ActiveFault] = field(default_factory=list)
     calls: int = 0
+    checkpointed: CheckpointedRuns = field(default_factory=CheckpointedRuns)
 
 
 @contextmanager
@@ -78,34 +84,53 @@ def inject_activations(
     """
     if faults:
         refuse_scripts(model)
-    places: dict[tuple[nn.Module, str], _Injections] = {}  # One module may have several names.
+    state = PassState()
+    places: dict[tuple[nn.Module, Kind], _Injections] = {}  # One module may have several names.
     for fault, given in faults:
         assert isinstance(fault.tensor, Activation)
-        kind = "input" if isinstance(fault.tensor, Input) else "output"
+        kind: Kind = "input" if isinstance(fault.tensor, Input) else "output"
         for layer in leaves_matching(model, fault):
-            place = places.setdefault((module_named(model, layer), kind), _Injections(kind, report))
+            place = places.setdefault((module_named(model, layer), kind), _Injections(kind, report, state))
             place.faults.append(_ActiveFault(layer, fault, fault.tensor, given))
-
-    def start_pass(_module: nn.Module, _inputs: object) -> None:
-        for place in places.values():
-            place.calls = 0
-
-    handles = []
+    hooks = [
+        (module, kind, Hook(partial(_inject_inputs if kind == "input" else _inject_output, place)))
+        for (module, kind), place in places.items()
+    ]
+    passes: list[tuple[nn.Module, Kind, Hook]] = []
+    if hooks:
+        passes = [(model, "input", Hook(partial(_start_pass, list(places.values()))))]
+        passes += [(model, "output", Hook(partial(_finish_pass, state)))]
     try:
-        if places:
-            handles.append(model.register_forward_pre_hook(start_pass))
-        for (module, kind), place in places.items():
-            if kind == "input":
-                handles.append(module.register_forward_pre_hook(partial(_inject_inputs, place), with_kwargs=True))
-            else:
-                handles.append(module.register_forward_hook(partial(_inject_output, place)))
-        yield
+        with hooked([*passes[:1], *hooks, *passes[1:]]):
+            yield
+            found = [is_set(module, hook) for module, _, hook in hooks]
     finally:
-        for handle in handles:
-            handle.remove()
+        state.ended = True
     unused = [one for place in places.values() for one in place.faults if not one.injected]
     if unused:
         raise InjectionError(_never_ran(min(unused, key=lambda one: (one.layer, str(one.target.call)))))
+    modules = set(model.modules())
+    for on_module, ((module, kind), place) in zip(found, places.items(), strict=True):
+        if not on_module or module not in modules:
+            raise InjectionError(
+                f"The {kind} of {place.faults[0].layer!r} lost its fault inside the inject block: the layer's hooks "
+                "were cleared, or the layer was replaced. A part of the block may have run without the fault; change the "
+                "model before the block or after it."
+            )
+
+
+def _start_pass(places: Sequence[_Injections], _module: nn.Module, _args: object, _kwargs: object) -> None:
+    """Count the runs of each module anew as a forward pass of the model begins (a forward pre-hook)."""
+    if not in_backward():
+        places[0].state.start()
+        for place in places:
+            place.calls = 0
+
+
+def _finish_pass(state: PassState, _module: nn.Module, _inputs: object, output: object) -> None:
+    """End a forward pass of the model (a forward hook)."""
+    if not in_backward():
+        state.finish(output)
 
 
 def require_plain(tensor: Tensor, what: str) -> Tensor:
@@ -157,18 +182,30 @@ def _with_faults(value: Any, place: _Injections, names: Sequence[str] = ()) -> A
         place: The faults.
         names: Names of the module's parameters, if a fault names one.
     """
-    call, place.calls = place.calls, place.calls + 1
-    by_path: dict[tuple[Key, ...], list[_ActiveFault]] = {}
-    for one in place.faults:
-        if one.target.call in (None, call):
+    run, repeats = _this_run(value, place)
+    by_path: dict[tuple[Key, ...], list[tuple[_ActiveFault, int]]] = {}
+    for one, first_image in zip(place.faults, run.first_images, strict=True):
+        if one.target.call in (None, run.call):
             keys = _keys_of_argument(one.target.keys, value, names) if names else one.target.keys
             path, _ = find_tensor(value, keys, f"the {place.kind} of {one.layer!r}")
-            by_path.setdefault(path, []).append(one)
+            by_path.setdefault(path, []).append((one, first_image))
     for path, faults in by_path.items():
-        what = f"the {place.kind} of {faults[0].layer!r}"
+        what = f"the {place.kind} of {faults[0][0].layer!r}"
         golden = require_plain(find_tensor(value, path, what)[1], what)
-        value = with_tensor(value, path, _faulty_copy(golden, faults, place))
+        value = with_tensor(value, path, _faulty_copy(golden, faults, place, repeats))
     return value
+
+
+def _this_run(value: object, place: _Injections) -> tuple[Run, bool]:
+    """Return the present run of a module, and whether a backward pass repeats it."""
+    if in_backward():
+        return place.checkpointed.repeated(value, f"the {place.kind} of {place.faults[0].layer!r}"), True
+    run = Run(place.calls, tuple(one.images if one.fault.draws_anew else 0 for one in place.faults))
+    place.calls += 1
+    if place.state.may_repeat and in_checkpoint():
+        place.state.checkpointed = True
+        place.checkpointed.keep(run, value)
+    return run, False
 
 
 def _keys_of_argument(
@@ -180,13 +217,22 @@ def _keys_of_argument(
     return keys
 
 
-def _faulty_copy(golden: Tensor, faults: Sequence[_ActiveFault], place: _Injections) -> Tensor:
-    """Return a copy of a tensor with faults in it, verified."""
+def _faulty_copy(
+    golden: Tensor, faults: Sequence[tuple[_ActiveFault, int]], place: _Injections, repeats: bool
+) -> Tensor:
+    """Return a copy of a tensor with faults in it, verified.
+
+    Args:
+        golden: The tensor.
+        faults: The faults, each with the number of its first image.
+        place: The module.
+        repeats: A backward pass repeats the run, so that its images and values have been counted already.
+    """
     target = FaultyTensor(
-        golden.clone(memory_format=torch.preserve_format), golden, f"the {place.kind} of {faults[0].layer!r}"
+        golden.clone(memory_format=torch.preserve_format), golden, f"the {place.kind} of {faults[0][0].layer!r}"
     )
     written = []
-    for one in faults:
+    for one, first_image in faults:
         what = f"the {place.kind} of {one.layer!r}"
         images_first = partial(_images_first, batch_dim=one.target.batch_dim, what=what)
         count = len(images_first(golden))
@@ -200,13 +246,13 @@ def _faulty_copy(golden: Tensor, faults: Sequence[_ActiveFault], place: _Injecti
         purpose = ["input"] if place.kind == "input" else []
         purpose += [] if one.target.path is None else [str(one.target.path)]
         stream, shape = stream_name(one.layer, *purpose), images_first(golden).shape[1:]
-        draws = one.fault.draw(stream, rows + one.images, shape, golden.dtype, what)
+        draws = one.fault.draw(stream, rows + first_image, shape, golden.dtype, what)
         write = target.inject(draws, one.fault.model, images_first, rows=torch.from_numpy(rows))
         written.append(WrittenFault(one.fault, one.given, draws, write))
-        one.images += count
+        one.images += 0 if repeats else count
         one.injected = True
     target.verify()
-    require_effect(written, place.report)
+    require_effect(written, InjectionReport() if repeats else place.report)
     return target.faulty
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.evaluation import in_use
 from resilient_heads.injection.apply.activations import require_plain
+from resilient_heads.injection.apply.hooks import Hook, hooked
 from resilient_heads.injection.formats.base import NumberFormat
 from resilient_heads.injection.sites.nested import find_tensor, with_tensor
 
@@ -51,14 +53,8 @@ def emulate(
         path, tensor = find_tensor(output, None, what)
         return with_tensor(output, path, rounded(require_plain(tensor, what), number_format))
 
-    handles = []
-    try:
-        for module in names:
-            handles.append(module.register_forward_hook(round_output))
+    with in_use(model, "an emulate block"), hooked([(module, "output", Hook(round_output)) for module in names]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
     if not rounded_any:
         raise InjectionError(
             "No output was rounded: none of the layers ran inside the block. Perhaps the block does not run the model, "

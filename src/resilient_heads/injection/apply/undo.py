@@ -131,8 +131,8 @@ def require_undone(faults: Sequence[StoredFaults], body: BaseException | None = 
     text = "; ".join(problems)
     text = (
         f"{text[0].upper()}{text[1:]}. So a part of the block may have run without the fault, and values that were "
-        "computed from faulty ones, as by an optimizer's step, are left in the model. Load the weights again, and load, "
-        "train or replace weights before the block or after it."
+        "computed from faulty ones, as by an optimizer's step, are left in the model. Load the weights again, and "
+        "move, train or replace them before the block or after it."
     )
     if body is None or (isinstance(body, Exception) and any("still holds" in one for one in problems)):
         raise InjectionError(text) from body

@@ -10,7 +10,7 @@ import torch
 from resilient_heads.checks import seed_number, whole_number
 from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.injection.faults.draws import Draws
-from resilient_heads.injection.faults.effects import BitEffect, Effect, Flip
+from resilient_heads.injection.faults.effects import BitEffect, Effect, Flip, RandomValue, RandomWord
 from resilient_heads.injection.faults.elements import (
     AllElements,
     Elements,
@@ -76,6 +76,13 @@ class Fault:
     def is_pattern(self) -> bool:
         """Whether the layer is a pattern."""
         return "*" in self.layer or "?" in self.layer
+
+    @property
+    def draws_anew(self) -> bool:
+        """Whether two images may get different draws."""
+        effect = self.effect
+        drawn = isinstance(effect, RandomValue | RandomWord) or (isinstance(effect, BitEffect) and effect.bits is None)
+        return not self.elements.fixed and (drawn or not isinstance(self.elements, IndexedElements | AllElements))
 
     def matches(self, names: Iterable[str]) -> list[str]:
         """Return the names that match the layer as a pattern."""

@@ -1,0 +1,58 @@
+"""Hooks that act inside of one block only, on the modules that they were set on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import nn
+
+from resilient_heads.evaluation import undone
+
+Kind = Literal["input", "output"]
+
+
+class Hook:
+    """A hook that does nothing once its block has ended, on a copy of a module that was made inside the block too.
+
+    Args:
+        act: What the hook does: a forward hook, or a forward pre-hook with keyword arguments. None does nothing.
+    """
+
+    def __init__(self, act: Callable[..., Any] | None) -> None:
+        self.act = act
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Act on the inputs or the output of a module."""
+        return None if self.act is None else self.act(*arguments)
+
+    def __deepcopy__(self, _memo: object) -> "Hook":
+        return self
+
+    def __reduce__(self) -> tuple[type["Hook"], tuple[None]]:
+        return Hook, (None,)
+
+
+@contextmanager
+def hooked(hooks: Sequence[tuple[nn.Module, Kind, Hook]]) -> Iterator[None]:
+    """Set hooks on modules inside the block, on their inputs or their outputs; after it, no hook is left."""
+
+    def remove() -> None:
+        for module, _, hook in hooks:
+            hook.act = None
+            for table in (module._forward_hooks, module._forward_pre_hooks):
+                for number in [number for number, one in table.items() if one is hook]:
+                    module._forward_pre_hooks_with_kwargs.pop(number, None)
+                    del table[number]
+
+    with undone(remove):
+        for module, kind, hook in hooks:
+            if kind == "input":
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+            else:
+                module.register_forward_hook(hook)
+        yield
+
+
+def is_set(module: nn.Module, hook: Hook) -> bool:
+    """Whether a hook is on a module."""
+    return any(one is hook for table in (module._forward_hooks, module._forward_pre_hooks) for one in table.values())
