@@ -35,7 +35,7 @@ _USES: list[_Use] = []
 
 @contextmanager
 def undone(undo: Callable[[], None]) -> Iterator[None]:
-    """Run the block, then ``undo``, whatever ends the block; a KeyboardInterrupt inside of ``undo`` runs it once more.
+    """Run the block, then ``undo``, however the block ends; a KeyboardInterrupt inside of ``undo`` runs it once more.
 
     Enter it before the first change. ``undo`` must do no harm when it runs twice, or before the first change.
     """

@@ -1,4 +1,4 @@
-"""A fault in a stored tensor is undone whatever happens to the tensor inside the block, or the block's end raises."""
+"""A fault in a stored tensor is undone wherever the block moves it, or the end of the block raises."""
 
 import copy
 from collections.abc import Callable

@@ -101,7 +101,7 @@ def inject_activations(
         passes = [(model, "input", Hook(partial(_start_pass, list(places.values()))))]
         passes += [(model, "output", Hook(partial(_finish_pass, state)))]
     try:
-        with hooked([*passes[:1], *hooks, *passes[1:]]):
+        with hooked(model, [*passes[:1], *hooks, *passes[1:]]):
             yield
             found = [is_set(module, hook) for module, _, hook in hooks]
     finally:
@@ -114,8 +114,8 @@ def inject_activations(
         if not on_module or module not in modules:
             raise InjectionError(
                 f"The {kind} of {place.faults[0].layer!r} lost its fault inside the inject block: the layer's hooks "
-                "were cleared, or the layer was replaced. A part of the block may have run without the fault; change the "
-                "model before the block or after it."
+                "were cleared, or the layer was replaced. A part of the block may have run without the fault; change "
+                "the model before the block or after it."
             )
 
 

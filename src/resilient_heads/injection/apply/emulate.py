@@ -53,7 +53,7 @@ def emulate(
         path, tensor = find_tensor(output, None, what)
         return with_tensor(output, path, rounded(require_plain(tensor, what), number_format))
 
-    with in_use(model, "an emulate block"), hooked([(module, "output", Hook(round_output)) for module in names]):
+    with in_use(model, "an emulate block"), hooked(model, [(module, "output", Hook(round_output)) for module in names]):
         yield
     if not rounded_any:
         raise InjectionError(

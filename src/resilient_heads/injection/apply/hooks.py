@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from resilient_heads.evaluation import undone
 
@@ -33,23 +34,28 @@ class Hook:
 
 
 @contextmanager
-def hooked(hooks: Sequence[tuple[nn.Module, Kind, Hook]]) -> Iterator[None]:
-    """Set hooks on modules inside the block, on their inputs or their outputs; after it, no hook is left."""
+def hooked(model: nn.Module, hooks: Sequence[tuple[nn.Module, Kind, Hook]]) -> Iterator[None]:
+    """Set hooks on modules of a model, on their inputs or their outputs; after the block, no hook is left."""
+    handles: list[RemovableHandle] = []
 
     def remove() -> None:
-        for module, _, hook in hooks:
+        ours = {hook for _, _, hook in hooks}
+        for hook in ours:
             hook.act = None
+        for handle in handles:
+            handle.remove()
+        for module in {*model.modules(), *(module for module, _, _ in hooks)}:  # Copies took their hooks along.
             for table in (module._forward_hooks, module._forward_pre_hooks):
-                for number in [number for number, one in table.items() if one is hook]:
+                for number in [number for number, one in table.items() if one in ours]:
                     module._forward_pre_hooks_with_kwargs.pop(number, None)
                     del table[number]
 
     with undone(remove):
         for module, kind, hook in hooks:
             if kind == "input":
-                module.register_forward_pre_hook(hook, with_kwargs=True)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                module.register_forward_hook(hook)
+                handles.append(module.register_forward_hook(hook))
         yield
 
 

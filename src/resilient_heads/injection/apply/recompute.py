@@ -18,7 +18,7 @@ from resilient_heads.errors import InjectionError
 from resilient_heads.incremental.recording.words import words
 
 _SAMPLED = 4096
-"""Elements by which two runs of a module are told apart; all elements would slow down training."""
+"""Elements by which two runs of a module are distinguished; all elements would slow down training."""
 _KEPT = 4096
 """Runs of a module that can be repeated later: more than a step of training with gradient accumulation has."""
 
