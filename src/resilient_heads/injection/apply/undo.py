@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import InjectionError
+from resilient_heads.incremental.recording.tape import kind_of
 from resilient_heads.incremental.recording.words import same_bits, words
 from resilient_heads.injection.apply.core import FaultyTensor, Write
 from resilient_heads.injection.random.streams import Indices
@@ -189,7 +190,7 @@ def _tensor_at(model: nn.Module, layer: str, name: str) -> Tensor | None:
 
 def _has_memory(tensor: Tensor) -> bool:
     """Whether a tensor's elements can be read one by one."""
-    if is_lazy(tensor) or tensor.is_meta or tensor.is_complex() or tensor.layout != torch.strided:
+    if is_lazy(tensor) or tensor.is_meta or tensor.is_complex() or kind_of(tensor) is not None:
         return False
     return not tensor.numel() or tensor.untyped_storage().nbytes() > 0
 
