@@ -85,7 +85,7 @@ class _Search:
         pending = [(str(folder), frozenset([_identity(folder.parent)]))]
         visited = set()
         while pending:
-            current, above = pending.pop()
+            current, above = pending.pop(0)
             identity = _identity(current)
             if identity in above:
                 raise DataError(

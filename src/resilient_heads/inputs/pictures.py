@@ -28,7 +28,7 @@ def read_picture(path: Path) -> Any:
 
     The values are those of torchvision's ``ImageFolder``: palettes are resolved, alpha, EXIF orientation and colour
     profiles are ignored. The exception is grey with 16 bits, which torchvision clips: here 65,535 becomes 255, and
-    values between are divided by 257 and rounded.
+    values between are divided by 257 and rounded. Colours with 16 bits a channel lose their lower byte.
 
     Raises:
         DataError: The file cannot be decoded completely, holds several pictures, or holds values whose range is
@@ -48,6 +48,7 @@ def read_picture(path: Path) -> Any:
                 f"most a factor of {_MOST_ELONGATED}."
             )
         picture.load()
+        picture.info.pop("transparency", None)  # alpha is ignored; some kinds of it make Pillow warn
         return picture.convert("RGB") if picture.mode in _EIGHT_BITS else _from_grey(picture, path, pillow)
 
 
