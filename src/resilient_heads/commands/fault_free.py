@@ -45,7 +45,7 @@ def classes_line(named: "NamedModel", data: "ImageSet") -> str:
     ends = dict.fromkeys([next(iter(names)), next(reversed(names))])
     shown = " to ".join(_class(name, names[name], named) for name in ends)
     lines = [
-        f"{len(names):,} classes with {_range(sizes)} of {len(data.labels):,} images each: {shown}; order from {origin}"
+        f"{len(names):,} class{'es' if len(names) > 1 else ''} with {_range(sizes)} of {len(data.labels):,} images each: {shown}; order from {origin}"
     ]
     if data.folders is not None and data.folders.left_out:
         endings = ", ".join(printable(ending) for ending in sorted(data.folders.left_out)[:5])
@@ -89,4 +89,4 @@ def _class(name: str, index: int, named: "NamedModel") -> str:
     labels = named.labels
     label = labels[index][0] if labels is not None and index < len(labels) else name
     more = "" if label.casefold() == name.casefold() else f" ({printable(label)})"
-    return f"{index} {printable(name)}{more}"
+    return f"{index}{more}" if name == str(index) else f"{index} {printable(name)}{more}"

@@ -93,6 +93,8 @@ def load_model_and_images(arguments: argparse.Namespace) -> tuple["NamedModel", 
 
     device = usable_device(arguments.device)
     named = named_model(arguments.model, pretrained=arguments.checkpoint is None, classes=arguments.classes)
+    if named.head:
+        _rebuild_head(named)
     embeddings = None if arguments.wrap is None else _embeddings(arguments.wrap)
     state = None if arguments.checkpoint is None else read_weights(arguments.checkpoint)
     preprocessing = preprocessing_from(
@@ -108,6 +110,22 @@ def load_model_and_images(arguments: argparse.Namespace) -> tuple["NamedModel", 
     with error_context(ModelError, f"The model cannot be moved to {device} for evaluation"):
         named.model.to(device).eval()
     return named, data
+
+
+def _rebuild_head(named: "NamedModel") -> None:
+    """Give a model the text-guided head with which it was saved."""
+    classifier = next(name for name in named.head if name.endswith("projection.weight")).rpartition(".projection")[0]
+    tensors = {name.removeprefix(f"{classifier}."): tensor for name, tensor in named.head.items()}
+    rows = tensors["projection.weight"].flatten(1).float()
+    names = tuple(label[0] for label in named.labels or ()) or tuple(f"class {row}" for row in range(len(rows)))
+    rh.wrap_model(
+        named.model,
+        embeddings=rh.ClassEmbeddings(rows, names),
+        classifier=classifier,
+        normalize="logit_scale" in tensors,
+    )
+    state = named.model.state_dict() | {f"{classifier}.{name}": tensor for name, tensor in tensors.items()}
+    rh.load_checkpoint(named.model, state)
 
 
 def _embeddings(name: str) -> "rh.ClassEmbeddings":

@@ -22,4 +22,6 @@ def error_context(error: type[ResilientHeadsError], what: str) -> Iterator[None]
         raise
     except Exception as cause:
         reason = printable(next(iter(str(cause).strip().splitlines()), ""))
+        if "weights_only" in reason:  # libraries advise to switch the protection off
+            reason = "the file is a pickle that holds more than weights; it could run code, so it is not read"
         raise error(f"{what}: {type(cause).__name__}: {reason}") from cause

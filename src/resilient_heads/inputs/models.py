@@ -20,6 +20,7 @@ from resilient_heads.inputs.transformers_models import load_transformers
 _TRANSFORMS_INPUT = ("googlenet", "inception_v3")
 """Models of torchvision that normalise their input a second time; their published weights expect it."""
 
+_OTHER_TASKS = ("detection", "segmentation", "optical_flow", "video")
 _SHOWN = 5
 
 
@@ -68,7 +69,10 @@ def named_model(name: str, *, pretrained: bool, classes: int | None = None) -> N
 def _from_torchvision(name: str, *, pretrained: bool, classes: int | None) -> NamedModel:
     """Make a model of torchvision; its pickled weights are read with ``weights_only=True``."""
     models = require("torchvision.models", extra="vision", purpose="models of torchvision")
-    with error_context(ModelError, f"torchvision cannot make a classifier {name!r}"):
+    with error_context(ModelError, f"torchvision cannot make a classifier {printable(name)!r}"):
+        task = models.get_model_builder(name).__module__.split(".")[2]
+        if task in _OTHER_TASKS:
+            raise ModelError(f"torchvision's {name} is a model of {task.replace('_', ' ')}; expected a classifier.")
         weights = models.get_model_weights(name)
         options: dict[str, object] = {} if classes is None else {"num_classes": classes}
         if name in _TRANSFORMS_INPUT:
@@ -81,7 +85,9 @@ def _from_torchvision(name: str, *, pretrained: bool, classes: int | None) -> Na
     if pretrained:
         failure = f"The weights of torchvision's {name} could not be downloaded; pass --checkpoint"
         with error_context(ModelError, failure):
-            model.load_state_dict(weights.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True))
+            state = weights.DEFAULT.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        with error_context(ModelError, f"The weights of torchvision's {name} do not fit its model; pass --checkpoint"):
+            model.load_state_dict(state)
     transform = weights.DEFAULT.transforms()
     mean, std = (tuple(getattr(transform, which, ())) or None for which in ("mean", "std"))
     categories = weights.DEFAULT.meta.get("categories") if pretrained else None
