@@ -1,6 +1,7 @@
 """Files: checked paths, atomic writes, locks and digests."""
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -38,7 +39,17 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | memoryview) -> P
         OSError: The folder is not writable, or the disk is full. An older file at ``path`` is then unchanged.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    with _explained(path, folder=False):
+        if path.exists() and not path.is_file():  # renaming a file to a device would remove the device
+            raise FileExistsError(errno.EEXIST, "it is no file")
+        _write(path, content)
+    _sync_folder(path.parent)
+    return path
+
+
+def _write(path: Path, content: bytes | memoryview) -> None:
+    """Write a file beside ``path``, then rename it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -51,8 +62,56 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | memoryview) -> P
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder, and those above it, unless it exists.
+
+    Raises:
+        OSError: The folder cannot be made; the message says why, and what to do.
+    """
+    path = Path(path)
+    with _explained(path, folder=True):
+        path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def _explained(path: Path, *, folder: bool) -> Iterator[None]:
+    """Raise each OSError of the block again; say what is in the way of writing to a path, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room" if full else "pass another path"
+        raise OSError(error.errno, f"{_obstacle(path, error, folder)}; {advice}", str(path)) from error
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk is full",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.ELOOP: "a symbolic link in the path leads in a circle",
+    errno.ENAMETOOLONG: "a name in the path is too long",
+}
+
+
+def _obstacle(path: Path, error: OSError, folder: bool) -> str:
+    """Return what is in the way of making a folder or a file."""
+    reason = error.strerror or str(error)
+    if error.errno in _REASONS:
+        return f"{_REASONS[error.errno]} ({reason})"
+    for place in (*reversed(path.parents), path):
+        if os.path.islink(place) and not os.path.exists(place):
+            return f"{place} is a symbolic link that leads to nothing, or in a circle"
+        if os.path.exists(place) and not os.path.isdir(place) and (folder or place != path):
+            return f"{place} is no folder"
+    if os.path.isdir(path) and not folder:
+        return f"{path} is a folder, and a file is expected"
+    is_device = os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path)
+    return "it is a device or a pipe, and a file is expected" if is_device else reason
 
 
 def leftovers(path: str | os.PathLike[str]) -> list[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import resilient_heads as rh
 from resilient_heads.errors import ArgumentError, DescriptionError
+from resilient_heads.files import make_folder
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -50,8 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
         descriptions = rh.ClassDescriptions.match(names, None, templates=(rh.text.TEMPLATE,))
     else:
         raise ArgumentError("Pass --classes names.json, --descriptions d.json, or both.")
-    if arguments.output.is_dir() or arguments.output.parent.is_file():  # before minutes of encoding
+    if arguments.output.is_dir() or arguments.output.parent.is_file():
         raise ArgumentError(f"--output must be a file in a folder, such as pets.safetensors; found {arguments.output}.")
+    make_folder(arguments.output.parent)  # an error comes before minutes of encoding
     encoder = rh.text.named_encoder(
         arguments.encoder,
         revision=arguments.revision,

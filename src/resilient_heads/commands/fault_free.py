@@ -44,8 +44,9 @@ def classes_line(named: "NamedModel", data: "ImageSet") -> str:
     sizes = [counts[label] for label in names.values()]
     ends = dict.fromkeys([next(iter(names)), next(reversed(names))])
     shown = " to ".join(_class(name, names[name], named) for name in ends)
+    word = "class" if len(names) == 1 else "classes"
     lines = [
-        f"{len(names):,} class{'es' if len(names) > 1 else ''} with {_range(sizes)} of {len(data.labels):,} images each: {shown}; order from {origin}"
+        f"{len(names):,} {word} with {_range(sizes)} of {len(data.labels):,} images each: {shown}; order from {origin}"
     ]
     if data.folders is not None and data.folders.left_out:
         endings = ", ".join(printable(ending) for ending in sorted(data.folders.left_out)[:5])
