@@ -18,6 +18,7 @@ from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.hooks import open_attention
 from resilient_heads.injection.sites.site import Site
+from resilient_heads.wrappers import refuse_distributed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,7 +123,7 @@ def run_exhaustive(
     >>> result["head"].faults == 4 * 3 * 32
     True
     """
-    instance_of("model", model, nn.Module)
+    refuse_distributed(instance_of("model", model, nn.Module))
     whole_number("batch_size", batch_size, least=1)
     true_or_false("closed_form", closed_form)
     check_progress(progress)

@@ -23,6 +23,7 @@ from resilient_heads.injection.faults.targets import StoredTensor
 from resilient_heads.injection.formats.dtypes import word_bits_of
 from resilient_heads.injection.random.streams import stream_name
 from resilient_heads.injection.sites.modules import module_named
+from resilient_heads.wrappers import refuse_broadcast, refuse_sharded
 
 _ONE_IMAGE = np.zeros(1, dtype=np.int64)
 
@@ -69,8 +70,11 @@ def inject_stored(
         InjectionError: A tensor does not hold exactly the fault after the write, or a compiled graph would not read it;
             at the end, a tensor that was overwritten, or that still holds the fault.
     """
+    if faults:
+        refuse_sharded(model)
     pairs = [(stored, fault, given) for fault, given in faults for stored in _stored_tensors(model, fault)]
     if pairs:
+        refuse_broadcast(model, {f"{stored.layer}.{stored.name}" for stored, _, _ in pairs})
         _refuse_frozen_graphs()
     placed: list[StoredFaults] = []
     try:
