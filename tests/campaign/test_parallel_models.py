@@ -183,7 +183,9 @@ def _in_a_process(rank: int, folder: str) -> None:
     else:
         assert torch.equal(model(IMAGES), golden)
     assert torch.equal(model(IMAGES), golden)
-    small_campaign(model.module, output=Path(folder) / "campaign", shard=rh.Shard(rank=rank, world_size=2), chunk_size=8)
+    small_campaign(
+        model.module, output=Path(folder) / "campaign", shard=rh.Shard(rank=rank, world_size=2), chunk_size=8
+    )
     distributed.barrier()
     distributed.destroy_process_group()
 
