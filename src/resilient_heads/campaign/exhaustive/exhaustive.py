@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from resilient_heads.campaign.exhaustive.executed import ExhaustiveExecution
 from resilient_heads.campaign.golden.data import Data, collect
 from resilient_heads.campaign.golden.golden_run import run_golden
-from resilient_heads.campaign.run.progress import Progress, check_progress
+from resilient_heads.campaign.run.progress import Progress, check_progress, show_phases
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.checks import instance_of, strings, true_or_false, whole_number
 from resilient_heads.errors import FaultError
@@ -133,7 +133,7 @@ def run_exhaustive(
     if getattr(model, "fault_sites", ()) or isinstance(model, nn.Linear | nn.Conv2d):
         model = nn.Sequential(OrderedDict(head=model))  # Its own output thus has a name.
     images = collect(data)
-    with evaluating(model), open_attention():
+    with show_phases(progress), evaluating(model), open_attention():
         golden = run_golden(model, images, batch_size=batch_size, min_top2diff=0.0)
         modules = [name for name, _ in model.named_modules() if name in (layers or ())]
         site_map = find_sites(model, images.images[:3].to(device_of(model)), modules=modules)

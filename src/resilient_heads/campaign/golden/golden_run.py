@@ -17,6 +17,7 @@ from resilient_heads.errors import ForwardError, InjectionError, ModelError
 from resilient_heads.evaluation import device_of, run_model
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
+from resilient_heads.phases import phase
 from resilient_heads.statistics.functional import cross_entropy, top2diff
 
 
@@ -83,10 +84,12 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
     """
     device = device_of(model)
     logits: list[Tensor] = []
-    for images in torch.split(data.images, batch_size):
-        logits.append(_run_in_batches(partial(logits_of, model), images.to(device), batch_size).cpu())
-        if len(logits) == 1:
-            data.check_labels(logits[0].shape[1])
+    with phase("golden run", total=len(data), unit="image") as advance:
+        for images in torch.split(data.images, batch_size):
+            logits.append(_run_in_batches(partial(logits_of, model), images.to(device), batch_size).cpu())
+            if len(logits) == 1:
+                data.check_labels(logits[0].shape[1])
+            advance(len(images))
     scores = torch.cat(logits)
     if scores.shape[1] < 2:
         raise ModelError(

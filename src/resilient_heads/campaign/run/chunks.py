@@ -12,6 +12,7 @@ from resilient_heads.campaign.run.execution import Execution
 from resilient_heads.campaign.run.progress import Progress, show_progress
 from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.errors import ArgumentError, DamagedFileError, ResilientHeadsError
+from resilient_heads.phases import phase
 
 _SECONDS = 10.0
 """An unfinished chunk is written at most so often."""
@@ -34,7 +35,8 @@ def run_chunks(
             f"{record.num_chunks} processes, or pass a chunk_size below {record.config.trials_per_chunk}."
         )
     chunks = shard.chunks(record.num_chunks)
-    stored = folder.stored(shard) if folder is not None else {}
+    with phase("reading the finished trials"):
+        stored = folder.stored(shard) if folder is not None else {}
     finished = {chunk: trials for chunk, trials in stored.items() if len(trials) == record.trials_in(chunk)}
     total = sum(record.trials_in(chunk) for chunk in chunks)
     prefix = Prefix(record)

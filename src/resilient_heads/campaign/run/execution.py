@@ -24,6 +24,7 @@ from resilient_heads.evaluation import device_of
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.injection.apply.core import SiteInjection
 from resilient_heads.injection.sites.site import Site
+from resilient_heads.phases import phase
 
 logger = logging.getLogger(__name__)
 
@@ -204,8 +205,11 @@ class Execution:
             golden = logits_of(self._model, images)
         except ForwardError:  # The model accepts only batches of other sizes.
             images, golden = self._first_inputs, self._golden
-        for place in self._plan.sites:
-            check_isolation(self._model, place.site, images, golden)
+        name = "checking that a fault in one image reaches no other"
+        with phase(name, total=len(self._plan.sites), unit="site") as advance:
+            for place in self._plan.sites:
+                check_isolation(self._model, place.site, images, golden)
+                advance(1)
 
     def _warn_about(self, faulty: FaultyBatch[SiteInjection], name: str) -> None:
         """Log the first error that the model raises for faults at a site."""
@@ -222,7 +226,9 @@ class Execution:
         if self._engine is not None:
             names = [place.site.name for place in self._plan.sites]
             rows = sorted({len(names) * part // _CHECKED_SITES for part in range(_CHECKED_SITES)})
-            if not all(self._agrees_with_full_pass(self._engine, row) for row in rows):
+            with phase("checking reruns of whole batches"):
+                agree = all(self._agrees_with_full_pass(self._engine, row) for row in rows)
+            if not agree:
                 self._engine.block(names, "a rerun of a whole batch differs from a full pass")
 
     def _agrees_with_full_pass(self, engine: IncrementalEngine, row: int) -> bool:

@@ -21,6 +21,7 @@ from resilient_heads.incremental.slice_runner import SliceRunner
 from resilient_heads.injection.apply.core import SiteInjection
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
+from resilient_heads.phases import phase
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ class IncrementalEngine:
         self._tape = Tape()
         self._runner = SliceRunner(RecordedPass(len(images), self._tape, {}))
         try:
-            self._record_batch(images, batches)
+            with phase("recording a forward pass"):
+                self._record_batch(images, batches)
         except Exception as error:  # Full passes need no recorder, so they are right whatever the model consists of.
             self._exclude_all(_cannot_record(error))
 
@@ -181,14 +183,17 @@ class IncrementalEngine:
                 runner, slices, golden = self._record_pair(images)
             except Exception as error:
                 self._exclude_all(_cannot_record(error))
-        for site in self._sites.values():
-            for disturbed, full in check_isolation(self._model, site, images, golden.logits):
-                if site.name not in self._slices:
-                    continue
-                if site.name not in slices:
-                    self._exclude(site.name, "the model runs other operations for another batch")
-                elif not _agrees_with_full_pass(runner, slices[site.name], golden, disturbed, full):
-                    self._exclude(site.name, "a rerun differs from a full pass")
+        name = "checking that a rerun gives the same bits as a full pass"
+        with phase(name, total=len(self._sites), unit="site") as advance:
+            for site in self._sites.values():
+                for disturbed, full in check_isolation(self._model, site, images, golden.logits):
+                    if site.name not in self._slices:
+                        continue
+                    if site.name not in slices:
+                        self._exclude(site.name, "the model runs other operations for another batch")
+                    elif not _agrees_with_full_pass(runner, slices[site.name], golden, disturbed, full):
+                        self._exclude(site.name, "a rerun differs from a full pass")
+                advance(1)
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.blocked.items():
             by_reason.setdefault(reason, []).append(name)

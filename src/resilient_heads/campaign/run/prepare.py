@@ -18,6 +18,7 @@ from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.evaluation import device_of
 from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.site import SiteMap
+from resilient_heads.phases import phase
 from resilient_heads.wrappers import refuse_distributed
 
 
@@ -37,11 +38,14 @@ def prepare(
 ) -> CampaignRecord:
     """Return the record of a campaign; call it inside :func:`~resilient_heads.evaluation.evaluating`."""
     golden = run_golden(model, images, batch_size=config.batch_size, min_top2diff=config.protocol.min_top2diff)
-    site_map = find_sites(model, images.batch(config.batch_size).to(device_of(model)), modules=config.modules)
+    with phase("finding the sites"):
+        site_map = find_sites(model, images.batch(config.batch_size).to(device_of(model)), modules=config.modules)
     sites, excluded = _chosen(site_map, config.layers)
     calibration_sha256 = ""
     if config.protocol.range_detector is not None and calibration is not None:
-        ranges = profile_ranges(model, calibration, tuple(site.site for site in sites), batch_size=config.batch_size)
+        chosen = tuple(site.site for site in sites)
+        with phase("measuring the range of each site on the calibration images"):
+            ranges = profile_ranges(model, calibration, chosen, batch_size=config.batch_size)
         sites = [dataclasses.replace(site, range_limit=ranges.limits[site.name]) for site in sites]
         calibration_sha256 = ranges.sha256
     plan = plan_trials(config.design, sites, seed=config.seed, fault=config.fault)

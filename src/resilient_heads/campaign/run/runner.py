@@ -19,12 +19,13 @@ from resilient_heads.campaign.result.store import CampaignFolder, reserved
 from resilient_heads.campaign.run.chunks import run_chunks
 from resilient_heads.campaign.run.execution import Execution
 from resilient_heads.campaign.run.prepare import check_model, prepare
-from resilient_heads.campaign.run.progress import Progress, check_progress
+from resilient_heads.campaign.run.progress import Progress, check_progress, show_phases
 from resilient_heads.checks import instance_of
 from resilient_heads.errors import ArgumentError
 from resilient_heads.evaluation import evaluating
 from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.injection.sites.hooks import open_attention
+from resilient_heads.phases import phase
 
 
 def run_campaign(
@@ -146,8 +147,10 @@ def run_campaign(
             'calibration=train_loader to measure the ranges, or protocol="raw".'
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(show_phases(progress))
         path = None if output is None else stack.enter_context(reserved(output, shard))
-        images = collect(data)
+        with phase("reading the images"):
+            images = collect(data)
         stack.enter_context(evaluating(model))
         stack.enter_context(open_attention())
         record = prepare(model, images, config, calibration)
@@ -172,7 +175,8 @@ def run_campaign(
         trials = run_chunks(execution, record, folder, shard, progress=progress)
         result = CampaignResult(record=record, trials=trials, shard=shard)
         if folder is not None and shard.is_whole:
-            folder.write_result(trials)
+            with phase("writing the result"):
+                folder.write_result(trials)
     return result
 
 

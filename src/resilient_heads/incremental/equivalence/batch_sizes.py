@@ -15,6 +15,7 @@ from resilient_heads.incremental.recording.recorded_pass import RecordedPass
 from resilient_heads.incremental.recording.recorder import RunModel, record
 from resilient_heads.incremental.recording.tape import Step, View, as_list, copy_memory
 from resilient_heads.incremental.recording.words import words
+from resilient_heads.phases import phase
 
 
 def record_smaller_batches(
@@ -29,8 +30,16 @@ def record_smaller_batches(
     passes = [recorded for recorded in smaller.values() if recorded is not None]
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).to(images.device)
     check = _BatchSizeCheck(full, passes, order)
-    if not observe_pass(run, full.tape, images, check.observe):
-        return {}
+    operations = len(full.tape.steps)
+    with phase("checking that smaller batches give the same bits", total=operations, unit="operation") as advance:
+
+        def observe(*operation: Any) -> Any:
+            result = check.observe(*operation)
+            advance(1)
+            return result
+
+        if not observe_pass(run, full.tape, images, observe):
+            return {}
     return {
         recorded.batch_size: dataclasses.replace(recorded, inexact=frozenset(inexact))
         for recorded, inexact in zip(passes, check.inexact, strict=True)

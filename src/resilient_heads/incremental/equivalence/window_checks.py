@@ -17,6 +17,7 @@ from resilient_heads.incremental.recording.words import words
 from resilient_heads.incremental.windows.crops import IntArray, crop
 from resilient_heads.incremental.windows.plan import WindowStep
 from resilient_heads.incremental.windows.window import crop_input, run_on_windows
+from resilient_heads.phases import phase
 
 _NEARLY_ALL = 0.9
 """A number of windows that fewer operations allow would end the windows of the others too early."""
@@ -35,7 +36,16 @@ def check_windows(
         For each operation, the numbers of windows at which every bit was the same.
     """
     check = _WindowCheck(full, steps, counts)
-    repeated = observe_pass(run, full.tape, images, check.observe)
+    with phase(
+        "checking that windows of feature maps give the same bits", total=len(steps), unit="operation"
+    ) as advance:
+
+        def observe(number: int, *operation: Any) -> Any:
+            result = check.observe(number, *operation)
+            advance(sum(step.number == number for step in steps))
+            return result
+
+        repeated = observe_pass(run, full.tape, images, observe)
     return check.exact if repeated else dict.fromkeys(steps, frozenset())
 
 
