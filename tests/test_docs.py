@@ -120,6 +120,7 @@ def _small(prepared: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     monkeypatch.chdir(tmp_path)
     prepared.result.save("campaign")
+    torch.save({"state_dict": prepared.model.state_dict()}, "last.ckpt")
     monkeypatch.setattr(rh, "run_campaign", few_trials, raising=False)
     monkeypatch.setattr(rh, "neyman_design", small_design, raising=False)
     monkeypatch.setattr(demo, "digits", few_digits)

@@ -266,7 +266,7 @@ def test_inject_refuses_an_output_without_words_of_its_own(kind: str) -> None:
 
 
 def test_a_model_that_fails_under_a_recorder_takes_full_passes(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever a dispatch mode does to a model: the trials need none."""
+    """The full passes need no dispatch mode."""
 
     def middle(x: Tensor) -> Tensor:
         if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:

@@ -1,4 +1,4 @@
-"""A model file runs as an import runs it, and whatever it does wrong is said with its line."""
+"""A model file runs as an import runs it, and errors name the line that raised them."""
 
 import pickle
 import sys

@@ -77,7 +77,7 @@ class IncrementalEngine:
         try:
             with phase("recording a forward pass"):
                 self._record_batch(images, batches)
-        except Exception as error:  # Full passes need no recorder, so they are right whatever the model consists of.
+        except Exception as error:  # Full passes need no recorder, so they are right for any operator.
             self._exclude_all(_cannot_record(error))
 
     def _record_batch(self, images: Tensor, batches: int) -> None:

@@ -46,7 +46,7 @@ def hooked(model: nn.Module, hooks: Sequence[tuple[nn.Module, Kind, Hook]]) -> I
             handle.remove()
         for module in {*model.modules(), *(module for module, _, _ in hooks)}:  # Copies took their hooks along.
             for table in (module._forward_hooks, module._forward_pre_hooks):
-                for number in [number for number, one in table.items() if one in ours]:
+                for number in [number for number, one in table.items() if isinstance(one, Hook) and one in ours]:
                     module._forward_pre_hooks_with_kwargs.pop(number, None)
                     del table[number]
 

@@ -15,7 +15,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from resilient_heads.evaluation import evaluating, run_model
+from resilient_heads.errors import ForwardError
+from resilient_heads.evaluation import evaluating, reason_of, run_model
 from resilient_heads.injection.sites.coverage import Coverage, Uncovered
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
@@ -285,8 +286,8 @@ def coverage_of(model: nn.Module, images: Tensor, sites: Sequence[Site]) -> Cove
             run_model(model, images, during="the count of operations")
         return count.coverage()
     except Exception as error:  # an exotic tensor or operator: better no figure than no campaign
-        first_line = next(iter(str(error).splitlines()), "")
-        return Coverage(macs=None, bits=None, reason=f"counting ended with {type(error).__name__}: {first_line:.120}")
+        cause = error.__cause__ if isinstance(error, ForwardError) else error
+        return Coverage(macs=None, bits=None, reason=f"counting ended with {reason_of(cause)}")
 
 
 @contextmanager
