@@ -51,19 +51,20 @@ def write_record(path: Path, record: CampaignRecord) -> CampaignRecord:
     """
     for name in (RECORD, GOLDEN):
         unlink_leftovers(path / name)
-    fresh = not any((path / name).exists() for name in (RECORD, GOLDEN, TRIALS, RESULT))
+    # Without trials nothing was lost: a campaign that was stopped before its first trial begins anew.
+    trials = (path / RESULT).exists() or any((path / TRIALS).glob("[!.]*"))
     try:
         values = stored_values(path)
     except DamagedFileError as damage:
         values = _rewrite(path, record)
-        if not fresh:
+        if trials:
             note(f"{damage}. It was written again.")
     _require_same(path, values, record)
     try:
         read_golden(path / GOLDEN, sha256=record.golden.sha256)
     except (DamagedFileError, FileNotFoundError) as error:
         write_atomic(path / GOLDEN, encode_golden(record.golden))
-        if not fresh:
+        if trials:
             reason = error if isinstance(error, DamagedFileError) else f"{path / GOLDEN} is missing"
             note(f"{reason}. It was written again.")
     return _record_from(path, values, record.golden)

@@ -20,6 +20,7 @@ from resilient_heads.campaign.run.chunks import run_chunks
 from resilient_heads.campaign.run.execution import Execution
 from resilient_heads.campaign.run.prepare import check_model, prepare
 from resilient_heads.campaign.run.progress import Progress, check_progress, show_phases
+from resilient_heads.campaign.run.termination import unwound_before_termination
 from resilient_heads.checks import instance_of
 from resilient_heads.errors import ArgumentError
 from resilient_heads.evaluation import evaluating
@@ -148,7 +149,10 @@ def run_campaign(
         )
     with contextlib.ExitStack() as stack:
         stack.enter_context(show_phases(progress))
-        path = None if output is None else stack.enter_context(reserved(output, shard))
+        path = None
+        if output is not None:
+            stack.enter_context(unwound_before_termination())
+            path = stack.enter_context(reserved(output, shard))
         with phase("reading the images"):
             images = collect(data)
         stack.enter_context(evaluating(model))
