@@ -110,7 +110,7 @@ def interrupted(small_net: nn.Module, run: str, **options: Any) -> int:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_an_interrupt_at_one_time_of_each_line(small_net: nn.Module, run: str) -> None:
-    assert interrupted(small_net, run, distinct=True) > 60
+    assert interrupted(small_net, run, distinct=True, stride=2) > 40
 
 
 @pytest.mark.slow

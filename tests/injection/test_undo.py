@@ -82,7 +82,6 @@ FOLLOWED: dict[str, Mutation] = {
     "assigned its own state": lambda m: m.load_state_dict(
         {k: v.clone() for k, v in m.state_dict().items()}, assign=True
     ),
-    "loaded its own state": lambda m: m.load_state_dict({k: v.clone() for k, v in m.state_dict().items()}),
     "swapped": lambda m: torch.utils.swap_tensors(m.fc.weight, nn.Parameter(m.fc.weight.detach().clone())),
 }
 
@@ -173,6 +172,7 @@ DERIVED: dict[str, tuple[rh.WeightBitFlip, Mutation, str]] = {
         running_mean,
         "running_mean of 'bn' was overwritten",
     ),
+    "its own state loaded": (FC, lambda m: m.load_state_dict(copy.deepcopy(m.state_dict())), "was overwritten"),
     "lower precision and back": (FC, lambda m: m.half().float(), "was overwritten"),
     "another type and a step": (FC, half_and_step, "still holds the fault"),
     "parametrised": (
@@ -245,6 +245,38 @@ def test_other_memory_between_two_blocks() -> None:
         with rh.inject(model, rh.WeightBitFlip(layer="fc", index=(3, 3), bit=2)):
             pass
     assert_same_bits(model, Net().half())
+
+
+def test_equal_layers_are_not_copies_of_each_other() -> None:
+    """Layers that are initialised as copies, as PyTorch's transformers are, hold equal faults by chance."""
+    layer = nn.Linear(4, 4)
+    model, expected = (nn.Sequential(*(copy.deepcopy(layer) for _ in range(3))) for _ in range(2))
+    fault = rh.Fault(
+        layer="*",
+        tensor=rh.faults.StoredTensor(),
+        elements=rh.faults.IndexedElements(indices=(1, 2)),
+        effect=rh.faults.Flip(bits=(30,)),
+    )
+    inner = rh.Fault(layer="0", tensor=rh.faults.StoredTensor(), seed=4)
+    with rh.inject(model, fault) as report, rh.inject(model, inner):
+        assert report.injected == 3
+    assert_same_bits(model, expected)
+
+
+def test_a_constant_of_the_user_is_not_the_fault() -> None:
+    zeros = rh.Fault(
+        layer="fc", tensor=rh.faults.StoredTensor(), elements=rh.faults.AllElements(), effect=rh.faults.SetValue()
+    )
+    model = Net()
+    with pytest.raises(InjectionError, match="The weight of 'fc' still holds the fault"), rh.inject(model, zeros):
+        assign_parameter(model)
+    assert torch.equal(model.fc.weight, torch.zeros(4, 4))
+    model, other = Net(), Net()
+    other.fc2.weight.data.zero_()
+    model.fc2.weight.data.zero_()
+    with rh.inject(model, zeros):
+        pass
+    assert_same_bits(model, other)
 
 
 def test_views_and_flags_stay() -> None:

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from resilient_heads.errors import FaultError, InjectionError
 from resilient_heads.evaluation import undone
 from resilient_heads.incremental.recording.tape import kind_of
-from resilient_heads.injection.apply.undo import StoredFaults, inner_names, require_undone, undo_all
+from resilient_heads.injection.apply.undo import StoredFaults, inner_names, require_undone, undo_all, versions
 from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.faults.targets import StoredTensor
@@ -77,8 +77,9 @@ def inject_stored(
         refuse_broadcast(model, {f"{stored.layer}.{stored.name}" for stored, _, _ in pairs})
         _refuse_frozen_graphs()
     placed: list[StoredFaults] = []
+    unchanged = versions(model) if pairs else {}
     try:
-        with undone(partial(undo_all, placed, model)):
+        with undone(partial(undo_all, placed, model, unchanged)):
             written = []
             for _, group in groupby(pairs, key=lambda pair: pair[0].memory):
                 together = list(group)

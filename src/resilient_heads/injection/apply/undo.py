@@ -1,6 +1,6 @@
 """Undo faults in stored tensors, wherever the block has moved them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -39,6 +39,7 @@ class StoredFaults:
         self.problem = ""
         self._place = layer, name
         self._tensor = tensor
+        self._version = _version(tensor)
         self._copy: Tensor | None = self.held.clone()
         self._elements = np.zeros(0, dtype=np.int64)
         self._golden = self._faulty = self.held.new_empty(0)
@@ -55,8 +56,14 @@ class StoredFaults:
         _ACTIVE.append(self)
         self._copy = None
 
-    def search(self, model: nn.Module) -> None:
-        """Find the tensors of the model that hold the faults now; where they are gone, ``problem`` says so."""
+    def search(self, model: nn.Module, unchanged: Mapping[int, int]) -> None:
+        """Find the tensors of the model that hold the faults now; where they are gone, ``problem`` says so.
+
+        Args:
+            model: The model.
+            unchanged: The :func:`versions` of the model before the block. A tensor that still has its version has not
+                received the faults, even if it is equal by chance, as layers are that were initialised as copies.
+        """
         if self._copy is not None or self._restoring is not None:
             return
         mine = self._hand_over()
@@ -68,10 +75,11 @@ class StoredFaults:
         self._restoring = restoring  # Even if the search fails.
         if not len(elements):
             return
-        current = list(_tensors_of(model))
-        restored = {_storage(self.held)} if in_place.all() else set()
-        for other in {_memory(one): one for one in [*current, *_plain(self._tensor)]}.values():
-            if other.shape == self.held.shape and _storage(other) != _storage(self.held) and _has_memory(self.held):
+        current = [one for one in _tensors_of(model) if unchanged.get(_storage(one)) != _version(one)]
+        restored = {_storage(self.held)} if in_place.all() and _version(self._tensor) == self._version else set()
+        distinct = _has_memory(self.held) and not _is_constant(self.held)  # A constant may be a value of the user's.
+        for other in {_memory(one): one.data for one in [*current, *_plain(self._tensor)]}.values():
+            if distinct and other.shape == self.held.shape and _storage(other) != _storage(self.held):
                 alike = _equal(_values(other, elements[:1]), faulty[:1].to(other))
                 if alike and _equal(other, self.held.to(other)):
                     restoring.append((other, elements, golden.to(other)))
@@ -79,7 +87,8 @@ class StoredFaults:
         here = _tensor_at(model, *self._place)
         now = [] if here is None else list(_plain(here))
         if not any(_storage(one) in restored for one in now):
-            holds = any(one.shape == self.held.shape and _any_equal(_values(one, elements), faulty) for one in now)
+            moved = [one.data for one in now if _storage(one) != _storage(self.held) and one.shape == self.held.shape]
+            holds = any(_any_equal(_values(one, elements), faulty) for one in moved)
             done = "still holds the fault" if holds else "was overwritten, moved or replaced inside the inject block"
             self.problem = f"{self.what} {done}"
 
@@ -106,12 +115,17 @@ class StoredFaults:
         return mine
 
 
-def undo_all(faults: Sequence[StoredFaults], model: nn.Module) -> None:
+def versions(model: nn.Module) -> dict[int, int]:
+    """Return the version of each tensor that a model holds, by its memory. Each write in place raises the version."""
+    return {_storage(tensor): _version(tensor) for tensor in _tensors_of(model)}
+
+
+def undo_all(faults: Sequence[StoredFaults], model: nn.Module, unchanged: Mapping[int, int]) -> None:
     """Undo the faults of a block, the last one first; one that cannot be undone does not stop the others."""
     if faults:
         torch.clear_autocast_cache()  # A surrounding autocast may hold converted copies of the faulty weights.
     for one in reversed(faults):
-        for step in (partial(one.search, model), one.restore):
+        for step in (partial(one.search, model, unchanged), one.restore):
             try:
                 step()
             except Exception as error:
@@ -167,7 +181,7 @@ def _plain(tensor: Tensor) -> Iterator[Tensor]:
     for part in parts:
         yield from _plain(getattr(tensor, part))
     if not parts and _has_memory(tensor):
-        yield tensor.data
+        yield tensor
 
 
 def inner_names(tensor: Tensor) -> list[str]:
@@ -193,6 +207,17 @@ def _has_memory(tensor: Tensor) -> bool:
     if is_lazy(tensor) or tensor.is_meta or tensor.is_complex() or kind_of(tensor) is not None:
         return False
     return not tensor.numel() or tensor.untyped_storage().nbytes() > 0
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often a tensor was written to in place; tensors of inference mode do not count it."""
+    return 0 if tensor.is_inference() else int(tensor._version)
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    """Whether all elements have the same value."""
+    held = words(tensor)
+    return bool((held == held.flatten()[:1]).all())
 
 
 def _storage(tensor: Tensor) -> int:
