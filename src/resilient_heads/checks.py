@@ -86,7 +86,8 @@ def one_of(name: str, value: T, choices: Sequence[T], *, error: Kind = ArgumentE
 
 
 def true_or_false(name: str, value: Any, *, error: Kind = ArgumentError) -> bool:
-    """Return a boolean."""
+    """Return a boolean; accept those of numpy."""
+    value = value.item() if hasattr(value, "item") and getattr(value, "size", 1) == 1 else value
     return bool(one_of(name, value, (True, False), error=error))
 
 

@@ -1,5 +1,6 @@
 """Faults and sites that cannot be, refused in words."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,3 +84,79 @@ def test_an_expanded_parameter_is_refused_and_left_alone() -> None:
     with pytest.raises(FaultError, match=r"is expanded: .*tensor\.clone"), rh.inject(model, fault):
         pass
     assert bool((layer.weight == 1).all())
+
+
+NOT_ARGUMENTS = {
+    'layer must be a str, such as "layer4.0.conv1"; found 3': lambda: rh.Fault(layer=3),  # type: ignore[arg-type]
+    "elements must be such as RandomElements": lambda: rh.Fault(layer="fc", elements=3),  # type: ignore[arg-type]
+    'adjacent must be True or False, found "yes"': lambda: rh.faults.RandomElements(adjacent="yes"),  # type: ignore[arg-type]
+    "adjacent must be True or False, found 1": lambda: rh.faults.Flip(adjacent=1),  # type: ignore[arg-type]
+    "fixed must be True or False, found None": lambda: rh.faults.AllElements(fixed=None),  # type: ignore[arg-type]
+    'shared must be True or False, found "x"': lambda: rh.Fault(layer="fc", shared="x"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("message", NOT_ARGUMENTS)
+def test_arguments_of_a_wrong_kind(message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        NOT_ARGUMENTS[message]()
+
+
+def test_models_and_formats_of_a_wrong_kind() -> None:
+    with pytest.raises(ArgumentError, match='model must be a Module, found "fc"'):
+        rh.inject("fc", rh.Fault(layer="fc")).__enter__()  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"number_format must be one of resilient_heads\.formats, found 8"):
+        rh.emulate(nn.Linear(2, 2), 8).__enter__()  # type: ignore[arg-type]
+
+
+def test_booleans_of_numpy_become_plain_ones() -> None:
+    elements = rh.faults.RandomElements(adjacent=np.bool_(True), fixed=np.bool_(False))  # type: ignore[arg-type]
+    assert elements.adjacent is True
+    assert elements.fixed is False
+
+
+def test_an_unknown_layer_names_the_nearest_ones() -> None:
+    model = nn.ModuleDict({f"block{i}": nn.ModuleDict({"conv": nn.Conv2d(1, 1, 1)}) for i in range(40)})
+    with pytest.raises(FaultError) as found:
+        rh.inject(model, rh.Fault(layer="block7.convv")).__enter__()
+    text = str(found.value)
+    assert "ModuleDict has no layer named 'block7.convv'; of its 40 layers, the nearest names are: block7.conv" in text
+    assert len(text) < 250
+    with pytest.raises(FaultError, match="its 40 layers are named such as block0"):
+        rh.inject(model, rh.Fault(layer="xyz")).__enter__()
+
+
+def test_a_name_of_a_namespace_says_where_it_is() -> None:
+    with pytest.raises(AttributeError, match=r"did you mean resilient_heads\.faults\.StuckAt\?"):
+        rh.StuckAt  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match=r"did you mean resilient_heads\.formats\.FixedPoint\?"):
+        rh.FixedPoint  # type: ignore[attr-defined]  # noqa: B018
+    assert not hasattr(rh, "nonsense")
+
+
+def test_error_rates_at_a_site_of_one_byte_floats() -> None:
+    class Narrow(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to(torch.float8_e4m3fn)
+
+    class Wide(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.float()
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 4), Narrow(), Wide(), nn.Linear(4, 3)).eval(), torch.randn(16, 4)
+    result = rh.run_campaign(
+        model,
+        (x, model(x).argmax(dim=1)),
+        protocol="raw",
+        modules=["1"],
+        layers=["1"],
+        fault=rh.FaultModel(elements=rh.faults.ErrorRate(rate=0.02)),
+        trials_per_site=32,
+        batch_size=8,
+        progress=False,
+    )
+    none = result.trials.neuron == -1
+    assert 0 < none.sum() < 32
+    assert np.isnan(result.trials.before[none]).all()
+    assert np.isfinite(result.trials.before[~none]).all()

@@ -235,9 +235,10 @@ def inject_at_site(
     before, after, where = write.before[:, 0], write.after[:, 0], None
     without = draws.neurons[:, 0] < 0
     if without.any():
-        before, after = (
-            values.masked_fill(torch.from_numpy(without).to(values.device), torch.nan) for values in (before, after)
-        )
+        mask = torch.from_numpy(without).to(before.device)
+        if before.dtype.itemsize == 1:  # Not every device can fill one-byte floats.
+            before, after = before.float(), after.float()
+        before, after = (values.masked_fill(mask, torch.nan) for values in (before, after))
     elif elements == 1:
         where = site.whole_index(*write.index, batch=trials)
     return SiteInjection(draws, before, after, where)

@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.errors import FaultError, InjectionError
+from resilient_heads.checks import instance_of
+from resilient_heads.errors import ArgumentError, FaultError, InjectionError
 from resilient_heads.evaluation import in_use
 from resilient_heads.injection.apply.activations import require_plain
 from resilient_heads.injection.apply.hooks import Hook, hooked
@@ -31,6 +32,7 @@ def emulate(
         layers: A name, a pattern with ``*`` and ``?``, or several of them; None takes every Conv and Linear.
 
     Raises:
+        ArgumentError: The model is no module, or the format is no number format.
         FaultError: No layer matches, or an output is no floating tensor.
         InjectionError: The block ended and no output was rounded, since none of the layers ran.
 
@@ -43,6 +45,9 @@ def emulate(
     ...     model(torch.tensor([[0.2, 0.3, 9.0]]))
     tensor([[0.0000, 0.5000, 3.5000]])
     """
+    instance_of("model", model, nn.Module)
+    if not isinstance(number_format, NumberFormat):
+        raise ArgumentError(f"number_format must be one of resilient_heads.formats, found {number_format!r}.")
     names = {module: name for name, module in _matching_layers(model, layers).items()}
     rounded_any = False
 

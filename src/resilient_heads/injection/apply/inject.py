@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from resilient_heads.checks import instance_of
 from resilient_heads.errors import FaultError
 from resilient_heads.evaluation import in_use
 from resilient_heads.injection.apply.activations import inject_activations
@@ -19,7 +20,8 @@ def inject(model: nn.Module, faults: AnyFault | Iterable[AnyFault]) -> Iterator[
     """Inject faults into a model inside the block; at its end, every bit and hook is as before.
 
     The model is restored when the body raises, too. A fault in an output or input is injected each time that its layer
-    runs inside the block; a fault in a parameter or buffer is injected once.
+    runs inside the block; a fault in a parameter or buffer is injected once. A forward pass that activation
+    checkpointing computes again meets the same faults and counts once.
 
     Args:
         model: The model. Run it inside the block.
@@ -30,8 +32,10 @@ def inject(model: nn.Module, faults: AnyFault | Iterable[AnyFault]) -> Iterator[
         A report that counts the injected values, and the values on which a fault had no effect.
 
     Raises:
+        ArgumentError: The model is no module.
         FaultError: An unknown layer, or a neuron, weight or bit that does not exist.
-        InjectionError: A fault did not take effect exactly as asked, or the block ended before its layer ran.
+        InjectionError: A fault did not take effect exactly as asked; the block ended before its layer ran; the block
+            overwrote a weight with a fault, or removed a hook; or another thread uses the model.
 
     >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Identity())
@@ -39,6 +43,7 @@ def inject(model: nn.Module, faults: AnyFault | Iterable[AnyFault]) -> Iterator[
     ...     print(model(torch.tensor([[1.0, 2.0]])), report.injected)
     tensor([[ 1., -2.]]) 1
     """
+    instance_of("model", model, nn.Module)
     chosen = tuple(faults) if isinstance(faults, Iterable) else (faults,)
     if not chosen:
         raise FaultError("No fault was given; expected at least one Fault, BitFlip or WeightBitFlip.")

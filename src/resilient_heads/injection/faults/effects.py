@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from resilient_heads.checks import one_of, real_number, whole_number
+from resilient_heads.checks import one_of, real_number, true_or_false, whole_number
 from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.injection.faults.elements import whole_numbers
 
@@ -32,6 +32,7 @@ class BitEffect:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", whole_number("count", self.count, least=1))
+        object.__setattr__(self, "adjacent", true_or_false("adjacent", self.adjacent))
         if self.bits is None:
             return
         named = whole_numbers("bits", self.bits if not isinstance(self.bits, int) else (self.bits,))

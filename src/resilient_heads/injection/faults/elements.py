@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from resilient_heads.checks import real_number, whole_number
+from resilient_heads.checks import real_number, true_or_false, whole_number
 from resilient_heads.errors import ArgumentError
 
 
@@ -36,6 +36,7 @@ class IndexedElements:
                 f"An index is named twice in {indices}, so one fault would undo the other; name it once."
             )
         object.__setattr__(self, "indices", indices)
+        object.__setattr__(self, "fixed", true_or_false("fixed", self.fixed))
 
     @property
     def each(self) -> tuple[tuple[int, ...], ...]:
@@ -63,6 +64,8 @@ class RandomElements:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "count", whole_number("count", self.count, least=1))
+        object.__setattr__(self, "adjacent", true_or_false("adjacent", self.adjacent))
+        object.__setattr__(self, "fixed", true_or_false("fixed", self.fixed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,7 @@ class ErrorRate:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rate", real_number("rate", self.rate, least=0, most=1))
+        object.__setattr__(self, "fixed", true_or_false("fixed", self.fixed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +104,9 @@ class AllElements:
     """
 
     fixed: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fixed", true_or_false("fixed", self.fixed))
 
 
 Elements = IndexedElements | RandomElements | ErrorRate | AllElements

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from resilient_heads.checks import seed_number, whole_number
+from resilient_heads.checks import instance_of, seed_number, true_or_false, whole_number
 from resilient_heads.errors import ArgumentError, FaultError
 from resilient_heads.injection.faults.draws import Draws
 from resilient_heads.injection.faults.effects import BitEffect, Effect, Flip, RandomValue, RandomWord
@@ -59,6 +59,8 @@ class Fault:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        instance_of("layer", self.layer, str, example='"layer4.0.conv1"')
+        object.__setattr__(self, "shared", true_or_false("shared", self.shared))
         if not isinstance(self.tensor, Target):
             raise ArgumentError(f"Expected Output(), Input() or StoredTensor(), found {self.tensor!r}.")
         check_combination(self.elements, self.effect, self.format, self.shared)
@@ -143,6 +145,7 @@ class BitFlip:
     batch_index: int | None = None
 
     def __post_init__(self) -> None:
+        instance_of("layer", self.layer, str, example='"layer4.0.conv1"')
         object.__setattr__(self, "neuron", whole_numbers("neuron", self.neuron))
         object.__setattr__(self, "bit", whole_number("bit", self.bit))
         if self.batch_index is not None:
@@ -181,6 +184,7 @@ class WeightBitFlip:
     parameter: str = "weight"
 
     def __post_init__(self) -> None:
+        instance_of("layer", self.layer, str, example='"layer4.0.conv1"')
         object.__setattr__(self, "index", whole_numbers("index", self.index))
         object.__setattr__(self, "bit", whole_number("bit", self.bit))
 

@@ -18,7 +18,7 @@ from resilient_heads.injection.faults.effects import (
     RandomWord,
     StuckAt,
 )
-from resilient_heads.injection.faults.elements import AllElements, ErrorRate, RandomElements
+from resilient_heads.injection.faults.elements import AllElements, Elements, ErrorRate, RandomElements
 from resilient_heads.injection.formats.base import NumberFormat
 from resilient_heads.injection.formats.bits import apply_masks
 from resilient_heads.injection.formats.dtypes import word_bits_of
@@ -249,6 +249,8 @@ class FaultModel:
 
 def check_combination(elements: object, effect: Effect, number_format: NumberFormat | None, shared: bool) -> None:
     """Raise ArgumentError unless the parts of a fault go together."""
+    if not isinstance(elements, Elements):
+        raise ArgumentError(f"elements must be such as RandomElements(count=2) or AllElements(), found {elements!r}.")
     if not isinstance(effect, Effect):
         raise ArgumentError(f"effect must be an effect such as Flip() or StuckAt(value=1), found {effect!r}.")
     if number_format is not None and not isinstance(number_format, NumberFormat):
