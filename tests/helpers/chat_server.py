@@ -11,7 +11,7 @@ class ChatServer(ThreadingHTTPServer):
     """Follow a script, one action for each request, then answer normally.
 
     Actions: an HTTP status, "stall", "rubbish", "hollow" (no choices), "null" (no text), "blanks" and "blanks for ever"
-    before the answer, "cut" and "silence" (the answer stops in the middle).
+    before the answer, "cut" and "silence" (the answer stops in the middle), "echo" (a refusal that repeats the key).
     """
 
     daemon_threads = True
@@ -50,6 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
             "rubbish": b"<html>no</html>",
             "hollow": b'{"choices": []}',
             "null": b'{"choices": [{"message": {}}]}',
+            "echo": json.dumps({"error": {"message": f"Incorrect {self.headers['Authorization']}"}}).encode(),
         }
         body = bodies.get(action) or json.dumps(
             {"id": "1", "object": "chat.completion", "created": 1, "model": "m",
@@ -61,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
             server.running -= 1
         blanks = {"blanks": 3, "blanks for ever": 60}.get(action, 0)
         try:
-            self.send_response(int(action) if action.isdigit() else 200)
+            self.send_response(int(action) if action.isdigit() else 401 if action == "echo" else 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body) + blanks + (action == "cut")))
             self.end_headers()

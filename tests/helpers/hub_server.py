@@ -69,6 +69,10 @@ class _Handler(BaseHTTPRequestHandler):
         server.requests.append(f"{self.command} {self.path}")
         if isinstance(fault, int):
             return self.answer(fault, b"{}", X_Error_Code=_REFUSALS.get(fault, "Unavailable"))
+        if fault == "echo":
+            return self.answer(
+                400, b"{}", X_Error_Message=f"No such {self.headers.get('Authorization')} at {self.path}"
+            )
         if fault == "slow":
             time.sleep(0.4)
         if match := _API.match(self.path):

@@ -1,6 +1,7 @@
 """Read a file of weights without running any code in it."""
 
 import json
+import os
 import pickletools
 import zipfile
 from collections.abc import Mapping
@@ -94,6 +95,8 @@ def _read_index(path: Path) -> dict[str, Any]:
             raise ValueError("it is larger than any index")
         table = json.loads(path.read_bytes())["weight_map"]
         files = {name: str(file) for name, file in table.items()}
+        if not all(len(os.fsencode(file)) < 256 for file in files.values()):
+            raise ValueError("it names files that no system can hold")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f'{path} is no index of weights: expected {{"weight_map": {{name: file}}}}.') from error
     wrong = [file for file in files.values() if Path(file).name != file or file.endswith(".json")]

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from resilient_heads.checks import printable
 from resilient_heads.errors import ResilientHeadsError
+from resilient_heads.redaction import redact, without_secrets
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def error_context(error: type[ResilientHeadsError], what: str) -> Iterator[None]
     except ResilientHeadsError:
         raise
     except Exception as cause:
-        reason = printable(next(iter(str(cause).strip().splitlines()), ""))
+        reason = printable(redact(next(iter(str(cause).strip().splitlines()), "")))
         if "weights_only" in reason:  # libraries advise to switch the protection off
             reason = "the file is a pickle that holds more than weights; it could run code, so it is not read"
-        raise error(f"{what}: {type(cause).__name__}: {reason}") from cause
+        raise error(f"{what}: {type(cause).__name__}: {reason}") from without_secrets(cause)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from resilient_heads.checks import real_number, whole_number
 from resilient_heads.errors import LanguageModelError
+from resilient_heads.redaction import raise_redacted, redact, without_secrets
 from resilient_heads.text.descriptions.answers import AnswerFile, clean_answer
 
 logger = logging.getLogger(__name__)
@@ -126,17 +127,17 @@ def _raise_failure(
 
 def _ask_with_retries(llm: LanguageModel, prompt: str, options: AskOptions, stop: threading.Event) -> str:
     """Ask until the answer is usable, the model refuses permanently, or the run stops."""
-    reason: Exception | None = None
+    reason: BaseException | None = None
     for attempt in range(options.attempts):
         if attempt and stop.wait(min(options.wait * 2 ** (attempt - 1), _MAX_WAIT)):
             raise LanguageModelError(f"the run stopped before another attempt ({reason})") from reason
         try:
             return clean_answer(llm(prompt))
         except Exception as error:  # the model may be any function, and any error of it justifies another attempt
-            logger.info("%r failed: %s", prompt, error)
-            reason = error
+            logger.info("%r failed: %s", prompt, redact(str(error)))
+            reason = without_secrets(error)
             if _is_permanent(error):
-                raise LanguageModelError(str(error)) from error
+                raise_redacted(LanguageModelError(str(error)), error)
     raise LanguageModelError(f"no usable answer after {options.attempts} attempts ({reason})") from reason
 
 

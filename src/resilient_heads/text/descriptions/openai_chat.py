@@ -8,6 +8,7 @@ from typing import Any
 from resilient_heads.checks import real_number, whole_number
 from resilient_heads.errors import LanguageModelError
 from resilient_heads.extras import require
+from resilient_heads.redaction import Secret, check_address, raise_redacted
 
 
 class OpenAIChat:
@@ -25,7 +26,7 @@ class OpenAIChat:
         temperature: 0 prefers the likeliest words; None omits the setting.
 
     Raises:
-        ArgumentError: ``timeout`` or ``retries`` is out of its range.
+        ArgumentError: ``timeout`` or ``retries`` is out of its range, or the server's address holds a password.
         LanguageModelError: The environment variable is not set.
         MissingExtraError: The package ``openai`` is not installed.
     """
@@ -50,6 +51,10 @@ class OpenAIChat:
                 f"The environment variable {key_variable} is not set; export {key_variable}=..., or name another "
                 "variable: OpenAIChat(model, key_variable=...). If the server needs no key, any text will do."
             )
+        instead = f"put the key into {key_variable}"
+        check_address("base_url", base_url or "", instead)
+        check_address("OPENAI_BASE_URL", os.environ.get("OPENAI_BASE_URL", ""), instead)
+        self._key = Secret(key)
         self._client = self._package.OpenAI(api_key=key, base_url=base_url, timeout=timeout, max_retries=retries)
         self.id = model
         settings = {"max_tokens": max_tokens, "temperature": temperature}
@@ -68,7 +73,8 @@ class OpenAIChat:
             choice = json.loads(self._request(prompt))["choices"][0]
             answer, reason = choice["message"]["content"], choice.get("finish_reason")
         except (AttributeError, IndexError, TypeError, KeyError, ValueError, RecursionError) as error:
-            raise LanguageModelError(f"The server's answer is not a chat completion: {error!r}") from error
+            problem = LanguageModelError(f"The server's answer is not a chat completion: {error!r}")
+            raise_redacted(problem, error, self._key)
         if not isinstance(answer, str):
             raise LanguageModelError(f"{self.id} answered without text.")
         if reason not in ("stop", None):
@@ -94,7 +100,7 @@ class OpenAIChat:
         except LanguageModelError:
             raise
         except self._package.OpenAIError as error:
-            raise LanguageModelError(f"{self.id} did not answer: {error}") from error
+            raise_redacted(LanguageModelError(f"{self.id} did not answer: {error}"), error, self._key)
         except Exception as error:  # the HTTP library below the client differs between the client's versions
-            raise LanguageModelError(f"{self.id} interrupted its answer: {error!r}") from error
+            raise_redacted(LanguageModelError(f"{self.id} interrupted its answer: {error!r}"), error, self._key)
         return bytes(body)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resilient_heads.errors import HubError
+from resilient_heads.redaction import raise_redacted
 from resilient_heads.text.hub.settings import HubSettings
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def translate_errors(failure: str, settings: HubSettings) -> Iterator[None]:
         # The client's own errors are OSError or ValueError; those of the HTTP library below it are neither.
         if isinstance(error, HubError) or not (isinstance(error, OSError | ValueError) or library in _HTTP_LIBRARIES):
             raise
-        raise _hub_error(error, failure, settings) from error
+        raise_redacted(_hub_error(error, failure, settings), error, *settings.secrets)
 
 
 def download(fetch: Callable[[str | Path | None], str], settings: HubSettings) -> Path:
