@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import ArgumentError, ForwardError, InjectionError, ModelError, ResilientHeadsError
 
@@ -82,24 +83,38 @@ def in_use(model: nn.Module, purpose: str) -> Iterator[None]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Run the block without gradients and with every module in evaluation mode; restore each module's mode on exit.
 
+    Buffers that the model writes to in evaluation mode, as observers of ranges do, get their values back: otherwise
+    they would keep what faults put there.
+
     Raises:
         InjectionError: Another thread uses the model.
     """
     modes: list[tuple[nn.Module, bool]] = []
+    buffers: list[tuple[Tensor, Tensor, int]] = []
     gradients = torch.is_grad_enabled()
 
     def restore() -> None:
         for module, training in modes:
             module.training = training
+        for buffer, values, version in buffers:
+            if buffer._version != version:
+                (buffer if buffer.shape == values.shape else buffer.resize_(values.shape)).copy_(values)
         torch.set_grad_enabled(gradients)
 
     with in_use(model, "a measurement, such as a campaign,"):
         modes += [(module, module.training) for module in model.modules()]
+        buffers += [(one, one.detach().clone(), one._version) for one in model.buffers() if _has_versions(one)]
         with undone(restore):
             model.eval()
             # Not inference_mode: tensors that a module caches inside the block must stay usable in training.
             torch.set_grad_enabled(False)
             yield
+
+
+def _has_versions(tensor: Tensor) -> bool:
+    """Return whether a tensor holds plain values and counts the writes to them."""
+    held = not (is_lazy(tensor) or tensor.is_meta or tensor.is_inference() or tensor.requires_grad)
+    return held and type(tensor) is Tensor and tensor.layout == torch.strided and not tensor.is_quantized
 
 
 def run_model(model: nn.Module, images: Tensor, *, during: str) -> Any:
