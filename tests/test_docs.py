@@ -5,6 +5,7 @@ import copy
 import inspect
 import re
 import shlex
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,6 +183,39 @@ def test_public_names_in_a_page_exist(page: Path) -> None:
                 break
             assert name in owner.__all__ if inspect.ismodule(owner) else hasattr(owner, name), f"rh.{dotted}"
             owner = getattr(owner, name)
+
+
+OBJECTS = {
+    "result": rh.CampaignResult,
+    "summary": rh.campaign.Summary,
+    "comparison": rh.campaign.Comparison,
+    "improvement": rh.campaign.Improvement,
+    "layer": rh.campaign.SiteSummary,
+    "bit": rh.campaign.BitSummary,
+}
+"""What pages mean by these words in code."""
+
+
+@pytest.mark.parametrize("page", PROSE, ids=named)
+def test_attributes_that_a_page_names_exist(page: Path) -> None:
+    """Scopes and the like, also those that only the prose names: `summary.last_all.fit`."""
+    words = "|".join(OBJECTS)
+    for word, dotted in set(re.findall(rf"(?<![\w./])({words})((?:\.[a-z_]\w*)+)(?!\w*\.\w)", page.read_text())):
+        owner: object = OBJECTS[word]
+        for name in dotted.strip(".").split("."):
+            if dotted.endswith((".md", ".json", ".parquet", ".py")):
+                break
+            known = hasattr(owner, name) or name in getattr(owner, "__annotations__", {})
+            assert known, f"{word}{dotted}: {owner} has no {name}"
+            kind = getattr(getattr(owner, name, None), "fget", None)
+            hint = typing.get_type_hints(kind)["return"] if kind else typing.get_type_hints(owner).get(name)
+            if not inspect.isclass(hint) or not hint.__module__.startswith("resilient_heads"):
+                break
+            owner = hint
+
+
+def test_scopes_that_the_pages_name_are_attributes_of_a_summary() -> None:
+    assert all(hasattr(rh.campaign.Summary, name) for name in ("last", "last_all", "network", "network_all"))
 
 
 @pytest.mark.parametrize("page", [*PROSE, *EXAMPLES], ids=named)

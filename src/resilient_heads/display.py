@@ -39,6 +39,12 @@ def as_code(value: Any, **instead: str) -> str:
     return wrapped(f"{type(value).__name__}({', '.join(shown)})")
 
 
+def shortened(lines: Sequence[str], most: int = 20) -> str:
+    """Return the first lines, and how many are left out."""
+    left_out = [] if len(lines) <= most else [f"... and {len(lines) - most + 1:,} more"]
+    return "\n".join([*lines[: most - len(left_out)], *left_out])
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -95,8 +95,6 @@ def test_a_fault_that_sets_nan_equals_itself() -> None:
     assert rh.compare(*pair).notes
 
 
-
-
 @pytest.mark.parametrize("name", [entry.partition(".")[2] for entry in NAMED if entry.startswith("environment.")])
 def test_another_environment_is_named(name: str) -> None:
     other = changed(result(), environment={**result().record.environment, name: "something else"})

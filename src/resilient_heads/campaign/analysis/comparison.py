@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from resilient_heads.campaign.figures.summary import cell
 from resilient_heads.campaign.result.summary import Summary
 from resilient_heads.display import columns, cut, percent, wrapped
 from resilient_heads.errors import ArgumentError
@@ -103,10 +104,10 @@ class Comparison:
 
     def __str__(self) -> str:
         accuracy = f"accuracy {self.baseline.accuracy.value:.3g} to {self.candidate.accuracy.value:.3g}"
-        head = f"{cut(self.baseline.protocol.name, 40)}, {accuracy}; a ratio above 1 means that the candidate is better"
+        head = f"{cut(self.baseline.protocol.name, 30)}, {accuracy}; above 1x the candidate is better"
         rows = [["scope", "figure", "baseline", "candidate", f"ratio [{percent(self.baseline.level)} interval]"]]
         for found in (self.improvement(scope, metric) for scope in self._scopes() for metric in METRICS):
-            values = f"{found.baseline.value:.3g}", f"{found.candidate.value:.3g}", str(found.ratio)
+            values = f"{found.baseline.value:.3g}", f"{found.candidate.value:.3g}", cell(found.ratio)
             rows.append([found.scope, f"{found.metric}, {found.weighting}", *values])
         return "\n".join([head, columns(rows), *(wrapped(cut(f"Note: {note}", 190)) for note in self.notes[:4])])
 

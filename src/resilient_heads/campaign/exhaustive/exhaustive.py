@@ -13,6 +13,7 @@ from resilient_heads.campaign.golden.golden_run import run_golden
 from resilient_heads.campaign.run.progress import Progress, check_progress, show_phases
 from resilient_heads.campaign.trials.outcomes import Outcome
 from resilient_heads.checks import instance_of, strings, true_or_false, whole_number
+from resilient_heads.display import columns, cut, shortened, wrapped
 from resilient_heads.errors import FaultError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites.find import find_sites
@@ -32,6 +33,9 @@ class TensorCounts:
 
     site: Site
     outcomes: Tensor
+
+    def __repr__(self) -> str:
+        return wrapped(f"<TensorCounts {cut(self.site.name, 50)}: {self.faults:,} faults, {_counts(self)}>")
 
     @property
     def faults(self) -> int:
@@ -78,12 +82,18 @@ class ExhaustiveResult:
         raise FaultError(f"The result has no tensor {name!r}; its tensors are: {names}.")
 
     def __str__(self) -> str:
-        width = max(len(tensor.site.name) for tensor in self.tensors)
-        lines = [f"{self.faults:,} faults in {len(self.tensors)} tensors, {self.images} images"]
-        for tensor in self.tensors:
-            counts = "  ".join(f"{outcome.name} {tensor.count(outcome):>11,}" for outcome in Outcome)
-            lines.append(f"{tensor.site.name:<{width}}  {counts}")
-        return "\n".join(lines)
+        head = f"{self.faults:,} faults in {len(self.tensors)} tensors, {self.images} images: {_counts(self)}"
+        counts = [[cut(one.site.name, 40), *(f"{one.count(outcome):,}" for outcome in Outcome)] for one in self.tensors]
+        table = columns([["tensor", *(outcome.name for outcome in Outcome)], *counts])
+        return "\n".join([wrapped(head), shortened(table.splitlines())])
+
+    def __repr__(self) -> str:
+        return wrapped(f"<ExhaustiveResult: {len(self.tensors)} tensors, {self.faults:,} faults, {_counts(self)}>")
+
+
+def _counts(counted: TensorCounts | ExhaustiveResult) -> str:
+    """Return the number of faults with each outcome as text."""
+    return ", ".join(f"{counted.count(outcome):,} {outcome.name}" for outcome in Outcome)
 
 
 def run_exhaustive(

@@ -12,6 +12,7 @@ from resilient_heads.campaign.figures.weights import weigh_trials
 from resilient_heads.campaign.trials.columns import CampaignSite, Trials
 from resilient_heads.campaign.trials.rates import check_metric
 from resilient_heads.checks import one_of, real_number, whole_number
+from resilient_heads.display import as_code
 from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.faults.fault_model import FaultModel
 from resilient_heads.statistics.intervals import DEFAULT_LEVEL, Estimate
@@ -57,6 +58,9 @@ class StoppingRule:
         object.__setattr__(self, "level", real_number("level", self.level, above=0, below=1))
         if self.max_trials is not None:
             whole_number("max_trials", self.max_trials, least=1)
+
+    def __repr__(self) -> str:
+        return as_code(self)
 
     def is_met(self, sites: Sequence[CampaignSite], trials: Trials, design: Design, fault: FaultModel) -> bool:
         """Whether the trials so far are enough. The answer depends on the trials alone.

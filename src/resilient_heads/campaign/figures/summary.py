@@ -200,10 +200,17 @@ class ScopeSummary:
 
     def rows(self, metrics: Iterable[str]) -> list[list[str]]:
         """Return the cells of a table: for each metric its name and its two means, and at last the harmful bits."""
-        rows = [[METRIC_LABELS[name], str(self.layer_averaged[name]), str(self.bit_weighted[name])] for name in metrics]
+        both = self.layer_averaged, self.bit_weighted
+        rows = [[METRIC_LABELS[name], *(cell(mean[name]) for mean in both)] for name in metrics]
         if self.fault_bits is not None:
-            rows.append(["harmful bits (SDC)", "", str(self.harmful_bits())])
+            rows.append(["harmful bits (SDC)", "", cell(self.harmful_bits())])
         return rows
+
+
+def cell(estimate: Estimate) -> str:
+    """Return an estimate for a table on a screen: at most 29 characters, without a long reason."""
+    text, colon, _ = str(estimate).partition(": ")
+    return cut(f"{text})" if colon else text, 29)
 
 
 def summarize_scope(

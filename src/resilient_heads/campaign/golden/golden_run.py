@@ -39,6 +39,12 @@ class GoldenRun:
     top2diff: NDArray[np.float64]
     eligible: NDArray[np.bool_]
 
+    def __repr__(self) -> str:
+        counts = (
+            f"{len(self.labels):,} images, {int(self.correct.sum()):,} correct, {int(self.eligible.sum()):,} eligible"
+        )
+        return f"<GoldenRun: {counts}>"
+
     @property
     def correct(self) -> NDArray[np.bool_]:
         """``(I,)``, whether top-1 is the label."""

@@ -13,6 +13,7 @@ from resilient_heads.campaign.figures.stopping import StoppingRule
 from resilient_heads.campaign.result.fault_record import as_record, from_record
 from resilient_heads.campaign.result.protocol import GOLDENEYE, Protocol
 from resilient_heads.checks import instance_of, one_of, seed_number, strings, whole_number
+from resilient_heads.display import as_code
 from resilient_heads.errors import ArgumentError
 from resilient_heads.injection.faults.fault_model import FaultModel
 
@@ -92,6 +93,9 @@ class CampaignConfig:
             raise ArgumentError(
                 f"chunk_size must be a multiple of batch_size, {self.batch_size}; found {self.chunk_size}."
             )
+
+    def __repr__(self) -> str:
+        return as_code(self)
 
     @property
     def trials_per_chunk(self) -> int:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resilient_heads.checks import one_of, real_number
+from resilient_heads.display import as_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,9 @@ class Protocol:
             one_of("range_detector", self.range_detector, ("clamp", "zero"))
         margin = real_number("min_top2diff", self.min_top2diff, least=0, below=1)
         object.__setattr__(self, "min_top2diff", margin)
+
+    def __repr__(self) -> str:
+        return as_code(self)
 
     @classmethod
     def named(cls, name: str) -> "Protocol":

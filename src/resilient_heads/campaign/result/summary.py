@@ -70,11 +70,11 @@ class Summary:
         same: dict[tuple[str, ...], list[ScopeSummary]] = {}
         for name in reversed(self.scopes):
             same.setdefault(self.scopes[name].layers, []).insert(0, self.scopes[name])
-        rows = [
-            [", ".join(scope.name for scope in scopes), *row]
-            for scopes in same.values()
-            for row in scopes[0].rows(("sdc", "due", "delta_loss"))
-        ]
+        rows = []
+        for scopes in same.values():
+            names = [scopes[0].name, *(f"= {scope.name}" for scope in scopes[1:]), *[""] * 4]
+            cells = scopes[0].rows(("sdc", "due", "delta_loss"))
+            rows += [[name, *row] for name, row in zip(names, cells, strict=False)]
         return "\n".join([*lines, columns([["scope", *SCOPE_HEADER], *rows])])
 
     def __repr__(self) -> str:

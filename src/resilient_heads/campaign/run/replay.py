@@ -18,6 +18,7 @@ from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.run.injected_pass import TrialWriter, run_trials
 from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.campaign.trials.outcomes import Outcome, judge
+from resilient_heads.display import cut, wrapped
 from resilient_heads.errors import ArgumentError, DataError, ForwardError, InjectionError, ModelError, ResultError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites.hooks import open_attention
@@ -58,6 +59,14 @@ class ReplayedTrial:
     golden: Tensor
     faulty: Tensor
     error: ForwardError | None = None
+
+    def __str__(self) -> str:
+        place = f"trial {self.trial} at {cut(self.layer, 50)}, image {self.image}: neuron {self.neuron}"
+        change = f"{self.before:.6g} became {self.after:.6g}"
+        return wrapped(f"{place}, {change}: {self.outcome.name}, delta loss {self.delta_loss:.4g}")
+
+    def __repr__(self) -> str:
+        return wrapped(f"<ReplayedTrial: {self}>")
 
 
 def replay(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from resilient_heads.campaign.trials.rates import DELTA_LOSS, RATES
 from resilient_heads.checks import one_of
+from resilient_heads.display import cut, wrapped
 from resilient_heads.injection.sites.site import Site
 
 COLUMNS: dict[str, type[np.generic]] = {
@@ -75,6 +76,10 @@ class Trials:
         order = np.lexsort((columns["trial"], columns["site"]))
         return cls(**{name: column[order] for name, column in columns.items()})
 
+    def __repr__(self) -> str:
+        sites, images = (len(np.unique(column)) for column in (self.site, self.image))
+        return f"<Trials: {len(self):,} trials at {sites:,} sites on {images:,} images>"
+
     @property
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """The columns by name."""
@@ -122,6 +127,12 @@ class CampaignSite:
     site: Site
     range_limit: float | None
     in_classifier: bool
+
+    def __repr__(self) -> str:
+        limit = "no range limit" if self.range_limit is None else f"range limit {self.range_limit:.3g}"
+        return wrapped(
+            f"<CampaignSite {cut(self.name, 50)} ({self.site.kind}): {self.site.neurons:,} neurons, {limit}>"
+        )
 
     @property
     def name(self) -> str:

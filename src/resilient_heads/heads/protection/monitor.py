@@ -1,7 +1,7 @@
 """Count what the protections of a model detect."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from resilient_heads.checks import instance_of
+from resilient_heads.display import columns, cut, shortened
 from resilient_heads.heads.protection.algebra import equal
 from resilient_heads.heads.protection.layers import find_protected
 from resilient_heads.heads.protection.parts import Bounded, BoundedNorm, Choice, Vote
@@ -70,6 +71,10 @@ class ProtectionMonitor:
                 if counted is not None:
                     counter = _Counter(self._sums, name, counted[0], head.graph().dim, counted[1])
                     self._handles.append(module.register_forward_hook(counter))
+
+    def __str__(self) -> str:
+        counts = [[cut(name, 30), *map(str, astuple(found))] for name, found in self.counts.items()]
+        return shortened(columns([["head", *(field.name for field in fields(ProtectionCounts))], *counts]).splitlines())
 
     def __enter__(self) -> Self:
         return self

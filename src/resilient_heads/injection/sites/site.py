@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from resilient_heads.display import as_code, columns, cut, shortened, wrapped
 from resilient_heads.errors import FaultError, InjectionError
 from resilient_heads.incremental.recording.batch_layout import BatchLayout
 from resilient_heads.injection.faults.targets import Key, names_matching
@@ -52,6 +53,9 @@ class Site:
     interleaved: bool = False
     path: tuple[Key, ...] = ()
     label: str = ""
+
+    def __repr__(self) -> str:
+        return as_code(self)
 
     @property
     def name(self) -> str:
@@ -136,6 +140,16 @@ class SiteMap:
     reached: tuple[Site, ...]
     uninjectable: dict[str, str]
     coverage: Coverage
+
+    def __str__(self) -> str:
+        rows = [[cut(site.name, 50), site.kind, str(site.shape)] for site in self.reached]
+        lines = columns([["site", "kind", "shape of one image"], *rows]).splitlines()
+        lost = [f"uninjectable: {', '.join(self.uninjectable)}"] if self.uninjectable else []
+        notes = [f"{len(self.reached)} sites", f"coverage: {self.coverage}", *lost]
+        return "\n".join([*(wrapped(cut(note, 190)) for note in notes), shortened(lines, 16)])
+
+    def __repr__(self) -> str:
+        return f"<SiteMap: {len(self.reached)} sites, {len(self.uninjectable)} uninjectable tensors>"
 
     def named(self, name: str) -> Site:
         """Return one site.
