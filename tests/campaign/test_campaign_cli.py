@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import resilient_heads as rh
 from helpers.small_campaign import Net, arguments, campaign, labelled, net
 from resilient_heads.cli import main, one_line_warnings
-from resilient_heads.errors import DamagedFileWarning
+from resilient_heads.errors import DamagedFileWarning, ModelError
 
 torchvision = pytest.importorskip("torchvision")
 image = pytest.importorskip("PIL.Image")
@@ -168,3 +168,94 @@ def test_a_wrapped_models_checkpoint_is_loaded(tmp_path: Path) -> None:
     result = rh.CampaignResult.load(tmp_path / "c")
     assert "fc.projection" in result.record.layers
     assert result.golden.correct.all()
+
+
+@pytest.mark.parametrize("command", ["demo", "campaign", "merge", "replay", "report", "embed", "embeddings"])
+def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    usage, _, rest = capsys.readouterr().out.partition("\n\n")
+    assert usage.startswith(f"usage: resilient-heads {command}")
+    assert rest.partition("\n\n")[0].replace("\n", " ").endswith(".")
+
+
+def test_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "Exit codes: 0 done, 1 an error with a message, 2" in capsys.readouterr().out
+
+
+MEANS = ["--mean", "0", "0", "0", "--std", "1", "1", "1"]
+
+
+def folder_words(tmp_path: Path, classes: dict[str, int], bias: list[float], images: int = 4) -> list[str]:
+    """Write pictures of classes, with their numbers, and a model with one bias a class; return the command line."""
+    for name, count in classes.items():
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(count):
+            image.new("RGB", (4, 4)).save(tmp_path / "data" / name / f"{number}.png")
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\ndef net():\n    torch.manual_seed(0)\n"
+        f"    model = nn.Sequential(nn.Flatten(), nn.Linear(48, {len(bias)}))\n"
+        f"    model[1].bias.data = torch.tensor({bias})\n    return model\n"
+    )
+    words = f"campaign --model {tmp_path / 'net.py'}:net --data {tmp_path / 'data'} --protocol raw --quiet"
+    return [*words.split(), "--trials-per-site", "4", "--output", str(tmp_path / "c"), *MEANS]
+
+
+def test_classes_and_accuracy_stand_before_the_first_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = folder_words(tmp_path, {"ant": 30, "bee": 1}, [9.0, 0.0])
+    (tmp_path / "data" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "data" / "ant" / "notes.txt").touch()
+    (tmp_path / "data" / "bee" / "again.png").symlink_to("0.png")
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "2 classes with 1 to 30 of 31 images each: 0 ant to 1 bee; order from the sorted names"
+    assert lines[1] == "Left out: 1 files that are no pictures (.txt)"
+    assert lines[2] == "Left out: 1 links to pictures or folders that count already"
+    assert lines[3].startswith("fault-free accuracy 96.77% [")
+    assert "is not clearly above chance (96.77%" in err  # the model calls every image "ant"
+
+
+def test_a_model_clearly_above_chance_gives_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path / "c")) == 0
+    out, err = capsys.readouterr()
+    assert "fault-free accuracy 100.00% [64.40%, 100.00%]" in out
+    assert "classes with" in out
+    assert "warning" not in err
+
+
+def test_fewer_folders_than_classes_are_refused_unless_the_user_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = folder_words(tmp_path, {"ant": 2, "bee": 2}, [9.0, 0.0, 0.0])
+    message = fails(words, capsys).splitlines()[0]
+    assert "The folder has 2 classes and the model 3, so it is unclear which they are; pass --class-index" in message
+    (tmp_path / "index.json").write_text('{"Ant": 2, "bee": 0}')
+    assert main([*words, "--class-index", str(tmp_path / "index.json")]) == 0
+    assert rh.CampaignResult.load(tmp_path / "c").golden.labels.tolist() == [2, 2, 0, 0]
+    out = capsys.readouterr().out
+    assert f"0 bee to 2 ant; order from {tmp_path / 'index.json'}" in out
+
+
+def test_options_that_would_change_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = arguments(tmp_path / "c")
+    assert "--mean, --std would change nothing" in fails([*words, *MEANS], capsys)
+    assert "--resize would change nothing" in fails([*words, "--resize", "8"], capsys)
+    assert "the labels of an .npz file are numbers" in fails([*words, "--sort", "name"], capsys)
+
+
+def test_wrap_says_what_to_do_in_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--classes sets the number of classes" in fails([*arguments(tmp_path / "c"), "--wrap", "cifar10"], capsys)
+
+
+def test_wrap_shows_the_model_an_image_where_it_needs_one(tmp_path: Path) -> None:
+    embeddings = rh.ClassEmbeddings(torch.randn(4, 6), tuple("abcd")).save(tmp_path / "e.safetensors")
+    words = [*arguments(tmp_path / "c"), "--wrap", str(embeddings), "--layers", "fc*"]
+    with pytest.raises(ModelError, match="Nothing shows that Net is a classifier"):
+        rh.wrap_model(Net(), embeddings=rh.ClassEmbeddings.load(embeddings))
+    code = main(words)
+    assert code in (0, 1)  # the new head is random: it may classify no image correctly
+    assert code == 1 or "fc.projection" in rh.CampaignResult.load(tmp_path / "c").record.layers

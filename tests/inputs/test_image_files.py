@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from resilient_heads.errors import ArgumentError, DataError
-from resilient_heads.inputs.images import read_images
+from resilient_heads.inputs.images import ClassChoice, read_images
 from resilient_heads.inputs.preprocessing import Preprocessing, preprocessing_from
 
 image = pytest.importorskip("PIL.Image")
@@ -122,3 +122,48 @@ def test_wrong_options_of_preprocessing_are_refused(options: dict) -> None:
 
 def test_no_options_of_preprocessing_leave_it_to_the_model() -> None:
     assert preprocessing_from(KNOWN, **NO_OPTIONS) is KNOWN
+
+
+def test_the_models_normalisation_stays_where_only_the_size_is_given(pictures: Path) -> None:
+    known = Preprocessing(transform=lambda picture: 1 / 0, mean=(0.5, 0.25, 0.0), std=(0.5, 1.0, 2.0))
+    given = {"resize": 20, "crop": 16, "mean": None, "std": None}
+    plain = read_images(pictures, preprocessing_from(Preprocessing(), **given)).images
+    normal = read_images(pictures, preprocessing_from(known, **given)).images
+    for channel, (mean, std) in enumerate(zip(known.mean, known.std, strict=True)):
+        torch.testing.assert_close(normal[:, channel], (plain[:, channel] - mean) / std)
+
+
+def test_the_models_size_is_not_lost_where_only_the_normalisation_is_given(pictures: Path) -> None:
+    known = Preprocessing(transform=lambda picture: 1 / 0, mean=(0.5,) * 3, std=(0.5,) * 3)
+    given = preprocessing_from(known, resize=None, crop=None, mean=[0.0] * 3, std=[1.0] * 3)
+    with pytest.raises(DataError, match="The size of images that the model expects is unknown; pass --resize, --crop"):
+        read_images(pictures, given)
+
+
+def test_calibration_needs_no_order_of_classes(pictures: Path, squares: Preprocessing) -> None:
+    (pictures / "10").mkdir()
+    (pictures / "2").mkdir()
+    assert read_images(pictures, squares).labels.unique().tolist() == [2, 3, 4]
+    with pytest.raises(DataError, match="holds no picture, so it is unclear whether it counts as a class"):
+        read_images(pictures, squares, classes=ClassChoice())
+
+
+def test_a_number_of_means_that_pictures_do_not_have_is_refused(pictures: Path) -> None:
+    four = preprocessing_from(Preprocessing(), resize=20, crop=16, mean=[0.0] * 4, std=[1.0] * 4)
+    with pytest.raises(ArgumentError, match="--mean has 4 numbers; pictures have 3 channels"):
+        read_images(pictures, four)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"), [([], "holds no image"), ([-1, 0], "holds the label -1; expected images with labels from 0")]
+)
+def test_arrays_without_usable_labels_are_refused(tmp_path: Path, labels: list[int], message: str) -> None:
+    np.savez(tmp_path / "a.npz", images=PIXELS[: len(labels)], labels=np.array(labels, dtype=np.int64))
+    with pytest.raises(DataError, match=message):
+        read_images(tmp_path / "a.npz", KNOWN)
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "pipe").touch()
+    with pytest.raises(DataError, match="is neither a folder nor a file"):
+        read_images(Path("/dev/null"), KNOWN)

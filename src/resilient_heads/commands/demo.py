@@ -13,6 +13,8 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "demo",
         help="train a ResNet-18 with and without a text-guided head on digits, inject faults into both, compare",
+        description="Train a ResNet-18 with and without a text-guided head on scikit-learn's digits, inject faults "
+        "into both, and write a table and a plot that compare them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, batches and trials")

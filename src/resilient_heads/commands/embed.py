@@ -11,7 +11,12 @@ from resilient_heads.files import make_folder
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
-    parser = subparsers.add_parser("embed", help="make class embeddings from class names, descriptions, or both")
+    parser = subparsers.add_parser(
+        "embed",
+        help="make class embeddings from class names, descriptions, or both",
+        description="Encode sentences that describe classes, and write one vector for each class to a safetensors "
+        "file, from which rh.wrap_model and the option --wrap make text-guided heads.",
+    )
     parser.add_argument(
         "--classes",
         type=Path,

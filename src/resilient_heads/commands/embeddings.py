@@ -13,7 +13,12 @@ from resilient_heads.files import file_sha256
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
-    parser = subparsers.add_parser("embeddings", help="list, show, verify and publish class embeddings")
+    parser = subparsers.add_parser(
+        "embeddings",
+        help="list, show, verify and publish class embeddings",
+        description="List the prebuilt class embeddings, show what a file of embeddings holds, check digests, or "
+        "publish embeddings with a manifest and a card.",
+    )
     actions = parser.add_subparsers(title="actions", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="list the prebuilt embeddings")
     listing.set_defaults(run=run_list)

@@ -9,7 +9,12 @@ from resilient_heads.commands.model_and_data import add_options, load_model_and_
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
-    parser = subparsers.add_parser("replay", help="repeat one trial of a campaign and print its effect")
+    parser = subparsers.add_parser(
+        "replay",
+        help="repeat one trial of a campaign and print its effect",
+        description="Repeat one trial of a campaign, bit for bit, and print the fault, the outcome and the leading "
+        "logits with and without the fault. Name the model and the images as for the command campaign.",
+    )
     parser.add_argument("folder", type=Path, help="the campaign's folder")
     parser.add_argument("--site", required=True, help="name of the site, as the command report prints it")
     parser.add_argument(

@@ -8,7 +8,12 @@ import resilient_heads as rh
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Declare the command and its options."""
-    parser = subparsers.add_parser("report", help="print the rates of each site of a campaign")
+    parser = subparsers.add_parser(
+        "report",
+        help="print the rates of each site of a campaign",
+        description="Print what a campaign ran, its fault-free accuracy, and a table with the rates of each site and "
+        "their 99 %% intervals. The campaign must be complete.",
+    )
     parser.add_argument("folder", type=Path, help="the campaign's folder")
     parser.set_defaults(run=run)
 
