@@ -177,7 +177,7 @@ def _leave_junk(rng: random.Random, case: Case) -> None:
     """Files and folders of other programs; none counts."""
     junk = (".ipynb_checkpoints/0.png", "__MACOSX/cat/0.png", ".DS_Store", "Thumbs.db", "stray.png", "@eaDir/0.png")
     for name in rng.sample(junk, 2):
-        (case.data / name).parent.mkdir(exist_ok=True)
+        (case.data / name).parent.mkdir(parents=True, exist_ok=True)
         (case.data / name).write_bytes(b"junk")
     inside = ("._0.png", "boxes.txt", ".hidden/0.png", "desktop.ini", "0.xml")
     path = _class_folder(rng, case) / rng.choice(inside)

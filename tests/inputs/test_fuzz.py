@@ -59,6 +59,7 @@ def fuzz(
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     tally: Counter[str] = Counter()
+    wrong = []
     for seed in seeds:
         case = draw_case(seed, folder / str(seed))
         capsys.readouterr()
@@ -66,7 +67,8 @@ def fuzz(
         try:
             tally[check(case, code, data, _last_line(capsys.readouterr().err))] += 1
         except AssertionError as error:
-            raise AssertionError(f"seed {seed}, {case.names}, options {case.options}") from error
+            wrong.append(f"seed {seed}, {case.names}, options {case.options}: {error}")
+    assert not wrong, "\n".join(wrong)
     return tally
 
 
