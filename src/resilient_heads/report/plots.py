@@ -67,20 +67,29 @@ def plot_layers(
             markersize=4,
             elinewidth=1,
             color=_COLOURS[number % len(_COLOURS)],
-            label=name if drawn.all() else f"{name} ({int((~drawn).sum())} sites not finite)",
+            # A label that starts with an underscore is left out of legends.
+            label=f"{' ' * name.startswith('_')}{name}"
+            if drawn.all()
+            else f"{name} ({int((~drawn).sum())} sites not finite)",
         )
     if metric == "delta_loss":
         axes.set_yscale("symlog", linthresh=1e-4)
-    axes.set_xticks(range(len(positions)), list(positions), rotation=90, fontsize=7)
+    axes.set_xticks(range(len(positions)), list(positions), rotation=90, fontsize=7, parse_math=False)
     axes.set_ylabel(_LABELS.get(metric, f"{metric} rate per fault"))
-    axes.set_title(", ".join(dict.fromkeys(result.config.protocol.name for result in results.values())), loc="left")
+    axes.set_title(
+        ", ".join(dict.fromkeys(result.config.protocol.name for result in results.values())),
+        loc="left",
+        parse_math=False,
+    )
     axes.margins(x=0.01)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
+    legend = axes.legend(
         frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(results), borderaxespad=0.2
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # "$" in a name is no formula
     return axes
 
 

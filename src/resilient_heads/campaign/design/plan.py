@@ -109,7 +109,8 @@ class InjectionPlan:
         site, design = self.sites[row].site, self.design
         if isinstance(design, UniformDesign) or not design.by:
             # A stratified campaign has streams of its own, so that it shares no draw with a uniform one of its seed.
-            stream = site.name if isinstance(design, UniformDesign) else stream_name(site.name, "stratum")
+            purpose = () if isinstance(design, UniformDesign) else ("stratum",)
+            stream = stream_name(site.name, *purpose)
             return self.fault.draw(self.seed, stream, numbers, neurons=site.neurons, word_bits=site.word_bits)
         if design.by_perturbation:
             raise ArgumentError(

@@ -1,6 +1,7 @@
 """Everything that a user chooses for a campaign, as one frozen value."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -103,7 +104,7 @@ class CampaignConfig:
         return 4 * self.batch_size if self.chunk_size is None else self.chunk_size
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the choices that determine the trials, as JSON-able values; classes by their dotted name."""
+        """Return the choices that determine the trials, as JSON-able values; classes by module and name."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             **{name: value for name, value in values.items() if name not in _SPEED_ONLY},
@@ -112,9 +113,7 @@ class CampaignConfig:
             "until": None if self.until is None else dataclasses.asdict(self.until),
             "fault": as_record(self.fault),
             "layers": None if self.layers is None else list(self.layers),
-            "modules": [
-                one if isinstance(one, str) else f"{one.__module__}.{one.__qualname__}" for one in self.modules
-            ],
+            "modules": [_module_as_record(one) for one in self.modules],
             "chunk_size": self.trials_per_chunk,
         }
 
@@ -128,6 +127,7 @@ class CampaignConfig:
             "design": design_from_dict(content["design"]),
             "until": None if until is None else StoppingRule(**until),
             "fault": from_record(content["fault"]),
+            "modules": tuple(_module_from_record(one) for one in content["modules"]),
         }
         return cls(**values)
 
@@ -138,3 +138,25 @@ def _modules(modules: object) -> tuple[str | type[nn.Module], ...]:
     if not all(isinstance(one, str) or (isinstance(one, type) and issubclass(one, nn.Module)) for one in given):
         raise ArgumentError(f"modules must be a sequence of names and classes, such as [nn.GELU]; found {modules!r}.")
     return given
+
+
+class MissingClass(str):
+    """The module and name of a class that a record names and that is not imported."""
+
+
+def _module_as_record(one: str | type[nn.Module]) -> str | dict[str, str]:
+    """Return a name, or the module and the name of a class; they are never confused, since a name may have dots."""
+    if isinstance(one, MissingClass):
+        return {"class": str(one)}
+    return one if isinstance(one, str) else {"class": f"{one.__module__}:{one.__qualname__}"}
+
+
+def _module_from_record(one: str | dict[str, str]) -> str | type[nn.Module]:
+    """Undo :func:`_module_as_record`. A file may not import code, so the class is one that is imported already."""
+    if isinstance(one, str):
+        return one
+    module, _, name = one["class"].partition(":")
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else MissingClass(one["class"])

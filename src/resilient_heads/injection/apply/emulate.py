@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from resilient_heads.errors import ArgumentError, FaultError, InjectionError
 from resilient_heads.evaluation import in_use
 from resilient_heads.injection.apply.activations import require_plain
 from resilient_heads.injection.apply.hooks import Hook, hooked
+from resilient_heads.injection.faults.targets import names_matching
 from resilient_heads.injection.formats.base import NumberFormat
 from resilient_heads.injection.sites.nested import find_tensor, with_tensor
 
@@ -101,7 +101,7 @@ def _matching_layers(model: nn.Module, layers: str | Iterable[str] | None) -> di
         return chosen
     chosen = {}
     for pattern in (layers,) if isinstance(layers, str) else tuple(layers):
-        matching = {name: module for name, module in modules.items() if fnmatchcase(name, pattern)}
+        matching = {name: modules[name] for name in names_matching(pattern, modules)}
         if not matching:
             raise FaultError(f"No layer of {type(model).__name__} matches {pattern!r}.")
         chosen |= matching

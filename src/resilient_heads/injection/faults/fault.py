@@ -1,6 +1,5 @@
 """Faults as frozen values: what goes wrong, and where."""
 
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from resilient_heads.injection.faults.elements import (
     whole_numbers,
 )
 from resilient_heads.injection.faults.fault_model import FaultModel, check_combination
-from resilient_heads.injection.faults.targets import Activation, Output, StoredTensor, Target
+from resilient_heads.injection.faults.targets import Activation, Output, StoredTensor, Target, names_matching
 from resilient_heads.injection.formats.base import NumberFormat
 from resilient_heads.injection.formats.dtypes import format_of, word_bits_of
 from resilient_heads.injection.random.streams import Indices
@@ -33,9 +32,9 @@ class Fault:
     the beginning of the block, so the batch size changes nothing. An image that passes a layer twice counts twice.
 
     Attributes:
-        layer: Dotted name of a module, or a pattern with ``*`` and ``?``. For outputs and inputs, a pattern matches
-            modules without children; for stored tensors, modules that hold such a tensor. Each tensor gets draws of
-            its own.
+        layer: Dotted name of a module, or a pattern with ``*`` and ``?``. The name of a module means that module. For
+            outputs and inputs, a pattern matches modules without children; for stored tensors, modules that hold such a
+            tensor. Each tensor gets draws of its own.
         tensor: Which tensor of the layer: :class:`Output`, :class:`Input` or :class:`StoredTensor`.
         elements: Which elements of the tensor.
         effect: What happens to each element.
@@ -88,7 +87,7 @@ class Fault:
 
     def matches(self, names: Iterable[str]) -> list[str]:
         """Return the names that match the layer as a pattern."""
-        return [name for name in names if fnmatch.fnmatchcase(name, self.layer)]
+        return names_matching(self.layer, names)
 
     def draw(self, stream: str, numbers: Indices, shape: torch.Size, dtype: torch.dtype, what: str) -> Draws:
         """Draw what happens to some images.

@@ -7,7 +7,7 @@ import numpy as np
 
 from resilient_heads.errors import FaultError
 from resilient_heads.injection.random.philox import below, uniform
-from resilient_heads.injection.random.streams import Indices, random_words, stream_name
+from resilient_heads.injection.random.streams import Indices, random_words, substream
 
 _ERRORS_A_CHUNK = 2**14
 
@@ -99,7 +99,7 @@ def draw_errors(seed: int, stream: str, trials: Indices, *, population: int, rat
     size = min(population, math.ceil(_ERRORS_A_CHUNK / rate))
     parts = []
     for start in range(0, population, size):
-        part_stream = stream_name(stream, f"errors{start}")
+        part_stream = substream(stream, f"errors{start}")
         part = _errors_of_part(seed, part_stream, trials, min(size, population - start), rate)
         parts.append(np.where(part >= 0, part + start, -1))
     together = np.concatenate(parts, axis=1)

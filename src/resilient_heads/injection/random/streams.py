@@ -20,8 +20,8 @@ _BLOCKS = 2**16
 def stream_name(tensor: str, *purpose: object) -> str:
     r"""Return the name of a stream of random words.
 
-    A NUL character separates the parts, since no name of a module holds one. Two tensors, or two purposes of one
-    tensor, thus never share draws.
+    A NUL character separates the parts, and one within a part is doubled. Two tensors, or two purposes of one tensor,
+    thus never share draws.
 
     Args:
         tensor: Name of the tensor that the draws are for; empty for draws that serve all tensors.
@@ -30,7 +30,12 @@ def stream_name(tensor: str, *purpose: object) -> str:
     >>> stream_name("conv1", "stratum")
     'conv1\x00stratum'
     """
-    return "\0".join((tensor, *map(str, purpose)))
+    return "\0".join(str(part).replace("\0", "\0\0") for part in (tensor, *purpose))
+
+
+def substream(stream: str, part: object) -> str:
+    """Return the name of a part of a stream."""
+    return f"{stream}\0{part}"
 
 
 def random_words(seed: int, stream: str, trials: Indices, *, block: int | NDArray[np.int64]) -> FourWords:
@@ -66,7 +71,7 @@ def paged_words(seed: int, stream: str, trials: Indices, blocks: NDArray[np.int6
     pages = [
         random_words(
             seed,
-            stream_name(stream, f"page{page}") if page else stream,
+            substream(stream, f"page{page}") if page else stream,
             trials,
             block=blocks[blocks // _BLOCKS == page] % _BLOCKS,
         )

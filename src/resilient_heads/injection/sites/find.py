@@ -227,7 +227,9 @@ def _candidates(
         else:
             found = {name for name, module in every.items() if name and isinstance(module, choice)}
         if not found:
-            raise FaultError(f"{type(model).__name__} has no module {choice!r}; its modules are: {', '.join(every)}.")
+            raise FaultError(
+                f"{type(model).__name__} has no module {choice!r}; its modules are: {', '.join(filter(None, every))}."
+            )
         wanted |= found
     for name, module in every.items():
         if name and (name in declared or name in wanted or is_layer(module)):

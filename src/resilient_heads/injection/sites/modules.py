@@ -31,9 +31,9 @@ def refuse_scripts(model: nn.Module) -> None:
 
 def leaves_matching(model: nn.Module, fault: Fault) -> list[str]:
     """Return the layers without children that a fault means: its own, or what its pattern matches."""
-    if not fault.is_pattern:
-        return [fault.layer]
     modules: dict[str, nn.Module] = dict(model.named_modules())
+    if not fault.is_pattern or fault.layer in modules:
+        return [fault.layer]
     found = fault.matches(name for name, module in modules.items() if name and not list(module.children()))
     if not found:
         raise FaultError(
