@@ -37,6 +37,7 @@ from .injection.faults.fault import BitFlip as BitFlip
 from .injection.faults.fault import Fault as Fault
 from .injection.faults.fault import WeightBitFlip as WeightBitFlip
 from .injection.faults.fault_model import FaultModel as FaultModel
+from .injection.sites.coverage import Coverage as Coverage
 from .injection.sites.find import find_sites as find_sites
 from .text.descriptions.class_descriptions import ClassDescriptions as ClassDescriptions
 from .text.descriptions.generate import generate_descriptions as generate_descriptions

@@ -274,3 +274,54 @@ def test_compare_refuses_different_protocols(result: rh.CampaignResult, small_ne
     raw = rh.run_campaign(small_net, labelled, protocol="raw", trials_per_site=50, progress=False)
     with pytest.raises(ResultError, match="different protocols"):
         rh.compare(result, raw)
+
+
+class Products(nn.Module):
+    """Multiplies with a parameter that belongs to no layer: 16 multiply-accumulates beside 20 of the layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4) * 2)
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x @ self.weight)
+
+
+def test_the_coverage_stands_beside_every_figure_of_the_network(tmp_path: Path) -> None:
+    model, images = Products().eval(), torch.randn(8, 4)
+    data = images, model(images).argmax(dim=1)
+    result = rh.run_campaign(model, data, protocol="raw", trials_per_site=64, progress=False)
+    loaded = rh.CampaignResult.load(result.save(tmp_path / "r"))
+    summary = loaded.summary()
+    assert summary.coverage == loaded.coverage == result.coverage == rh.find_sites(model, images).coverage
+    assert summary.coverage.macs == pytest.approx(20 / 36)
+    assert summary.coverage.bits == pytest.approx(5 / 9)
+    assert summary.network.part == "of the covered part: 55.55 % of multiply-accumulates"
+    assert str(summary.network).startswith("network (of the covered part: 55.55 % of multiply-accumulates): 1 sites")
+    assert summary.last.part == ""
+    assert "coverage: 55.55 % of multiply-accumulates, 55.55 % of activation bits; not covered: mm in" in str(summary)
+    expected = (
+        "- coverage: 55.55 % of multiply-accumulates, 55.55 % of activation bits; not covered: mm in the model itself"
+    )
+    assert expected in rh.report.layer_table(loaded)
+    assert json.loads(json.dumps(loaded.to_dict()))["coverage"]["uncovered"][0]["operator"] == "aten::mm"
+    whole = nn.Sequential(nn.Linear(4, 5)).eval()
+    other = rh.run_campaign(whole, data, protocol="raw", trials_per_site=64, progress=False)
+    assert other.summary().network.part == ""
+    (note,) = [note for note in rh.compare(loaded, other).notes if note.startswith("coverage: ")]
+    assert "baseline 55.55 % of multiply-accumulates" in note
+    assert "candidate 100 % of multiply-accumulates" in note
+
+
+def test_a_changed_coverage_is_noticed(tmp_path: Path) -> None:
+    model, images = Products().eval(), torch.randn(8, 4)
+    result = rh.run_campaign(
+        model, (images, model(images).argmax(dim=1)), protocol="raw", trials_per_site=8, progress=False
+    )
+    path = result.save(tmp_path / "r") / "campaign.json"
+    content = json.loads(path.read_text())
+    content["coverage"]["macs"] = 1.0
+    path.write_text(json.dumps(content, sort_keys=True, indent=1) + "\n")
+    with pytest.raises(ResultError):
+        rh.CampaignResult.load(tmp_path / "r")

@@ -54,10 +54,10 @@ def run_campaign(
 ) -> CampaignResult:
     """Inject many faults into a model, one in each inference, and record the outcome of each trial.
 
-    Fault sites are the outputs of Conv2d and Linear modules, products with the weights of an attention, and the tensors
-    of a text-guided head; see :func:`find_sites`. Every image of a batch has its own fault in the same site. Trial i at
-    a site is a function of (seed, site, i) alone, and it uses the same image at every site. The model runs in
-    evaluation mode; afterwards its weights, buffers, hooks and modes are as before.
+    Fault sites are the outputs of layers, products with the weights of an attention, and the tensors of a text-guided
+    head; see :func:`find_sites`. Every image of a batch has its own fault in the same site. Trial i at a site is a
+    function of (seed, site, i) alone, and it uses the same image at every site. The model runs in evaluation mode;
+    afterwards its weights, buffers, hooks and modes are as before.
 
     Give your choices either as one ``config`` or as keywords. A keyword that is None has the default of
     :class:`CampaignConfig`, which explains each choice.

@@ -51,8 +51,9 @@ class Coverage:
         macs: Part of the multiply-accumulates whose operator is covered, from 0 to 1. Operators that PyTorch's counter
             does not know are left out if they are covered; otherwise this is None.
         bits: Part of the bits of all computed activations whose operator is covered; None if they cannot be counted.
-        uncovered: What is not covered: first the operators with most multiply-accumulates, then those with most
-            activation bits, at most ten of each.
+        uncovered: What is not covered, each with ``operator``, ``module``, ``modules``, ``kind``, ``macs``, ``bits``:
+            first the operators with most multiply-accumulates, then those with most activation bits, at most ten of
+            each.
         reason: Why something could not be counted; empty if everything was.
     """
 
