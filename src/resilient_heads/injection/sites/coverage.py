@@ -55,6 +55,11 @@ class Coverage:
             first the operators with most multiply-accumulates, then those with most activation bits, at most ten of
             each.
         reason: Why something could not be counted; empty if everything was.
+
+    .. code-block:: python
+
+        coverage = rh.find_sites(model, images).coverage
+        coverage.macs, coverage.bits, [str(one) for one in coverage.uncovered]
     """
 
     macs: float | None
