@@ -227,7 +227,7 @@ def test_a_folder_in_the_place_of_a_file(folder: Path, name: str) -> None:
         with pytest.raises(ResultError, match=message):
             read(folder)
     if name == RESULT:
-        with pytest.raises(StoreError, match=r"result\.parquet cannot be written: Is a directory"):
+        with pytest.raises(StoreError, match=r"result\.parquet is a folder, and a file is expected; pass another path"):
             rh.merge_campaign(folder)
     assert (folder / name / "mine.txt").read_text() == "notes"
 

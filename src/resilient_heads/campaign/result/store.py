@@ -26,7 +26,6 @@ record and the golden run. What a damaged or lost file can be written from again
 
 import contextlib
 import difflib
-import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +50,7 @@ from resilient_heads.campaign.trials.columns import Trials
 from resilient_heads.campaign.trials.parquet import require_pyarrow
 from resilient_heads.campaign.trials.trial_file import encode_trials, read_trials
 from resilient_heads.errors import ArgumentError, DamagedFileError, ResultError, StoreError
-from resilient_heads.files import as_path, locked, write_atomic
+from resilient_heads.files import as_path, locked, make_folder, write_atomic
 
 
 @contextlib.contextmanager
@@ -71,7 +70,7 @@ def reserved(given: str | os.PathLike[str], shard: Shard) -> Iterator[Path]:
         with _explained(path, "be used"):
             if not path.exists():
                 stack.callback(_remove_empty, path)
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             try:
                 stack.enter_context(locked(path / f".lock-{shard.rank}", wait=False))
             except BlockingIOError as error:
@@ -119,7 +118,7 @@ class CampaignFolder:
         """
         path = as_path(path, "The folder of a campaign", error=ArgumentError)
         with _explained(path, "be used"):
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             with locked(path / ".lock", wait=True):
                 return cls(path, write_record(path, record))
 
@@ -136,7 +135,7 @@ class CampaignFolder:
         """
         folder = cls.create(path, record)
         with _explained(path, "be used"):
-            (path / TRIALS).mkdir(exist_ok=True)
+            make_folder(path / TRIALS)
             folder._remove_leftovers(shard)
         return folder
 
@@ -221,7 +220,7 @@ class CampaignFolder:
         """Write a file of trials; the result holds a copy of the record."""
         record = self.record.to_json() if path.name == RESULT else None
         content = encode_trials(trials, self.record.layers, campaign=self._identity, record=record)
-        with _explained(path, "be written", "All chunks written before are kept. Make room"):
+        with _explained(path, "be written", "All chunks written before are kept. "):
             write_atomic(path, content)
 
     def _intact_result(self) -> Trials | None:
@@ -279,10 +278,8 @@ def _remove_empty(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path, action: str, advice: str = "Correct that") -> Iterator[None]:
+def _explained(path: Path, action: str, kept: str = "") -> Iterator[None]:
     """Turn an OSError into a StoreError that says what to do."""
-    if os.path.lexists(path) and not path.is_dir() and action == "be used":
-        raise StoreError(errno.ENOTDIR, f"{path} is not a folder; pass the path of a folder, or of none yet")
     try:
         yield
     except StoreError:
@@ -290,5 +287,5 @@ def _explained(path: Path, action: str, advice: str = "Correct that") -> Iterato
     except OSError as error:
         reason = error.strerror or str(error)
         raise StoreError(
-            error.errno, f"{path} cannot {action}: {reason}. {advice} and run the same command again"
+            error.errno, f"{path} cannot {action}: {reason}. {kept}Then run the same command again."
         ) from error
