@@ -1,6 +1,7 @@
 """The command ``resilient-heads``: parse the arguments, run one command, return an exit code."""
 
 import argparse
+import io
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A command line that cannot be understood raises SystemExit with the exit code 2.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of classes may not be in the terminal's alphabet
     chosen = build_parser().parse_args(arguments)
     try:
         with one_line_warnings():

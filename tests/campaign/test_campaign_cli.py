@@ -1,5 +1,6 @@
 """The commands campaign, merge, replay and report, and how they find models and images."""
 
+import io
 import warnings
 from pathlib import Path
 
@@ -238,6 +239,34 @@ def test_fewer_folders_than_classes_are_refused_unless_the_user_names_them(
     assert rh.CampaignResult.load(tmp_path / "c").golden.labels.tolist() == [2, 2, 0, 0]
     out = capsys.readouterr().out
     assert f"0 bee to 2 ant; order from {tmp_path / 'index.json'}" in out
+
+
+def test_an_order_that_contradicts_the_models_labels_is_followed_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = folder_words(tmp_path, {"cat": 2, "airplane": 2}, [9.0, 0.0])
+    source = (tmp_path / "net.py").read_text().replace("return model", "return rh.wrap_model(model, embeddings=EMB)")
+    (tmp_path / "net.py").write_text(
+        f"import torch, resilient_heads as rh\nEMB = rh.ClassEmbeddings(torch.eye(2, 4), ('cat', 'airplane'))\n{source}"
+    )
+    code = main([*words, "--layers", "1*", "--sort", "name"])
+    out, err = capsys.readouterr()
+    assert "2 classes with 2 of 4 images each: 0 airplane (cat) to 1 cat (airplane)" in out, err
+    assert "warning: 'airplane' is class 0 in the sorted names, but class 1 in the model's labels" in err
+    assert code == 0
+    assert main([*words[: -len(MEANS) - 1], str(tmp_path / "d"), *MEANS, "--layers", "1*"]) == 0
+    out, err = capsys.readouterr()
+    assert "0 cat to 1 airplane; order from the model's labels" in out
+    assert "in the model's labels" not in err
+
+
+def test_class_names_outside_the_terminals_alphabet_are_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, raw = folder_words(tmp_path, {"Käfer": 2, "虎": 2}, [9.0, 0.0]), io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(words) == 0
+    assert b"0 K\\xe4fer to 1 \\u864e" in raw.getvalue()
 
 
 def test_options_that_would_change_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

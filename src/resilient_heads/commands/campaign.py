@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import resilient_heads as rh
 from resilient_heads.campaign.result.protocol import PROTOCOLS
-from resilient_heads.commands.fault_free import check_classes, classes_line, show_accuracy
+from resilient_heads.commands.fault_free import check_classes, classes_line, show_accuracy, warn_of_other_labels
 from resilient_heads.commands.model_and_data import add_options, load_model_and_images
 from resilient_heads.errors import ArgumentError
 
@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     named, data = load_model_and_images(arguments)
     check_classes(named, data, batch_size=arguments.batch_size)
     if shard.rank == 0:
+        warn_of_other_labels(named, data)
         print(classes_line(named, data), flush=True)
     result = rh.run_campaign(
         named.model,

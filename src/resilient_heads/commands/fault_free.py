@@ -34,6 +34,15 @@ def check_classes(named: "NamedModel", data: "ImageSet", *, batch_size: int) -> 
         )
 
 
+def warn_of_other_labels(named: "NamedModel", data: "ImageSet") -> None:
+    """Warn on standard error if the user's order of the folders contradicts the model's labels."""
+    from resilient_heads.inputs.class_order import conflict_with  # --help must not wait for the modules beside it
+
+    conflict = None if named.labels is None or data.order is None else conflict_with(named.labels, data.order)
+    if conflict is not None:
+        print(f"resilient-heads: warning: {conflict}", file=sys.stderr)
+
+
 def classes_line(named: "NamedModel", data: "ImageSet") -> str:
     """Return how many classes and images there are, the first and the last class, and where their order came from."""
     counts = Counter(data.labels.tolist())
