@@ -146,7 +146,7 @@ def run_exhaustive(
     with show_phases(progress), evaluating(model), open_attention():
         golden = run_golden(model, images, batch_size=batch_size, min_top2diff=0.0)
         modules = [name for name, _ in model.named_modules() if name in (layers or ())]
-        site_map = find_sites(model, images.images[:3].to(device_of(model)), modules=modules)
+        site_map = find_sites(model, images.images[:batch_size].to(device_of(model)), modules=modules)
         sites = site_map.last if layers is None else site_map.matching(layers)
         eligible = images.images[torch.from_numpy(golden.eligible)].to(device_of(model))
         score_rows = _score_rows(model) if closed_form else {}

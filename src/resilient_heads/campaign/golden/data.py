@@ -32,10 +32,6 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, size: int) -> Tensor:
-        """Return the first images, ``(size, ...)``; if there are fewer, they repeat."""
-        return self.images[torch.arange(size) % len(self)]
-
     @property
     def sha256(self) -> str:
         """Digest of shapes, dtypes, images and labels."""

@@ -15,6 +15,7 @@ from resilient_heads.campaign.golden.data import Data, LabelledImages, collect_i
 from resilient_heads.campaign.golden.digests import add_values, columns_sha256
 from resilient_heads.errors import ForwardError, InjectionError, ModelError
 from resilient_heads.evaluation import device_of, run_model
+from resilient_heads.injection.sites.batches import first_images
 from resilient_heads.injection.sites.hooks import watch_sites
 from resilient_heads.injection.sites.site import Site
 from resilient_heads.phases import phase
@@ -145,8 +146,8 @@ def _run_in_batches(run: Callable[[Tensor], Tensor], images: Tensor, batch_size:
         if len(images) == batch_size:
             raise
         try:
-            parts = [(part, torch.arange(batch_size) % len(part)) for part in torch.split(images, batch_size)]
-            return torch.cat([run(part[filled])[: len(part)] for part, filled in parts])
+            parts = torch.split(images, batch_size)
+            return torch.cat([run(first_images(part, batch_size))[: len(part)] for part in parts])
         except ForwardError:
             raise error from error.__cause__
 

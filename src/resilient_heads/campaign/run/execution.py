@@ -19,7 +19,7 @@ from resilient_heads.campaign.run.incremental_engine import GoldenPass, Incremen
 from resilient_heads.campaign.run.injected_pass import FaultyBatch, TrialWriter, run_trials
 from resilient_heads.campaign.trials.columns import COLUMNS, Trials
 from resilient_heads.campaign.trials.outcomes import judge
-from resilient_heads.errors import ForwardError, InjectionError
+from resilient_heads.errors import ForwardError, InjectionError, ModelError
 from resilient_heads.evaluation import device_of
 from resilient_heads.incremental.recording.words import same_bits
 from resilient_heads.injection.apply.core import SiteInjection
@@ -88,7 +88,7 @@ class Execution:
         self._batch_size = min(batch_size, max(plan.counts))
         self._detector = protocol.range_detector or "clamp"
         self._first_inputs = self._batch(0, np.arange(self._batch_size)).inputs
-        self._golden = logits_of(model, self._first_inputs)
+        self._golden = self._first_logits(batch_size)
         self._require_golden("The model gives different logits on the same images")
         self._crashing: set[str] = set()
         sites = [place.site for place in plan.sites]
@@ -169,6 +169,19 @@ class Execution:
         images = self._plan.images(row, numbers, self._image_weights)
         chosen, device = torch.from_numpy(images), device_of(self._model)
         return _Batch(numbers, images, self._data.images[chosen].to(device), self._data.labels[chosen].to(device))
+
+    def _first_logits(self, batch_size: int) -> Tensor:
+        """Return the golden logits of the first batch; if the model refuses a batch below ``batch_size``, say why."""
+        try:
+            return logits_of(self._model, self._first_inputs)
+        except ForwardError as error:
+            if self._batch_size == batch_size:
+                raise
+            raise ModelError(
+                f"The campaign has {self._batch_size} trials for each site, so its batches hold {self._batch_size} "
+                f"images instead of {batch_size}, and the model refuses them. Pass trials_per_site={batch_size} or "
+                f"more. The error: {error}"
+            ) from error
 
     def _incremental_engine(self, sites: Sequence[Site], memory_limit: int | None) -> IncrementalEngine | None:
         """Return the engine, checked; None if the model refuses the batches of other sizes that it needs."""

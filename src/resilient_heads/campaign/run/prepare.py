@@ -16,6 +16,7 @@ from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.trials.columns import CampaignSite
 from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.evaluation import device_of
+from resilient_heads.injection.sites.batches import first_images
 from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.site import SiteMap
 from resilient_heads.phases import phase
@@ -39,7 +40,8 @@ def prepare(
     """Return the record of a campaign; call it inside :func:`~resilient_heads.evaluation.evaluating`."""
     golden = run_golden(model, images, batch_size=config.batch_size, min_top2diff=config.protocol.min_top2diff)
     with phase("finding the sites"):
-        site_map = find_sites(model, images.batch(config.batch_size).to(device_of(model)), modules=config.modules)
+        example_input = first_images(images.images, config.batch_size).to(device_of(model))
+        site_map = find_sites(model, example_input, modules=config.modules)
     sites, excluded = _chosen(site_map, config.layers)
     calibration_sha256 = ""
     if config.protocol.range_detector is not None and calibration is not None:

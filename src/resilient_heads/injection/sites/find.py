@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from resilient_heads.incremental.recording.batch_layout import (
 )
 from resilient_heads.incremental.recording.tape import kind_of
 from resilient_heads.injection.faults.targets import Key, names_matching
+from resilient_heads.injection.sites.batches import first_images, run_accepted
 from resilient_heads.injection.sites.counting import coverage_of
 from resilient_heads.injection.sites.hooks import WatchProducts, open_attention, watch_outputs, watch_sites
 from resilient_heads.injection.sites.layers import is_layer
@@ -42,6 +44,7 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
     Args:
         model: Any module that takes one tensor.
         example_input: One or more inputs ``(N, ...)`` on the model's device. The model runs on two and three of them.
+            If it refuses these, it runs on all N and on more; if it refuses more, on N alone.
         modules: Further modules whose outputs become sites: names, patterns of names, or classes. The name of a module
             means that module, also if it holds ``*`` or ``[``.
 
@@ -64,15 +67,15 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
     found = dict(_candidates(model, modules))
     candidates = {name: module for name, (module, _) in found.items() if not isinstance(module, torch.jit.ScriptModule)}
     uninjectable = dict.fromkeys(found.keys() - candidates.keys(), "it is TorchScript, which runs past hooks")
-    runs = [_run(model, candidates, example_input[torch.arange(rows) % len(example_input)]) for rows in (2, 3)]
+    runs, sizes = run_accepted(partial(_run, model, candidates), example_input)
     reached: list[tuple[int, Site]] = []
     for name, module in candidates.items():
         calls = [[seen for seen in run if seen.name == name] for run in runs]
         reason = _why_none([len(seen) for seen in calls])
         if reason is not None:
             uninjectable[name] = reason
-        for call, (two, three) in enumerate(zip(*calls, strict=False)) if reason is None else ():
-            for path, label, place in _places(two, three, name if call == 0 else f"{name}@{call + 1}"):
+        for call, seen in enumerate(zip(*calls, strict=False)) if reason is None else ():
+            for path, label, place in _places(seen, sizes, name if call == 0 else f"{name}@{call + 1}"):
                 if isinstance(place, str):
                     uninjectable[label] = place
                     continue
@@ -84,24 +87,23 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
                     dtype=place.dtype,
                     group=found[name][1],
                     is_layer=is_layer(module),
-                    source=two.source,
+                    source=seen[0].source,
                     dim=place.layout.dim,
                     fold=place.layout.fold,
                     path=path,
                     label="" if not path else label,
                 )
-                reached.append((runs[0].index(two), site))
+                reached.append((runs[0].index(seen[0]), site))
     sites = _with_unique_names(model, [site for _, site in sorted(reached, key=lambda pair: pair[0])])
-    sites = _settle(model, example_input, sites, uninjectable)
-    sites = _without_unread(model, example_input, sites, uninjectable)
+    sites = _settle(model, first_images(example_input, sizes[-1]), sites, uninjectable, all_unsure=len(sizes) == 1)
+    few = first_images(example_input, sizes[0])
+    sites = _without_unread(model, few, sites, uninjectable)
     if not sites:
         raise FaultError(
             f"{type(model).__name__} has no fault site: "
             + ("; ".join(f"{name}: {why}" for name, why in uninjectable.items()) or "it has no layer.")
         )
-    return SiteMap(
-        tuple(sites), uninjectable, coverage_of(model, example_input[torch.arange(2) % len(example_input)], sites)
-    )
+    return SiteMap(tuple(sites), uninjectable, coverage_of(model, few, sites))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,12 +160,16 @@ def _run(model: nn.Module, modules: dict[str, nn.Module], images: Tensor) -> lis
     return seen
 
 
-def _settle(model: nn.Module, example_input: Tensor, sites: list[Site], uninjectable: dict[str, str]) -> list[Site]:
-    """Find in which order images are folded into the batch dimension, by changing one image of three."""
-    folded = {site.name: site for site in sites if site.fold > 1}
-    if not folded:
+def _settle(
+    model: nn.Module, images: Tensor, sites: list[Site], uninjectable: dict[str, str], *, all_unsure: bool
+) -> list[Site]:
+    """Find in which order images are folded into the batch dimension, by changing one image of the batch.
+
+    With ``all_unsure``, also check that the batch dimension is the first one: shapes of one batch do not show it.
+    """
+    folded = {site.name: site for site in sites if site.fold > 1 or all_unsure}
+    if not folded or len(images) == 1:
         return sites
-    images = example_input[torch.arange(3) % len(example_input)].clone()
     contents = []
     for batch in (images, with_changed_image(images, 0), with_changed_image(images, 1)):
         seen: dict[str, Tensor] = {}
@@ -182,11 +188,8 @@ def _settle(model: nn.Module, example_input: Tensor, sites: list[Site], uninject
     return settled
 
 
-def _without_unread(
-    model: nn.Module, example_input: Tensor, sites: list[Site], uninjectable: dict[str, str]
-) -> list[Site]:
+def _without_unread(model: nn.Module, images: Tensor, sites: list[Site], uninjectable: dict[str, str]) -> list[Site]:
     """Drop the tensors that the model never reads, of modules that return several: every fault there is masked."""
-    images = example_input[torch.arange(2) % len(example_input)]
     read = []
     for site in sites:
         if site.path and not _is_read(model, site, images):
@@ -270,15 +273,18 @@ def _with_unique_names(model: nn.Module, sites: list[Site]) -> list[Site]:
     return named
 
 
-def _places(two: _Seen, three: _Seen, name: str) -> Iterator[tuple[tuple[Key, ...], str, _Place | str]]:
+def _places(
+    seen: Sequence[_Seen], sizes: Sequence[int], name: str
+) -> Iterator[tuple[tuple[Key, ...], str, _Place | str]]:
     """Yield each tensor of an output: its path, its name, and its place or the reason why it is no site."""
-    floating = [path for path, tensor in two.tensors.items() if tensor.dtype.is_floating_point] or list(two.tensors)
+    tensors = seen[0].tensors
+    floating = [path for path, tensor in tensors.items() if tensor.dtype.is_floating_point] or list(tensors)
     if not floating:
-        yield (), name, f"its output is a {two.kind}, not a tensor"
+        yield (), name, f"its output is a {seen[0].kind}, not a tensor"
     for path in floating:
         label = name if path == floating[0] else name + "".join(f"[{key!r}]" for key in path)
-        other = three.tensors.get(path)
-        yield path, label, "its output depends on the batch" if other is None else _place(two.tensors[path], other)
+        found = [one.tensors[path] for one in seen if path in one.tensors]
+        yield path, label, _place(found, sizes) if len(found) == len(seen) else "its output depends on the batch"
 
 
 def _separable(value: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[Key, ...], Tensor]]:
@@ -290,20 +296,29 @@ def _separable(value: Any, path: tuple[Key, ...] = ()) -> Iterator[tuple[tuple[K
             yield from _separable(inner, (*path, key))
 
 
-def _place(two: Tensor, three: Tensor) -> _Place | str:
-    """Return where images lie in a tensor, given the tensor for two and for three images, or why that is unknown."""
-    if kind_of(two) is not None:
-        return f"its output is a {kind_of(two)}, which is no plain torch.Tensor"
-    if not two.dtype.is_floating_point:
-        return f"its output is {two.dtype}"
-    try:
-        rows = layout_from_shapes(tuple(three.shape), tuple(two.shape), 3, 2)
-    except ValueError:
-        rows = None
-    if rows is None or two.ndim < 2:
+def _place(tensors: Sequence[Tensor], sizes: Sequence[int]) -> _Place | str:
+    """Return where images lie in a tensor, given the tensor for each size of the batch, or why that is unknown."""
+    tensor = tensors[0]
+    if kind_of(tensor) is not None:
+        return f"its output is a {kind_of(tensor)}, which is no plain torch.Tensor"
+    if not tensor.dtype.is_floating_point:
+        return f"its output is {tensor.dtype}"
+    rows = _rows([tuple(one.shape) for one in tensors], sizes)
+    if rows is None or tensor.ndim < 2:
         return "its output has no batch dimension"
-    shape = list(two.shape)
+    shape = list(tensor.shape)
     shape[rows.dim : rows.dim + 1] = [rows.fold] if rows.fold > 1 else []
     if not torch.Size(shape).numel():
         return "its output is empty"
-    return _Place(rows, tuple(shape), two.dtype)
+    return _Place(rows, tuple(shape), tensor.dtype)
+
+
+def _rows(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> BatchLayout | None:
+    """Return where images lie, from a tensor's shapes; from a single shape, take the first dimension."""
+    if len(sizes) == 1:
+        fold, rest = divmod(shapes[0][0], sizes[0]) if shapes[0] else (0, 0)
+        return BatchLayout(0, fold) if fold and not rest else None
+    try:
+        return layout_from_shapes(shapes[1], shapes[0], sizes[1], sizes[0])
+    except ValueError:
+        return None
