@@ -1,6 +1,7 @@
 """Run a model without changing it: in evaluation mode, by one thread at a time, restored after an interrupt too."""
 
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import ArgumentError, ForwardError, InjectionError, ModelError, ResilientHeadsError
+from resilient_heads.wrappers import is_exported
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +34,10 @@ class _Use:
 
 _USES: list[_Use] = []
 """All blocks that use a model, in the order in which they began."""
+_UNCOMPILED: list[object] = []
+"""All blocks inside which compiled code runs uncompiled."""
+_STANCE: list[Any] = []
+"""What was chosen for compiled code before these blocks."""
 
 
 @contextmanager
@@ -84,9 +90,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Run the block without gradients and with every module in evaluation mode; restore each module's mode on exit.
 
     Buffers that the model writes to in evaluation mode, as observers of ranges do, get their values back: otherwise
-    they would keep what faults put there.
+    they would keep what faults put there. Compiled parts of the model run uncompiled inside the block.
 
     Raises:
+        ModelError: The model's ``eval`` raised an error.
         InjectionError: Another thread uses the model.
     """
     modes: list[tuple[nn.Module, bool]] = []
@@ -104,8 +111,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     with in_use(model, "a measurement, such as a campaign,"):
         modes += [(module, module.training) for module in model.modules()]
         buffers += [(one, one.detach().clone(), one._version) for one in model.buffers() if _has_versions(one)]
-        with undone(restore):
-            model.eval()
+        with undone(restore), uncompiled():
+            _switch_to_evaluation(model)
             # Not inference_mode: tensors that a module caches inside the block must stay usable in training.
             torch.set_grad_enabled(False)
             yield
@@ -115,6 +122,44 @@ def _has_versions(tensor: Tensor) -> bool:
     """Return whether a tensor holds plain values and counts the writes to them."""
     held = not (is_lazy(tensor) or tensor.is_meta or tensor.is_inference() or tensor.requires_grad)
     return held and type(tensor) is Tensor and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def _switch_to_evaluation(model: nn.Module) -> None:
+    """Put every module into evaluation mode; an exported program has none, since its graph is fixed."""
+    if not any(is_exported(module) for module in model.modules()):
+        try:
+            model.eval()
+        except Exception as error:
+            raise ModelError(f"eval() of {type(model).__name__} raised an error. {reason_of(error)}") from error
+    elif not is_exported(model):
+        model.training = False
+        for child in model.children():
+            _switch_to_evaluation(child)
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Run compiled code as it was before, inside the block, since it ignores hooks and hides its operators."""
+    if "torch._dynamo.eval_frame" not in sys.modules:  # Nothing is compiled, and the import takes seconds.
+        yield
+        return
+    dynamo: Any = sys.modules["torch._dynamo.eval_frame"]
+    block = object()
+
+    def leave() -> None:
+        if block in _UNCOMPILED:
+            _UNCOMPILED.remove(block)
+        if _STANCE and not _UNCOMPILED:
+            dynamo._set_stance(_STANCE[0])
+            _STANCE.clear()
+
+    with undone(leave):
+        # The switch is global to the process. Without a lock: who finds the list empty comes before the first change.
+        if not _UNCOMPILED:
+            _STANCE[:] = [dynamo._stance]
+        _UNCOMPILED.append(block)
+        torch.compiler.set_stance("force_eager")
+        yield
 
 
 def run_model(model: nn.Module, images: Tensor, *, during: str) -> Any:
@@ -150,9 +195,17 @@ def reason_of(error: BaseException | None) -> str:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of the model's first parameter; the CPU for a model without parameters."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    """Return the device of the model's first parameter; the CPU for a model without parameters.
+
+    A parameter that accelerate keeps elsewhere has the device on which its module runs.
+    """
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+        for parameter in module.parameters(recurse=False):
+            return parameter.device
+    return torch.device("cpu")
 
 
 def usable_device(device: torch.device | str) -> torch.device:

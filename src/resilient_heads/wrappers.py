@@ -1,10 +1,56 @@
-"""Recognise models in which other processes or devices take part, and models without values."""
+"""Recognise what a model is wrapped in: models whose layers faults do not reach, and models with values elsewhere."""
 
 import sys
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from resilient_heads.errors import FaultError, ModelError
+from resilient_heads.checks import instance_of
+from resilient_heads.errors import ArgumentError, FaultError, ModelError
+
+
+def require_module(model: object) -> None:
+    """Raise ArgumentError unless ``model`` is a torch.nn.Module."""
+    if isinstance(model, type):
+        raise ArgumentError(f"model must be a Module, found the class; pass an object, {model.__name__}(...).")
+    if not isinstance(model, nn.Module) and (callable(model) or hasattr(model, "run") or hasattr(model, "module")):
+        raise ArgumentError(
+            f"model must be a Module, found {type(model).__name__}: no fault reaches its layers. Pass the "
+            "torch.nn.Module that it calls or was made from."
+        )
+    instance_of("model", model, nn.Module, example="torchvision.models.resnet18()")
+
+
+def refuse_opaque(model: nn.Module) -> None:
+    """Raise an error unless ``model`` is a torch.nn.Module that runs its layers as modules."""
+    require_module(model)
+    if hasattr(model, "_orig_mod"):
+        raise ModelError("The model is compiled, so no fault reaches its layers; pass model._orig_mod.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("The model is TorchScript, so no fault reaches its layers; pass the module it was made from.")
+    if is_exported(model) and isinstance(model, torch.fx.GraphModule):
+        raise ModelError(
+            "The model is an exported program (torch.export), so no fault reaches its layers; pass the module it was "
+            "made from."
+        )
+
+
+def is_exported(module: nn.Module) -> bool:
+    """Whether torch.export made a module."""
+    return any(kind.__module__.startswith("torch.export") for kind in type(module).__mro__)
+
+
+def offloaded_value(model: nn.Module, name: str) -> Tensor | None:
+    """Return a parameter or buffer that accelerate keeps elsewhere between passes; None if it keeps no such tensor."""
+    path = name.split(".")
+    for depth in range(len(path)):
+        hook = getattr(model.get_submodule(".".join(path[:depth])), "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            weights = getattr(one, "weights_map", None) or {}
+            if ".".join(path[depth:]) in weights:
+                value: Tensor = weights[".".join(path[depth:])]
+                return value
+    return None
 
 
 def refuse_distributed(model: nn.Module) -> None:
@@ -26,7 +72,7 @@ def refuse_distributed(model: nn.Module) -> None:
                 f"{name!r} is a DTensor, so each process holds a part of the model. Load full_tensor() of each weight "
                 "into the same model built without tensor parallelism."
             )
-        if parameter.is_meta:
+        if parameter.is_meta and offloaded_value(model, name) is None:
             raise ModelError(f"{name!r} is on the meta device and has no values; load the weights first.")
 
 

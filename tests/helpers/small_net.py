@@ -46,3 +46,11 @@ with torch.no_grad():
 def small_campaign(model: Any, data: Any = (IMAGES, LABELS), **options: Any) -> rh.CampaignResult:
     settings = {"protocol": "raw", "trials_per_site": 32, "batch_size": 8, "progress": False, **options}
     return rh.run_campaign(model, data, **settings)
+
+
+def require_same_trials(model: nn.Module, **options: Any) -> rh.CampaignResult:
+    """Run a campaign on a wrapped SmallNet, and require the trials of the plain one."""
+    result, expected = small_campaign(model, **options), small_campaign(SmallNet(), **options)
+    for name, column in expected.trials.columns.items():
+        assert result.trials.columns[name].tobytes() == column.tobytes(), name
+    return result

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from resilient_heads.errors import ModelError
 from resilient_heads.evaluation import evaluating, run_model
+from resilient_heads.wrappers import require_module
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -31,8 +32,10 @@ def count_flops(model: nn.Module, example_input: Tensor) -> int:
         example_input: A batch that the model accepts; a batch of one image gives the cost per image.
 
     Raises:
+        ArgumentError: ``model`` is no torch.nn.Module.
         ForwardError: The model cannot run on the batch.
     """
+    require_module(model)
     counter = FlopCounterMode(display=False)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the counter does not see its fused attention

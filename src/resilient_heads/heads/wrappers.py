@@ -6,16 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from resilient_heads.checks import instance_of
 from resilient_heads.errors import ModelError
-from resilient_heads.wrappers import is_sharded
+from resilient_heads.wrappers import is_exported, is_sharded
 
 Action = Literal["wrap", "unwrap", "fuse", "protect", "unprotect"]
-
-
-def require_module(model: object) -> None:
-    """Raise ArgumentError unless ``model`` is a torch.nn.Module."""
-    instance_of("model", model, nn.Module, example="torchvision.models.resnet18()")
 
 
 def refuse_wrappers(model: nn.Module, action: Action) -> None:
@@ -27,7 +21,7 @@ def refuse_wrappers(model: nn.Module, action: Action) -> None:
     for module in model.modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelError(f"The model is TorchScript or contains some; {action} it first, then trace it.")
-        if any(kind.__module__.startswith("torch.export") for kind in type(module).__mro__):
+        if is_exported(module):
             raise ModelError(
                 f"The model is an exported program or contains one; {action} the original model, then export it."
             )

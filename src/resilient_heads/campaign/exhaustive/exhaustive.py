@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from resilient_heads.campaign.exhaustive.executed import ExhaustiveExecution
 from resilient_heads.campaign.golden.data import Data, collect
 from resilient_heads.campaign.golden.golden_run import run_golden
+from resilient_heads.campaign.run.prepare import check_model
 from resilient_heads.campaign.run.progress import Progress, check_progress, show_phases
 from resilient_heads.campaign.trials.outcomes import Outcome
-from resilient_heads.checks import instance_of, strings, true_or_false, whole_number
+from resilient_heads.checks import strings, true_or_false, whole_number
 from resilient_heads.display import columns, cut, shortened, wrapped
 from resilient_heads.errors import FaultError
 from resilient_heads.evaluation import device_of, evaluating
 from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.hooks import open_attention
 from resilient_heads.injection.sites.site import Site
-from resilient_heads.wrappers import refuse_distributed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +133,7 @@ def run_exhaustive(
     >>> result["head"].faults == 4 * 3 * 32
     True
     """
-    refuse_distributed(instance_of("model", model, nn.Module))
+    check_model(model)
     whole_number("batch_size", batch_size, least=1)
     true_or_false("closed_form", closed_form)
     check_progress(progress)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from resilient_heads.errors import ModelError
+from resilient_heads.wrappers import offloaded_value
 
 _CHUNK = 2**22
 """Bytes that are copied at once."""
@@ -47,7 +48,9 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     state = model.state_dict()
     held = {**state, **{name: buffer for name, buffer in model.named_buffers() if name not in state}}
-    for name, value in held.items():
+    for name, shown in held.items():
+        offloaded = offloaded_value(model, name) if isinstance(shown, Tensor) and shown.is_meta else None
+        value = shown if offloaded is None else offloaded
         try:
             for label, part in _parts(name, value):
                 digest.update(label.encode())

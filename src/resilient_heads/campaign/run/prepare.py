@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from resilient_heads.campaign.design.plan import plan_trials
@@ -14,23 +13,17 @@ from resilient_heads.campaign.golden.golden_run import profile_ranges, run_golde
 from resilient_heads.campaign.result.config import CampaignConfig
 from resilient_heads.campaign.result.record import CampaignRecord
 from resilient_heads.campaign.trials.columns import CampaignSite
-from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.evaluation import device_of
 from resilient_heads.injection.sites.batches import first_images
 from resilient_heads.injection.sites.find import find_sites
 from resilient_heads.injection.sites.site import SiteMap
 from resilient_heads.phases import phase
-from resilient_heads.wrappers import refuse_distributed
+from resilient_heads.wrappers import refuse_distributed, refuse_opaque
 
 
 def check_model(model: nn.Module) -> None:
     """Raise an error unless faults can reach the layers of a model."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-    if hasattr(model, "_orig_mod"):
-        raise ModelError("The model is compiled, so no fault reaches its layers; pass model._orig_mod.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("The model is TorchScript, so no fault reaches its layers; pass the module it was made from.")
+    refuse_opaque(model)
     refuse_distributed(model)
 
 

@@ -18,7 +18,8 @@ from resilient_heads.heads.find.output import check_only_vector, check_reaches_v
 from resilient_heads.heads.find.trace import Trace, trace
 from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.wrappers import Action, require_module
+from resilient_heads.heads.wrappers import Action
+from resilient_heads.wrappers import require_module
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from resilient_heads.checkpoints.read import read_weights
 from resilient_heads.errors import ArgumentError, ModelError
 from resilient_heads.files import as_path
 from resilient_heads.heads.find.locate import find_heads
-from resilient_heads.heads.wrappers import require_module
+from resilient_heads.wrappers import require_module
 
 logger = logging.getLogger(__name__)
 

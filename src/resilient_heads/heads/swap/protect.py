@@ -17,7 +17,8 @@ from resilient_heads.heads.protection.layers import (
 )
 from resilient_heads.heads.protection.options import Protection
 from resilient_heads.heads.swap.undo import all_or_nothing
-from resilient_heads.heads.wrappers import refuse_wrappers, require_module
+from resilient_heads.heads.wrappers import refuse_wrappers
+from resilient_heads.wrappers import require_module
 
 M = TypeVar("M", bound=nn.Module)
 

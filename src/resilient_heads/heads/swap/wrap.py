@@ -19,8 +19,9 @@ from resilient_heads.heads.swap.fitting import Start, build_head, check_fits, fi
 from resilient_heads.heads.swap.undo import all_or_nothing
 from resilient_heads.heads.swap.warm_start import warm_start_all
 from resilient_heads.heads.text_guided import TextGuidedHead
-from resilient_heads.heads.wrappers import refuse_wrappers, require_module
+from resilient_heads.heads.wrappers import refuse_wrappers
 from resilient_heads.text.embeddings import ClassEmbeddings
+from resilient_heads.wrappers import require_module
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from resilient_heads.checks import instance_of
 from resilient_heads.errors import FaultError
 from resilient_heads.evaluation import in_use
 from resilient_heads.injection.apply.activations import inject_activations
 from resilient_heads.injection.apply.stored import inject_stored
 from resilient_heads.injection.apply.verification import InjectionReport
 from resilient_heads.injection.faults.fault import AnyFault, BitFlip, Fault, WeightBitFlip, is_activation
+from resilient_heads.wrappers import require_module
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def inject(model: nn.Module, faults: AnyFault | Iterable[AnyFault]) -> Iterator[
     ...     print(model(torch.tensor([[1.0, 2.0]])), report.injected)
     tensor([[ 1., -2.]]) 1
     """
-    instance_of("model", model, nn.Module)
+    require_module(model)
     chosen = tuple(faults) if isinstance(faults, Iterable) else (faults,)
     if not chosen:
         raise FaultError("No fault was given; expected at least one Fault, BitFlip or WeightBitFlip.")

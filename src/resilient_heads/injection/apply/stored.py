@@ -175,7 +175,10 @@ def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) ->
     if is_lazy(tensor):
         raise FaultError(f"{name!r} of {layer!r} has no size yet; run the model once.")
     if tensor.is_meta:
-        raise FaultError(f"{name!r} of {layer!r} is on the meta device and has no memory; load the weights first.")
+        way = "load the weights first"
+        if hasattr(module, "_hf_hook"):
+            way = "accelerate loads it for each pass. Call accelerate.hooks.remove_hook_from_submodules(model) first"
+        raise FaultError(f"{name!r} of {layer!r} is on the meta device and has no memory; {way}.")
     if kind_of(tensor) is not None or tensor.is_neg():
         kind = kind_of(tensor) or "tensor that is negated lazily"
         raise FaultError(

@@ -1,7 +1,6 @@
 """Count which part of a forward pass the fault sites cover."""
 
 import math
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -282,22 +281,12 @@ def coverage_of(model: nn.Module, images: Tensor, sites: Sequence[Site]) -> Cove
     count = Count(model, images)
     try:
         cover = watch_sites(model, sites, lambda _, tensor: count.cover(tensor))
-        with evaluating(model), _uncompiled(), count, count.naming(), cover:
+        with evaluating(model), count, count.naming(), cover:
             run_model(model, images, during="the count of operations")
         return count.coverage()
     except Exception as error:  # an exotic tensor or operator: better no figure than no campaign
         cause = error.__cause__ if isinstance(error, ForwardError) else error
         return Coverage(macs=None, bits=None, reason=f"counting ended with {reason_of(cause)}")
-
-
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    """Run compiled modules as they were before, inside the block, since compiled code hides its operators."""
-    if "torch._dynamo" not in sys.modules:  # Nothing is compiled, and the import takes seconds.
-        yield
-    else:
-        with torch.compiler.set_stance("force_eager"):
-            yield
 
 
 def _flat(values: Any) -> Iterator[Any]:

@@ -27,6 +27,7 @@ from resilient_heads.injection.sites.hooks import WatchProducts, open_attention,
 from resilient_heads.injection.sites.layers import is_layer
 from resilient_heads.injection.sites.nested import members, tensors_in
 from resilient_heads.injection.sites.site import Site, SiteMap, Source
+from resilient_heads.wrappers import refuse_opaque
 
 _SEARCH = "the search for fault sites"
 
@@ -51,12 +52,14 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
     Raises:
         FaultError: The model has no site, or parameters without a size; the input is empty; or ``modules`` names a
             module that the model does not have.
+        ModelError: The model is compiled, TorchScript or an exported program as a whole.
         ForwardError: The model cannot run on the inputs.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
     >>> [(site.name, site.shape) for site in find_sites(model, torch.randn(1, 3, 8, 8)).reached]
     [('0', (4, 6, 6)), ('2', (2,))]
     """
+    refuse_opaque(model)
     if not len(example_input):
         raise FaultError("example_input is empty; pass at least one input, of shape (N, ...).")
     if any(is_lazy(parameter) for parameter in model.parameters()):
@@ -101,7 +104,10 @@ def find_sites(model: nn.Module, example_input: Tensor, *, modules: Sequence[str
     if not sites:
         raise FaultError(
             f"{type(model).__name__} has no fault site: "
-            + ("; ".join(f"{name}: {why}" for name, why in uninjectable.items()) or "it has no layer.")
+            + (
+                "; ".join(f"{name}: {why}" for name, why in uninjectable.items())
+                or "it has no layer. Name other modules in modules=."
+            )
         )
     return SiteMap(tuple(sites), uninjectable, coverage_of(model, few, sites))
 
