@@ -1,7 +1,7 @@
 """The images and labels of a campaign: checked, and held in memory in the order of the data."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,11 @@ from torch import Tensor
 
 from resilient_heads.campaign.golden.digests import add_values
 from resilient_heads.errors import DataError
+from resilient_heads.evaluation import reason_of
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+_USED_UP = "A generator can be read once; pass a list or a DataLoader to read it again."
 
 Data = Iterable[Any] | tuple[Tensor, Tensor]
 """A DataLoader or any iterable of ``(images, labels)`` batches, or one pair of tensors."""
@@ -63,7 +66,7 @@ def collect(data: Data, *, what: str = "data") -> LabelledImages:
     """
     batches: list[Any] = [data] if _is_pair(data) else list(_iterate(data, what))
     if not batches:
-        raise DataError(f"{what} is empty; expected at least one batch of (images, labels).")
+        raise DataError(f"{what} is empty; expected at least one batch of (images, labels). {_USED_UP}")
     for batch in batches:
         _check_batch(batch, what)
     try:
@@ -73,6 +76,7 @@ def collect(data: Data, *, what: str = "data") -> LabelledImages:
     labels = torch.cat([batch[1].detach().cpu().long() for batch in batches])
     if not len(labels):
         raise DataError(f"{what} is empty; expected at least one image.")
+    _require_numbers(images, what)
     return LabelledImages(images, labels)
 
 
@@ -87,46 +91,101 @@ def collect_images(data: Data, *, what: str) -> Iterable[Tensor]:
     for batch in batches:
         images = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if not isinstance(images, Tensor):
-            raise DataError(f"{what} must hold batches of image tensors, found {type(images).__name__}.")
+            raise DataError(f"{what} must hold batches of image tensors, found {_describe(batch)}. {_way(batch)}")
         if len(images):
+            _require_numbers(images, what, first=count)
             count += len(images)
             yield images
     if not count:
-        raise DataError(f"{what} is empty; expected at least one image.")
+        raise DataError(f"{what} is empty; expected at least one image. {_USED_UP}")
 
 
-def _iterate(data: Data, what: str) -> Iterable[Any]:
-    """Return the data if it is an iterable of batches; raise DataError if it is not."""
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+def _iterate(data: Data, what: str) -> Iterator[Any]:
+    """Yield the batches of the data; turn an error of the data's own code into a DataError."""
+    batched = isinstance(data, Iterable) or hasattr(data, "__getitem__")
+    if isinstance(data, Tensor | str | bytes | Mapping) or not batched:
         raise DataError(
-            f"{what} must be an iterable of (images, labels) batches or a pair of tensors, found {type(data).__name__}."
+            f"{what} must be an iterable of (images, labels) batches or a pair of tensors, found {_describe(data)}."
         )
-    return data
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"{what} must be batches of (images, labels), found the data set {type(data).__name__}, which holds single "
+            "images; pass torch.utils.data.DataLoader(dataset, batch_size=64)."
+        )
+    batches = iter(data)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise DataError(f"{what} raised an error while it was read. {reason_of(error)}") from error
+        yield batch
+
+
+def _require_numbers(images: Tensor, what: str, *, first: int = 0) -> None:
+    """Raise DataError if an image holds NaN or infinite values; ``first`` is the number of the first image."""
+    if images.is_floating_point() and not bool((usable := images.flatten(1).isfinite().all(dim=1)).all()):
+        wrong = (~usable).nonzero().flatten() + first
+        raise DataError(
+            f"{len(wrong)} images of {what} hold NaN or infinite values, first image {int(wrong[0])}; check the "
+            "preprocessing, or leave these images out."
+        )
 
 
 def _is_pair(data: Any) -> bool:
-    """Whether the data are one pair of tensors: images, and a vector of integer labels."""
+    """Whether the data are one pair of tensors, images and labels, and not two batches that are tensors."""
     return (
         isinstance(data, tuple | list)
         and len(data) == 2
-        and all(isinstance(part, Tensor) for part in data)
-        and data[1].ndim == 1
-        and data[1].dtype in _INTEGERS
+        and isinstance(data[0], Tensor)
+        and not (isinstance(data[1], Tensor) and data[1].ndim in (data[0].ndim, 3, 4, 5))
+        and not (isinstance(data[1], tuple | list) and bool(data[1]) and isinstance(data[1][0], Tensor))
     )
 
 
 def _check_batch(batch: Any, what: str) -> None:
     """Raise DataError unless a batch holds images with one integer label each."""
-    if not _is_pair(batch):
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         raise DataError(
-            f"{what} must hold batches of (images, labels) with a vector of integer labels, found {_describe(batch)}."
+            f"{what} must hold batches of (images, labels) with a vector of integer labels, found {_describe(batch)}. "
+            f"{_way(batch)}"
         )
-    if len(batch[0]) != len(batch[1]):
-        raise DataError(f"A batch of {what} has {len(batch[0])} images and {len(batch[1])} labels.")
+    images, labels = batch
+    if labels.ndim != 1 or labels.dtype not in _INTEGERS:
+        raise DataError(
+            f"{what} must have a vector of integer labels, one for each image; found labels {_describe(labels)}. "
+            f"{_way_of_labels(labels)}"
+        )
+    if len(images) != len(labels):
+        raise DataError(f"A batch of {what} has {len(images)} images and {len(labels)} labels.")
+
+
+def _way(batch: Any) -> str:
+    """Return what to do with a batch that is no pair of tensors."""
+    if isinstance(batch, Mapping):
+        return 'Pass a generator of pairs, such as ((b["image"], b["label"]) for b in loader).'
+    if isinstance(batch, tuple | list) and len(batch) > 2 and all(isinstance(part, Tensor) for part in batch[:2]):
+        return "Pass a generator of pairs, such as ((b[0], b[1]) for b in loader)."
+    return "Make tensors of them by torch.as_tensor(...)."
+
+
+def _way_of_labels(labels: Tensor) -> str:
+    """Return what to do with labels that are no vector of integers."""
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return "For one column a class, pass labels.argmax(dim=1)."
+    if labels.ndim == 2:
+        return "Pass labels.squeeze(1)" + ("." if labels.dtype in _INTEGERS else ".long().")
+    return "Pass labels.long()." if labels.ndim == 1 else "Pass one label for each image."
 
 
 def _describe(batch: Any) -> str:
-    """Return the type and shape of a batch, as an error shows them."""
+    """Return the type, shape and dtype of a batch, as an error shows them."""
     if isinstance(batch, tuple | list):
-        return f"({', '.join(_describe(part) for part in batch)})"
-    return f"tensor{tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+        parts = [_describe(part) for part in batch[:3]] + ["..."] * (len(batch) > 3)
+        return f"({', '.join(parts)})"
+    if isinstance(batch, Mapping):
+        return f"{type(batch).__name__} with the keys {', '.join(map(repr, batch))}"
+    if isinstance(batch, Tensor):
+        return f"tensor{tuple(batch.shape)} of {batch.dtype}"
+    return type(batch).__name__
