@@ -15,8 +15,8 @@ def test_each_executed_line_is_interrupted_once() -> None:
         device_of(model)
         ended.append("whole")
 
-    assert interrupt_lines(run, lambda: ended.append("checked")) == 2
-    assert ended == ["whole", "checked", "checked", "checked"]
+    assert interrupt_lines(run, lambda: ended.append("checked")) == 5
+    assert ended == ["whole", *["checked"] * 6]
 
 
 def test_a_check_that_fails_names_the_line() -> None:

@@ -49,7 +49,7 @@ def test_leaves_the_model_as_it_was_when_the_loader_raises(small_net: nn.Module,
         raise OSError("disk")
 
     before = fingerprint(small_net)
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(DataError, match=r"calibration raised an error while it was read. OSError: disk"):
         campaign(small_net, labelled, protocol="goldeneye", calibration=loader())
     assert fingerprint(small_net) == before
     assert small_net.training

@@ -103,7 +103,7 @@ def test_arguments_of_a_wrong_kind(message: str) -> None:
 
 
 def test_models_and_formats_of_a_wrong_kind() -> None:
-    with pytest.raises(ArgumentError, match='model must be a Module, found "fc"'):
+    with pytest.raises(ArgumentError, match=r'model must be a Module, such as .*; found "fc"'):
         rh.inject("fc", rh.Fault(layer="fc")).__enter__()  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match=r"number_format must be one of resilient_heads\.formats, found 8"):
         rh.emulate(nn.Linear(2, 2), 8).__enter__()  # type: ignore[arg-type]
