@@ -126,7 +126,8 @@ class FaultError(ResilientHeadsError, ValueError):
 class InjectionError(ResilientHeadsError, RuntimeError):
     """A fault did not take effect as requested, or a fault-free value is not reproducible: no trial can be trusted.
 
-    Raised by ``inject`` when the layer did not run inside the block, and by ``run_campaign`` on a compiled layer.
+    Raised by ``inject`` when the layer did not run inside the block or a weight with a fault was overwritten, by
+    ``run_campaign`` on a compiled layer, and by both while another thread uses the model.
     """
 
 

@@ -17,7 +17,7 @@ from resilient_heads.incremental.recording.words import words
 
 WEIGHTS = [
     rh.WeightBitFlip(layer="conv1", index=(0, 0, 0, 0), bit=30),
-    rh.Fault(layer="*", tensor=rh.faults.StoredTensor(name=None), elements=rh.faults.RandomElements(count=2)),
+    rh.Fault(layer="fc", tensor=rh.faults.StoredTensor(name=None), elements=rh.faults.RandomElements(count=2)),
     rh.Fault(layer="bn", tensor=rh.faults.StoredTensor(name="running_mean"), effect=rh.faults.SetValue(value=3.0)),
 ]
 PASSING = [

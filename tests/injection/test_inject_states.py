@@ -243,4 +243,4 @@ def test_some_sequences() -> None:
 
 @pytest.mark.slow
 def test_many_sequences() -> None:
-    explore(2000, 25)
+    explore(1000, 25)

@@ -177,7 +177,7 @@ def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
 
 def _plain(tensor: Tensor) -> Iterator[Tensor]:
     """Yield a tensor, or the tensors that a tensor subclass is made of, as far as they have memory."""
-    parts = inner_names(tensor)
+    parts = [] if type(tensor) in (Tensor, nn.Parameter) else inner_names(tensor)
     for part in parts:
         yield from _plain(getattr(tensor, part))
     if not parts and _has_memory(tensor):
