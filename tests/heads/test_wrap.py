@@ -499,6 +499,24 @@ BAD_INPUT: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], type[Excepti
         ArgumentError,
         r"must be ClassEmbeddings or a name, found Tensor; .*ClassEmbeddings\(vectors, class_names\)",
     ),
+    "file of embeddings": (
+        Small,
+        {"embeddings": "own.safetensors"},
+        ArgumentError,
+        r"is a file; pass rh\.ClassEmbeddings\.load\('own\.safetensors'\)",
+    ),
+    "sentences": (
+        Small,
+        {"embeddings": {"cat": ["It purrs."]}},
+        ArgumentError,
+        r"found dict; for sentences by class name: rh\.embed_classes\(.*rh\.text\.PrecomputedEncoder",
+    ),
+    "vectors by name": (
+        Small,
+        {"embeddings": {"cat": torch.ones(3)}},
+        ArgumentError,
+        r"found dict; for vectors by class name: rh\.ClassEmbeddings\(torch\.stack",
+    ),
     "unknown embeddings": (
         Small,
         {"embeddings": "cifar11"},

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import resilient_heads as rh
 from helpers.hub_server import HubServer
 from resilient_heads.errors import (
     ArgumentError,
@@ -427,3 +428,13 @@ def test_minilm_detects_long_texts(minilm: SentenceTransformerEncoder) -> None:
 
 def _cifar100() -> tuple[str, ...]:
     return load_descriptions("cifar100").class_names
+
+
+def test_a_default_encoder_without_a_download_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("open_clip")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(HubError, match=r"Without a download: pass encoder=rh\.text\.PrecomputedEncoder"):
+        rh.TextGuidedHead.from_descriptions(["cat"], {"cat": ["It purrs."]})

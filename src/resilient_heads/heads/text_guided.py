@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resilient_heads.checks import one_of, whole_number
-from resilient_heads.errors import EmbeddingError, ModelError
+from resilient_heads.errors import EmbeddingError, HubError, MissingExtraError, ModelError
 from resilient_heads.heads.fused_cosine import FusedCosineHead
 from resilient_heads.heads.fusion import fuse_cosine, fuse_linear
 from resilient_heads.heads.pretrained.mixin import PretrainedHead
@@ -166,7 +166,7 @@ class TextGuidedHead(PretrainedHead, Protectable):
         if init == "template":
             descriptions, templates = None, (TEMPLATE,)
         matched = ClassDescriptions.match(class_names, descriptions, templates=templates)
-        embeddings = embed_classes(matched, encoder if encoder is not None else OpenClipEncoder())
+        embeddings = embed_classes(matched, encoder if encoder is not None else _default_encoder())
         return cls(in_features, embeddings, normalize=normalize, bias=bias, conv=conv)
 
     @property
@@ -280,6 +280,17 @@ class TextGuidedHead(PretrainedHead, Protectable):
             f"in_features={self.in_features}, embed_dim={self.embed_dim}, num_classes={self.num_classes}, "
             f"normalize={self.normalize}, text={text}"
         )
+
+
+def _default_encoder() -> OpenClipEncoder:
+    """Return the encoder of the paper; without it, say how to go on without a download."""
+    try:
+        return OpenClipEncoder()
+    except (HubError, MissingExtraError) as error:
+        raise type(error)(
+            f"{error} Without a download: pass encoder=rh.text.PrecomputedEncoder(vectors_by_sentence, id=...), an "
+            'encoder in a folder, such as rh.text.OpenClipEncoder("local-dir:FOLDER"), or any object that has encode.'
+        ) from error
 
 
 def _checked_sizes(classes: object) -> tuple[int, int]:

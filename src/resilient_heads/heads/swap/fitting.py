@@ -1,5 +1,7 @@
 """Build the head for a classifier: its class embeddings, its sizes, its device and dtype."""
 
+import os
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -38,11 +40,12 @@ def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None,
     if isinstance(embeddings, ClassEmbeddings):
         return embeddings
     if isinstance(embeddings, str):
+        if embeddings not in bundled_names() and (embeddings.endswith(".safetensors") or os.path.exists(embeddings)):
+            raise ArgumentError(f"embeddings={embeddings!r} is a file; pass rh.ClassEmbeddings.load({embeddings!r}).")
         return load_embeddings(embeddings, offline=offline)
     if embeddings is not None:
         raise ArgumentError(
-            f"embeddings must be ClassEmbeddings or a name, found {type(embeddings).__name__}; "
-            "a tensor needs its class names: ClassEmbeddings(vectors, class_names)."
+            f"embeddings must be ClassEmbeddings or a name, found {type(embeddings).__name__}; {_advice(embeddings)}."
         )
     if place.num_classes == 1000:
         return load_embeddings("imagenet1k", offline=offline)
@@ -52,6 +55,20 @@ def _embeddings_for(place: Classifier, embeddings: ClassEmbeddings | str | None,
         f"The model has {place.num_classes} classes, and their names are unknown. {offer}; pass a name or "
         "ClassEmbeddings as embeddings=, or a TextGuidedHead as head=."
     )
+
+
+def _advice(embeddings: object) -> str:
+    """Return how to make class embeddings of a value, as the end of a sentence."""
+    if isinstance(embeddings, Mapping):
+        if all(isinstance(value, torch.Tensor) for value in embeddings.values()):
+            return "for vectors by class name: rh.ClassEmbeddings(torch.stack(list(d.values())), tuple(d))"
+        return (
+            "for sentences by class name: rh.embed_classes(rh.ClassDescriptions.match(names, d), encoder), where the "
+            "encoder may be rh.text.PrecomputedEncoder"
+        )
+    if isinstance(embeddings, os.PathLike):
+        return "for a file: rh.ClassEmbeddings.load(path)"
+    return "a tensor needs its class names: ClassEmbeddings(vectors, class_names)"
 
 
 def build_head(place: Classifier, text: ClassEmbeddings, normalize: bool, init: Start) -> TextGuidedHead:
