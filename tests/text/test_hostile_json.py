@@ -53,6 +53,12 @@ HOSTILE: dict[str, Callable[[int], str]] = {
 }
 
 
+QUICK = ("many keys, the first again at the end", "deep", "huge number")
+
+
+CASES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in HOSTILE]
+
+
 def described(content: bytes, folder: Path) -> None:
     rh.ClassDescriptions.from_bytes(content)
 
@@ -108,7 +114,7 @@ def seconds(parse: Callable[[bytes, Path], object], content: bytes, folder: Path
 
 
 @pytest.mark.filterwarnings("ignore::resilient_heads.errors.DuplicateClassWarning")
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", CASES)
 def test_hostile_json_is_parsed_or_refused_in_proportion_to_its_size(tmp_path: Path, name: str) -> None:
     """Four times the size takes sixteen times as long where time is quadratic; 0.3 s are free."""
     small, large = (HOSTILE[name](size).encode() for size in (250_000, 1_000_000))
