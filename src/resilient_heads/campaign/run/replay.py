@@ -78,7 +78,7 @@ def replay(
     function compares the repeated trial with the recorded one.
 
     Args:
-        source: The result, its file, or the campaign's folder; the folder need not be complete.
+        source: The result, or the campaign's folder; the folder need not be complete.
         model: The campaign's model, on the same kind of device.
         data: The campaign's images and labels.
         site: Name of the site, or its position in the result: the columns ``layer`` and ``site`` of a row.
@@ -103,7 +103,9 @@ def replay(
     row = _row(record, site)
     recorded = None if trials is None else trials.where((trials.site == row) & (trials.trial == trial))
     if recorded is None or not len(recorded):
-        raise ArgumentError(f"The campaign has no trial {trial} of {record.layers[row]!r}.")
+        last = record.plan.counts[row] - 1
+        planned = f"its trials there are 0 to {last}" if not 0 <= trial <= last else "it did not come so far"
+        raise ArgumentError(f"The campaign has no trial {trial} of {record.layers[row]!r}; {planned}.")
     images = collect(data)
     _require_sha256("model", record.model_sha256, fingerprint(model), ModelError)
     _require_sha256("data", record.data_sha256, images.sha256, DataError)
