@@ -186,7 +186,9 @@ def test_files_and_tables_keep_every_figure(kind: str, tmp_path: Path, capsys: p
         assert " nan" not in text.replace("value=nan", "")
 
 
-@every_kind
+@pytest.mark.parametrize(
+    "kind", ["a sign", "a NaN", "three flips", "all signs", "an error rate", "a flip in a block's word"]
+)
 def test_shards_merge_to_the_whole(kind: str, tmp_path: Path) -> None:
     for rank in range(2):
         run(kind, output=tmp_path, shard=rh.Shard(rank=rank, world_size=2), chunk_size=20)
