@@ -82,6 +82,7 @@ def sample() -> rh.statistics.Sample:
 EXAMPLES: dict[str, tuple[Callable[[], object], str]] = {
     "rh.CampaignConfig": (lambda: rh.CampaignConfig(design=design(), layers=[LONG] * 30), "CampaignConfig(design=Str"),
     "rh.CampaignResult": (result, "CampaignResult(Deep, raw, with"),
+    "rh.Coverage": (lambda: result().coverage, "100 % of multiply-accumulates, "),
     "rh.Protocol": (lambda: result().config.protocol, "Protocol(name="),
     "rh.Protection": (lambda: rh.Protection(checksum=True), "checksum"),
     "rh.ProtectionMonitor": (lambda: rh.ProtectionMonitor(campaign(True)[0]), "head  rows"),

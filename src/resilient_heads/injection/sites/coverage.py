@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+from resilient_heads.display import cut, wrapped
+
 ENOUGH = 0.99
 """Share of the multiply-accumulates from which on figures of the network need no reservation."""
 
@@ -79,6 +81,9 @@ class Coverage:
             return ""
         size = "an unknown share" if self.macs is None else percent(self.macs)
         return f"of the covered part: {size} of multiply-accumulates"
+
+    def __repr__(self) -> str:
+        return wrapped(cut(f"<Coverage: {self}>", 190))
 
     def __str__(self) -> str:
         fractions = ((self.macs, "multiply-accumulates"), (self.bits, "activation bits"))
