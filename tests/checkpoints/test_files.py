@@ -233,6 +233,17 @@ def test_an_index_loads_all_its_files(tmp_path: Path, suffix: str) -> None:
     assert all(torch.equal(twin.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
+def test_a_tensor_in_two_files_comes_from_the_one_that_the_index_names(tmp_path: Path) -> None:
+    first, second, model = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)
+    save_file(first.state_dict(), tmp_path / "1.safetensors")
+    save_file(second.state_dict(), tmp_path / "2.safetensors")
+    files = {"weight": "1.safetensors", "bias": "2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    rh.load_checkpoint(model, tmp_path / "model.safetensors.index.json")
+    assert torch.equal(model.weight, first.weight)
+    assert torch.equal(model.bias, second.bias)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

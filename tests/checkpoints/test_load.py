@@ -211,6 +211,91 @@ def test_heads_are_named_below_a_prefix_too() -> None:
     assert torch.equal(model.fc.latent.weight, trained["state_dict"]["model.module.fc.latent.weight"])
 
 
+class Stored(nn.Module):
+    """A parameter and a buffer of any dtype."""
+
+    def __init__(self, weight: torch.Tensor, buffer: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.register_buffer("table", buffer)
+
+
+@pytest.mark.parametrize(
+    ("inside", "given"),
+    [
+        (torch.zeros(2, dtype=torch.float16), torch.tensor([1e30, 1.0], dtype=torch.bfloat16)),
+        (torch.zeros(2, dtype=torch.float16), torch.tensor([1e30, 1.0], dtype=torch.float64)),
+        (torch.zeros(2, dtype=torch.float8_e4m3fn), torch.tensor([5e4, 1.0]).to(torch.float8_e5m2)),
+        (torch.zeros(2, dtype=torch.int8), torch.tensor([300, 1])),
+        (torch.zeros(2, dtype=torch.int32), torch.tensor([2**40, 1])),
+        (torch.zeros(2, dtype=torch.bool), torch.tensor([3, 1])),
+    ],
+    ids=lambda value: str(value.dtype),
+)
+def test_values_too_large_for_the_models_dtype_are_refused(inside: torch.Tensor, given: torch.Tensor) -> None:
+    model = Stored(torch.zeros(1), inside)
+    with pytest.raises(ModelError, match="table has values too large for the model's torch"):
+        rh.load_checkpoint(model, {"weight": torch.ones(1), "table": given})
+    assert model.weight.item() == 0
+
+
+def test_a_tensor_of_another_layout_or_for_a_model_without_memory_is_refused() -> None:
+    state = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+    check_refused(nn.Linear(3, 2), state | {"weight": state["weight"].to_sparse()}, "is torch.sparse_coo in the check")
+    with pytest.raises(ModelError, match=r"meta device in the model; call model\.to_empty"):
+        rh.load_checkpoint(nn.Linear(3, 2, device="meta"), state)
+
+
+class Counting(nn.Linear):
+    """A module with a state beside its tensors."""
+
+    count = 1
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"count": self.count}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        if state["count"] < 0:
+            raise ValueError("a negative count")
+        self.count = state["count"]
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_modules_extra_state_is_loaded(prefix: str) -> None:
+    model, saved = nn.Sequential(Counting(3, 2)), nn.Sequential(Counting(3, 2))
+    saved[0].count = 7
+    rh.load_checkpoint(model, {"state_dict": {prefix + name: value for name, value in saved.state_dict().items()}})
+    assert model[0].count == 7
+    assert torch.equal(model[0].weight, saved[0].weight)
+    saved[0].count = -1
+    with pytest.raises(ModelError, match=r"a module refuses its values.*Reason: ValueError: a negative count"):
+        rh.load_checkpoint(model, saved.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize:UserWarning")
+def test_modules_learn_their_version_from_an_envelope() -> None:
+    def quantised() -> nn.Module:
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), {nn.Linear})
+
+    model, saved, batch = quantised(), quantised(), torch.randn(5, 4)
+    rh.load_checkpoint(model, {"state_dict": saved.state_dict()})
+    assert torch.equal(model(batch), saved(batch))
+
+
+def test_an_interrupt_comes_after_the_last_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, saved = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
+    usual = model[1]._load_from_state_dict
+
+    def interrupted(*arguments: Any) -> None:
+        monkeypatch.setattr(model[1], "_load_from_state_dict", usual)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model[1], "_load_from_state_dict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rh.load_checkpoint(model, saved.state_dict())
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())
+
+
 def test_an_argument_that_is_no_checkpoint_is_refused() -> None:
     with pytest.raises(ArgumentError, match="checkpoint must be a path"):
         rh.load_checkpoint(Residual(), 3)

@@ -28,6 +28,19 @@ def test_a_quantised_model_is_refused() -> None:
         rh.wrap_model(nn.Sequential(nn.Linear(6, 10), Dynamic()), embeddings="cifar10")
 
 
+def test_a_model_that_is_only_prepared_for_quantising_is_wrapped() -> None:
+    class Prepared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skip = torch.ao.nn.quantized.FloatFunctional()
+            self.fc = nn.Linear(6, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.skip.add(x, x))
+
+    assert rh.is_wrapped(rh.wrap_model(Prepared(), embeddings="cifar10"))
+
+
 class Counted(nn.Module):
     def __init__(self) -> None:
         super().__init__()

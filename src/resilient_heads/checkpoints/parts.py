@@ -8,7 +8,7 @@ No list of prefixes is needed: a prefix is what stands before a name of the mode
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _COUNTER = "num_batches_tracked"
+_EXTRA_STATE = "_extra_state"  # what a module's get_extra_state() gives, often a mapping
 _AVERAGES = "n_averaged"  # AveragedModel's counter, beside the names
 _DEPTH = 4
 _MOST_PREFIXES = 8
@@ -33,6 +34,7 @@ class Part:
         unexpected: Names below the prefix that the model does not have, without the prefix.
         misfits: A sentence for each tensor that does not fit.
         others: Names of the mapping that are not below the prefix.
+        versions: The versions of the model's modules, by path; some modules cannot load without them.
     """
 
     label: str
@@ -41,6 +43,7 @@ class Part:
     unexpected: dict[str, Any]
     misfits: tuple[str, ...]
     others: tuple[str, ...]
+    versions: dict[str, Any]
 
     @property
     def fits(self) -> bool:
@@ -57,6 +60,14 @@ class Part:
         return "; ".join([*found, *self.misfits[:_SHOWN]])
 
 
+class _StateDict(NamedTuple):
+    """A mapping in a checkpoint that holds tensors by name."""
+
+    path: tuple[str, ...]
+    values: dict[str, Any]
+    versions: dict[str, Any]
+
+
 def parts_of(content: Mapping[Any, Any], expected: Mapping[str, Any]) -> list[Part]:
     """Return the parts of a checkpoint that share a name with a model; those that share most come first.
 
@@ -65,9 +76,7 @@ def parts_of(content: Mapping[Any, Any], expected: Mapping[str, Any]) -> list[Pa
         expected: The model's state dict, with its parameters (``keep_vars=True``), so that tied ones are known.
     """
     ties = _ties(expected)
-    parts = [
-        part for path, mapping in _state_dicts(content, ()) for part in _below_prefixes(path, mapping, expected, ties)
-    ]
+    parts = [part for found in _state_dicts(content, ()) for part in _below_prefixes(found, expected, ties)]
     return sorted(parts, key=lambda part: (not part.fits, -len(part.tensors), len(part.unexpected)))
 
 
@@ -101,37 +110,40 @@ def _same(first: Part, second: Part) -> bool:
     )
 
 
-def _state_dicts(content: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield each mapping with tensors by name, with the keys that lead to it."""
+def _state_dicts(content: Any, path: tuple[str, ...]) -> Iterator[_StateDict]:
+    """Yield each mapping with tensors by name."""
     if not isinstance(content, Mapping) or len(path) >= _DEPTH:
         return
     if any(isinstance(value, Tensor) for value in content.values()):
-        yield path, {str(name): value for name, value in content.items() if not isinstance(value, Mapping)}
+        values = {
+            str(name): value
+            for name, value in content.items()
+            if not isinstance(value, Mapping) or str(name).endswith(_EXTRA_STATE)
+        }
+        yield _StateDict(path, values, getattr(content, "_metadata", None) or {})
     for name, value in content.items():
         if isinstance(name, str):
             yield from _state_dicts(value, (*path, name))
 
 
-def _below_prefixes(
-    path: tuple[str, ...], mapping: dict[str, Any], expected: Mapping[str, Any], ties: dict[str, tuple[str, ...]]
-) -> Iterator[Part]:
+def _below_prefixes(state: _StateDict, expected: Mapping[str, Any], ties: dict[str, tuple[str, ...]]) -> Iterator[Part]:
     """Yield a part for each prefix below which a mapping has names of the model."""
-    plain = {name: name for name in mapping}
-    parts = list(_parts_named(path, mapping, plain, {name: name for name in expected}, expected, ties))
+    names = state.values.keys()
+    plain = {name: name for name in names}
+    parts = list(_parts_named(state, plain, {name: name for name in expected}, expected, ties))
     wanted = _without_wrappers(expected)
     if not any(part.fits for part in parts) and wanted is not None:
         # Wrappers of single layers, in the checkpoint or in the model, leave a word inside names. What does not share
         # the wrappers before a name stands beside the weights.
-        for start in _leading_wrappers(mapping):
-            saved = _without_wrappers(name for name in mapping if name.startswith(start))
+        for start in _leading_wrappers(names):
+            saved = _without_wrappers(name for name in names if name.startswith(start))
             if saved is not None:
-                parts += _parts_named(path, mapping, saved, wanted, expected, ties)
+                parts += _parts_named(state, saved, wanted, expected, ties)
     yield from parts
 
 
 def _parts_named(
-    path: tuple[str, ...],
-    mapping: dict[str, Any],
+    state: _StateDict,
     saved: dict[str, str],
     wanted: dict[str, str],
     expected: Mapping[str, Any],
@@ -146,7 +158,7 @@ def _parts_named(
                 prefixes[name[:start]] += 1
             start = name.find(".", start) + 1 or len(name) + 1
     chosen = [prefix for prefix, _ in prefixes.most_common(_MOST_PREFIXES)]
-    parts = [_part(path, mapping, saved, prefix, wanted, expected, ties) for prefix in chosen]
+    parts = [_part(state, saved, prefix, wanted, expected, ties) for prefix in chosen]
     complete = [prefix for prefix, part in zip(chosen, parts, strict=True) if part.fits]
     for prefix, part in zip(chosen, parts, strict=True):
         inner = tuple(other.removeprefix(prefix) for other in complete if other != prefix and other.startswith(prefix))
@@ -155,8 +167,7 @@ def _parts_named(
 
 
 def _part(
-    path: tuple[str, ...],
-    mapping: dict[str, Any],
+    state: _StateDict,
     saved: dict[str, str],
     prefix: str,
     wanted: dict[str, str],
@@ -164,16 +175,21 @@ def _part(
     ties: dict[str, tuple[str, ...]],
 ) -> Part:
     """Return the part below one prefix."""
-    below = {name.removeprefix(prefix): mapping[key] for name, key in saved.items() if name.startswith(prefix)}
+    below = {name.removeprefix(prefix): state.values[key] for name, key in saved.items() if name.startswith(prefix)}
     found = {wanted[name]: value for name, value in below.items() if name in wanted}
     missing = _fill(found, wanted.values(), expected, ties)
     return Part(
-        label=".".join([*path, *([prefix[:-1]] if prefix else [])]),
+        label=".".join([*state.path, *([prefix[:-1]] if prefix else [])]),
         tensors=found,
         missing=tuple(missing),
         unexpected={name: value for name, value in below.items() if not (name in wanted or _ignored(name, wanted))},
         misfits=(*_misfits(found, expected), *_untied(found, ties)),
         others=tuple(key for name, key in saved.items() if not name.startswith(prefix)),
+        versions={
+            f"{name}.".removeprefix(prefix)[:-1]: version
+            for name, version in state.versions.items()
+            if f"{name}.".startswith(prefix)
+        },
     )
 
 
@@ -226,17 +242,27 @@ def _misfits(found: dict[str, Any], expected: Mapping[str, Any]) -> Iterator[str
             yield f"{name} is {tuple(value.shape)} in the checkpoint, {tuple(tensor.shape)} in the model"
         elif value.is_meta and not tensor.is_meta:
             yield f"{name} has no values in the checkpoint: it is on the meta device"
+        elif tensor.is_meta and not value.is_meta:
+            yield f"{name} is on the meta device in the model; call model.to_empty(device=...) first"
+        elif value.layout != tensor.layout:
+            yield f"{name} is {value.layout} in the checkpoint, {tensor.layout} in the model"
         elif value.is_floating_point() != tensor.is_floating_point() or value.is_complex() != tensor.is_complex():
             yield f"{name} is {value.dtype} in the checkpoint, {tensor.dtype} in the model"
-        elif _overflows(value, tensor.dtype):
+        elif _too_large(value, tensor.dtype):
             yield f"{name} has values too large for the model's {tensor.dtype}"
 
 
-def _overflows(value: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a finite value becomes infinite in a narrower dtype."""
-    if value.is_meta or not dtype.is_floating_point or value.dtype.itemsize <= dtype.itemsize:
+def _too_large(value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a finite number is larger than the largest of another dtype, or an integer becomes another one."""
+    if value.is_meta or value.is_quantized or dtype.is_complex or value.dtype == dtype:
         return False
-    return bool((value.isfinite() & ~value.to(dtype).isfinite()).any())
+    if not dtype.is_floating_point:
+        return not torch.equal(value.to(dtype).to(value.dtype), value)
+    largest = torch.finfo(dtype).max
+    if torch.finfo(value.dtype).max <= largest:
+        return False
+    sizes = (value.float() if value.dtype.itemsize == 1 else value).abs()  # PyTorch computes little with 8 bits
+    return bool(((sizes > largest) & sizes.isfinite()).any())
 
 
 def _untied(found: dict[str, Any], ties: dict[str, tuple[str, ...]]) -> Iterator[str]:

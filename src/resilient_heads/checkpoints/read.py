@@ -106,7 +106,8 @@ def _read_index(path: Path) -> dict[str, Any]:
     for file in sorted(set(files.values())):
         if not (path.parent / file).is_file():
             raise ModelError(f"{path.parent / file} is missing, but {path.name} names it; download or copy it.")
-        content |= {str(name): value for name, value in read_weights(path.parent / file).items()}
+        held = {str(name): value for name, value in read_weights(path.parent / file).items()}
+        content |= {name: value for name, value in held.items() if files.get(name, file) == file}
     lacking = [name for name in files if name not in content]
     if lacking:
         raise ModelError(f"The files that {path} names lack {len(lacking)} tensors, such as {lacking[0]!r}.")

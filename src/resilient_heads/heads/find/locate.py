@@ -165,9 +165,9 @@ def _by_position(model: nn.Module, seen: Trace | None, action: Action) -> str:
 
 
 def _refuse_quantised(model: nn.Module, action: Action) -> None:
-    """Raise ModelError if a layer is quantised."""
+    """Raise ModelError if a layer is quantised; FloatFunctional is the float stand-in for a quantised operation."""
     for name, module in model.named_modules():
-        if "quantized" in type(module).__module__.split("."):
+        if "quantized" in type(module).__module__.split(".") and type(module).__name__ != "FloatFunctional":
             raise ModelError(
                 f"{type(model).__name__} is quantised ({name!r} is a {type(module).__name__}); {action} it first, then "
                 "quantise."

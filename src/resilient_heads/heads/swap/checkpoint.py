@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from resilient_heads.checkpoints.parts import Part, choices, parts_of
 from resilient_heads.checkpoints.read import read_weights
 from resilient_heads.errors import ArgumentError, ModelError
+from resilient_heads.evaluation import reason_of
 from resilient_heads.files import as_path
 from resilient_heads.heads.find.locate import find_heads
 from resilient_heads.wrappers import require_module
@@ -41,7 +42,7 @@ def guard_loading(model: nn.Module) -> None:
 
 
 def load_checkpoint(model: M, checkpoint: Mapping[str, Any] | str | os.PathLike[str], *, part: str | None = None) -> M:
-    """Load weights into any model in place, completely or not at all.
+    """Load weights into any model in place, completely or not at all; an interrupt waits until all are loaded.
 
     The function finds the weights in what training scripts put around them: it opens mappings
     (``{"state_dict": ..., "optimizer": ...}``), and removes what DDP, FSDP, ``torch.compile``, Lightning and averages
@@ -60,8 +61,9 @@ def load_checkpoint(model: M, checkpoint: Mapping[str, Any] | str | os.PathLike[
 
     Raises:
         ArgumentError: ``model`` is not a torch.nn.Module, or ``checkpoint`` is neither a mapping nor a path.
-        ModelError: A tensor is missing, unexpected, or has another shape; several parts of the checkpoint fit; or the
-            file holds no weights. The model is unchanged.
+        ModelError: A tensor is missing, unexpected, has another shape, or holds values too large for the model;
+            several parts of the checkpoint fit; or the file holds no weights. The model is unchanged, except if the
+            code of one of its modules refuses a value: the message says so.
         FileNotFoundError: There is no such file.
 
     >>> import torch, resilient_heads as rh
@@ -76,10 +78,23 @@ def load_checkpoint(model: M, checkpoint: Mapping[str, Any] | str | os.PathLike[
         named, checkpoint = f"The checkpoint {path}", read_weights(path)
     chosen = _chosen_part(model, checkpoint, part, named)
     state = OrderedDict(chosen.tensors)
-    if not chosen.label and hasattr(checkpoint, "_metadata"):  # the versions of the modules, which some of them need
-        vars(state)["_metadata"] = checkpoint._metadata
-    model.load_state_dict(state, strict=True)
+    vars(state)["_metadata"] = chosen.versions
+    _copy_all(model, state, named)
     return model
+
+
+def _copy_all(model: nn.Module, state: Mapping[str, Any], named: str) -> None:
+    """Load a state dict that fits; an interrupt is raised only after the last tensor."""
+    try:
+        model.load_state_dict(state, strict=True)
+    except Exception as error:  # a module's own code can raise any exception
+        raise ModelError(
+            f"{named} has the names and shapes of {type(model).__name__}, but a module refuses its values. Some "
+            f"weights may be loaded: build the model again. Reason: {reason_of(error)}"
+        ) from error
+    except BaseException:
+        model.load_state_dict(state, strict=True)
+        raise
 
 
 def _chosen_part(model: nn.Module, checkpoint: Mapping[Any, Any], part: str | None, named: str) -> Part:
