@@ -55,6 +55,9 @@ def test_comparison_table_shows_every_figure_of_the_comparison(results: dict[str
 def test_layer_table_has_a_row_for_every_site(results: dict[str, rh.CampaignResult]) -> None:
     rows = cells(rh.report.layer_table(results["text-guided"]))
     assert [row[0] for row in rows[2:]] == ["conv1", "conv2", "fc.latent", "fc.unit", "fc.projection", "fc"]
+    assert rows[0][4:8] == ["masked", "tolerable", "SDC", "DUE"]
+    for row in rows[2:]:  # the outcomes of all trials: no column is left out
+        assert sum(float(cell.split("%")[0]) for cell in row[4:8]) == pytest.approx(100, abs=0.5)
 
 
 def test_tables_are_aligned() -> None:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"resilient-heads: code of the model, or of a library, ended the program ({code})", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("resilient-heads: interrupted", file=sys.stderr)
+        print(f"resilient-heads: interrupted{getattr(chosen, 'after_interrupt', '')}", file=sys.stderr)
         return 130
     return 0
 

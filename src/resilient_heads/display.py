@@ -45,6 +45,26 @@ def shortened(lines: Sequence[str], most: int = 20) -> str:
     return "\n".join([*lines[: most - len(left_out)], *left_out])
 
 
+def spans(numbers: Sequence[int], most: int = 20) -> str:
+    """Return rising whole numbers as text; three or more in a row are one span.
+
+    >>> spans([0, 4, 5, 18, 19, 20, 21])
+    '0, 4, 5, 18 to 21'
+    >>> spans(range(0, 100, 2), most=3)
+    '0, 2, 4, ...'
+    """
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    texts: list[str] = []
+    for group in groups:
+        texts += [f"{group[0]} to {group[-1]}"] if len(group) > 2 else map(str, group)
+    return ", ".join(texts[:most]) + (", ..." if len(texts) > most else "")
+
+
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

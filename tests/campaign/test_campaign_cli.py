@@ -148,12 +148,27 @@ def test_goldeneye_takes_its_ranges_from_the_calibration_images(tmp_path: Path) 
     assert result.config == expected.config
 
 
-def test_ctrl_c_has_its_own_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_campaign_of_some_layers_prints_the_figures_of_the_sets_it_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layers, present, absent in (([], "network", "nothing"), (["--layers", "fc"], "last", "network")):
+        assert main([*arguments(tmp_path / present), "--trials-per-site", "8", *layers]) == 0
+        shown = capsys.readouterr().out
+        assert str(rh.CampaignResult.load(tmp_path / present).summary()) in shown
+        assert f"\n{present} " in shown
+        assert f"\n{absent} " not in shown
+
+
+def test_ctrl_c_has_its_own_exit_code_and_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("resilient_heads.campaign.result.store.CampaignFolder.write", interrupted)
     assert main(arguments(tmp_path / "c")) == 130
+    expected = "resilient-heads: interrupted; to continue, run the same command again\n"
+    assert capsys.readouterr().err.endswith(expected)
 
 
 def test_a_wrapped_models_checkpoint_is_loaded(tmp_path: Path) -> None:

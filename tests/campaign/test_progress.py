@@ -2,6 +2,8 @@
 
 import io
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,26 @@ class Terminal(io.StringIO):
         return True
 
 
+class Elapsed:
+    """A timer whose time is over as soon as it starts."""
+
+    def __init__(self, _seconds: float, write: Callable[[str], None], arguments: list[str]) -> None:
+        self.run = lambda: write(*arguments)
+
+    def start(self) -> None:
+        self.run()
+
+    def cancel(self) -> None:
+        pass
+
+
+@pytest.fixture
+def slow_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every phase takes long enough for a line in a log."""
+    monkeypatch.setattr(progress.threading, "Timer", Elapsed)
+
+
+@pytest.mark.usefixtures("slow_phases")
 def test_a_log_names_each_phase(capsys: pytest.CaptureFixture[str]) -> None:
     campaign(None, progress=True)
     out, err = capsys.readouterr()
@@ -37,6 +59,7 @@ def test_a_log_names_each_phase(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(character.isprintable() for line in lines for character in line)
 
 
+@pytest.mark.usefixtures("slow_phases")
 def test_a_log_gets_a_line_every_half_minute(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,6 +75,17 @@ def test_a_log_gets_a_line_every_half_minute(
     ]
 
 
+def test_a_log_names_only_phases_that_last(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_BRIEF", 0.3)
+    with progress.show_phases(True):
+        with phase("over in a moment", total=1, unit="image"):
+            pass
+        with phase("it hangs"):
+            time.sleep(0.6)
+    assert capsys.readouterr().err == "it hangs\n"
+
+
+@pytest.mark.usefixtures("slow_phases")
 def test_a_resumed_campaign_says_how_much_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     campaign(tmp_path / "c")
     (tmp_path / "c/trials/chunk-000011.parquet").unlink()

@@ -145,11 +145,19 @@ def test_a_model_with_a_name_that_wrappers_use_keeps_it() -> None:
         check_loads(Odd(), source, prefixed(source, prefix))
 
 
+def test_another_number_of_classes_is_told_with_what_to_type() -> None:
+    check_refused(
+        nn.Linear(4, 3), nn.Linear(4, 5).state_dict(), r"weight is \(5, 4\) in .*\(--classes on the command line\)"
+    )
+
+
 def test_weights_and_their_average_must_be_told_apart(trained: dict[str, Any], tmp_path: Path) -> None:
     ema = {name: value + 1 for name, value in trained.items()}
     write({"state_dict": trained, "state_dict_ema": prefixed(ema, "module.")}, tmp_path / "timm.pth")
     path = tmp_path / "timm.pth"
-    check_refused(Residual(), path, "several weights of Residual.*: part='state_dict' or 'state_dict_ema.module'")
+    check_refused(Residual(), path, "several weights of Residual.*: part='state_dict' or 'state_dict_ema.module' ")
+    twice = {"model": trained, "ema": {f"module.{name}": value.double() for name, value in ema.items()}}
+    check_refused(Residual(), twice, r"part='model' or 'ema\.module'( or 'ema')? \(--part on the command line\)")
     check_loads(Residual(), ema, path, part="state_dict_ema")
     check_loads(Residual(), trained, path, part="state_dict")
     check_refused(Residual(), path, "has no part 'ema' with weights of Residual; found 'state_dict', ", part="ema")

@@ -73,7 +73,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--chunk-size", type=int, metavar="N", help="trials per site and file (default: four batches)"
     )
     campaign.add_argument("--quiet", action="store_true", help="hide the progress bar")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, after_interrupt="; to continue, run the same command again")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
         on_golden=show_accuracy if shard.rank == 0 else None,
     )
     if shard.is_whole:
-        print(rh.report.layer_table(result))
+        print(f"{rh.report.layer_table(result)}\n{result.summary()}\n")
         print(f"{len(result.trials):,} trials written to {arguments.output / 'result.parquet'}")
     else:
         print(

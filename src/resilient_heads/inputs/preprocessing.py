@@ -78,6 +78,11 @@ def preprocessing_from(
         std = tuple(real_number("--std", value, above=0, most=1e6) for value in std)
         if len(mean) != len(std):
             raise ArgumentError(f"--mean has {len(mean)} numbers and --std {len(std)}; expected one a channel.")
+        if max(map(abs, mean)) > 1 or max(std) > 1:
+            raise ArgumentError(
+                f"--mean and --std are for values in [0, 1], found {mean} and {std}; divide numbers for values in "
+                "[0, 255] by 255."
+            )
     if models.transform is not None and resize is None and crop is None:
         return Preprocessing(mean=mean, std=std, options=options)
     transforms = require("torchvision.transforms", extra="vision", purpose="folders of images")

@@ -108,13 +108,14 @@ def layer_table(result: CampaignResult) -> str:
             f"{layer.neurons:,}",
             "-" if layer.range_limit is None else f"{layer.range_limit:.3g}",
             _percent(layer.figures.masked),
+            _percent(layer.figures.tolerable),
             _percent(layer.figures.sdc),
             _percent(layer.figures.due),
             str(layer.figures.delta_loss),
         ]
         for layer in result.by_layer()
     ]
-    header = ["site", "kind", "neurons", "range", "masked", "SDC", "DUE", "delta loss"]
+    header = ["site", "kind", "neurons", "range", "masked", "tolerable", "SDC", "DUE", "delta loss"]
     notes = [f"- coverage: {result.coverage}."]
     reasons: dict[str, list[str]] = {}
     for name, reason in result.uninjectable.items():

@@ -6,6 +6,7 @@ from resilient_heads.campaign.result.prefix import Prefix
 from resilient_heads.campaign.result.record_file import RESULT, TRIALS, note
 from resilient_heads.campaign.result.store import CampaignFolder
 from resilient_heads.campaign.trials.columns import Trials
+from resilient_heads.display import spans
 from resilient_heads.errors import DamagedFileError, ResultError
 
 
@@ -77,9 +78,9 @@ def _find(folders: Sequence[CampaignFolder], chunk: int, problems: list[str]) ->
 
 def _from_result(folders: Sequence[CampaignFolder], missing: Sequence[int], problems: Sequence[str]) -> Trials:
     """Return all trials from the first intact result; raise ResultError that names the missing chunks without one."""
-    shown = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
+    count = f"{len(missing)} of {folders[0].record.num_chunks}"
     reasons = "".join(f"; {problem}" for problem in problems[:20])
-    found = f"{folders[0].path}: {len(missing)} of {folders[0].record.num_chunks} chunks are missing: {shown}{reasons}"
+    found = f"{folders[0].path}: {count} chunks are missing: {spans(missing)}{reasons}"
     for folder in folders:
         try:
             trials = folder.read_result()
@@ -88,5 +89,6 @@ def _from_result(folders: Sequence[CampaignFolder], missing: Sequence[int], prob
         note(f"{found}. The trials were read from {folder.path / RESULT}.")
         return trials
     raise ResultError(
-        f"{found}. Run the campaign's command again: the process whose RANK is c modulo WORLD_SIZE runs chunk c."
+        f"{found}. Run the campaign's command again to continue; of several processes, the one whose RANK is c modulo "
+        "WORLD_SIZE runs chunk c."
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,6 +16,8 @@ Progress = bool | Callable[[int, int], object]
 
 _SECONDS = 30.0
 """Time between two lines of a log."""
+_BRIEF = 2.0
+"""Seconds that a phase takes at most without a line in a log."""
 
 
 def check_progress(progress: Progress) -> None:
@@ -73,11 +76,13 @@ def _bar(shown: Phase) -> Iterator[Advance]:
 
 @contextlib.contextmanager
 def _lines(shown: Phase) -> Iterator[Advance]:
-    """Show a phase in a log: a line at its start, and one every half minute."""
+    """Show a phase in a log: a line if it is not over in a moment, and one every half minute."""
     started = latest = time.monotonic()
     done = shown.done
     before = f", {done:,} of them finished before" if done else ""
-    _write(shown.name if shown.total is None else f"{shown.name}: {shown.total:,} {shown.unit}s{before}")
+    head = shown.name if shown.total is None else f"{shown.name}: {shown.total:,} {shown.unit}s{before}"
+    announcement = threading.Timer(_BRIEF, _write, [head])  # a phase that hangs reports nothing, and needs its name
+    announcement.daemon = True
 
     def advance(units: int) -> None:
         nonlocal done, latest
@@ -87,7 +92,11 @@ def _lines(shown: Phase) -> Iterator[Advance]:
             latest = now
             _write(_line(shown, done, now - started))
 
-    yield advance
+    announcement.start()
+    try:
+        yield advance
+    finally:
+        announcement.cancel()
 
 
 def _line(shown: Phase, done: int, seconds: float) -> str:
@@ -103,9 +112,10 @@ def _line(shown: Phase, done: int, seconds: float) -> str:
 
 
 def _write(line: str) -> None:
-    """Write a line to standard error."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    """Write a line to standard error, in one piece."""
+    if sys.stderr is not None:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 def _in_notebook() -> bool:

@@ -101,7 +101,7 @@ def _chosen_part(model: nn.Module, checkpoint: Mapping[Any, Any], part: str | No
     """Return the only part of a checkpoint that fits the model, or the one that the user names."""
     parts = parts_of(checkpoint, model.state_dict(keep_vars=True))
     if part is not None:
-        labels = ", ".join(repr(found.label) for found in parts) or "none"
+        labels = ", ".join(dict.fromkeys(repr(found.label) for found in parts)) or "none"
         parts = [found for found in parts if f"{found.label}.".startswith(f"{part}.") or found.label == part]
         if not parts:
             raise ModelError(f"{named} has no part {part!r} with weights of {type(model).__name__}; found {labels}.")
@@ -116,10 +116,10 @@ def _chosen_part(model: nn.Module, checkpoint: Mapping[Any, Any], part: str | No
         _refuse(model, parts[0], named)
     meant = choices(parts)
     if len(meant) > 1:
-        labels = " or ".join(repr(found.label) for found in meant)
+        labels = " or ".join(dict.fromkeys(repr(found.label) for found in meant))
         raise ModelError(
             f"{named} holds several weights of {type(model).__name__}, such as an average beside the last ones; name "
-            f"those to load: part={labels}."
+            f"those to load: part={labels} (--part on the command line)."
         )
     others = parts[0].others
     if others:
@@ -131,10 +131,14 @@ def _refuse(model: nn.Module, part: Part, named: str) -> NoReturn:
     """Raise ModelError for a part that does not fit: other heads first, since they change several names at once."""
     _compare_heads(model, {**part.tensors, **part.unexpected}, "")
     where = f" under {part.label!r}" if part.label else ""
+    advice = "Wrap, fuse or unwrap the model as it was when it was saved, then load."
+    if not part.missing and not part.unexpected:
+        advice = (
+            "If the number of classes differs, build the model with the checkpoint's (--classes on the command line)."
+        )
     raise ModelError(
         f"{named} does not fit {type(model).__name__}; nothing was loaded. It has{where} {len(part.tensors)} of the "
-        f"model's {len(model.state_dict())} names; {part.differences()}. Wrap, fuse or unwrap the model as it was when "
-        "it was saved, then load."
+        f"model's {len(model.state_dict())} names; {part.differences()}. {advice}"
     )
 
 
