@@ -133,6 +133,29 @@ def test_a_linear_layer_on_transposed_input_multiplies_first_and_adds_the_bias_t
     assert coverage(nn.Sequential(model, nn.Linear(5, 3), nn.Flatten(), nn.Linear(12, 2)), 2, 5, 4).macs == 1
 
 
+AFFINE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], float]] = {
+    "bias": (lambda y, c: y + c, 1),
+    "bias in place": (lambda y, c: y.add_(c), 1),
+    "subtracted": (lambda y, c: y - c, 1),
+    "subtracted from": (lambda y, c: c - y, 1),
+    "scale": (lambda y, c: y * c, 1),
+    "scale in place": (lambda y, _: y.mul_(2.0), 1),
+    "scale and bias": (lambda y, c: y * c + c, 1),
+    "added to itself": (lambda y, _: y + y, 24 / 88),
+    "square": (lambda y, _: y * y, 24 / 88),
+    "another function": (lambda y, _: y.exp(), 24 / 88),
+}
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_a_product_is_covered_behind_a_constant_scale_or_bias(name: str) -> None:
+    class Layer(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return AFFINE[name][0](F.linear(x, self.weight), self.bias)
+
+    assert coverage(nn.Sequential(Layer(8, 8), nn.Linear(8, 3)), 2, 8).macs == pytest.approx(AFFINE[name][1])
+
+
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 def test_memory_formats(memory_format: torch.memory_format) -> None:
     model = Classifier(stack(), 16).to(memory_format=memory_format)

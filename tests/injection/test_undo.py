@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import resilient_heads as rh
-from resilient_heads.errors import InjectionError
+from resilient_heads.errors import FaultError, InjectionError
 from resilient_heads.incremental.recording.words import words
 
 Mutation = Callable[[nn.Module], object]
@@ -282,12 +282,73 @@ def test_a_constant_of_the_user_is_not_the_fault() -> None:
 def test_views_and_flags_stay() -> None:
     model = Net()
     model.fc.weight.grad = torch.ones(4, 4)
-    kept = model.fc.weight, model.fc.weight.data_ptr(), model.fc.weight.grad, model.fc.weight._version
+    kept = model.fc.weight, model.fc.weight.data_ptr(), model.fc.weight.grad
     modes = [module.training for module in model.modules()]
     state = torch.get_rng_state()
     with rh.inject(model, [FC, rh.Fault(layer="fc2")]):
         model(X)
     assert kept[0] is model.fc.weight
-    assert kept[1:] == (model.fc.weight.data_ptr(), model.fc.weight.grad, model.fc.weight._version)
+    assert kept[1:] == (model.fc.weight.data_ptr(), model.fc.weight.grad)
     assert torch.equal(state, torch.get_rng_state())
     assert modes == [module.training for module in model.modules()]
+
+
+def negated(layer: str, name: str) -> rh.Fault:
+    tensor, every = rh.faults.StoredTensor(name=name), rh.faults.AllElements()
+    return rh.Fault(layer=layer, tensor=tensor, elements=every, effect=rh.faults.Negate())
+
+
+@pytest.mark.parametrize("layer", ["fc", "fc2"])
+def test_backward_after_the_block_raises_where_the_gradient_would_be_of_another_weight(layer: str) -> None:
+    model, x = Net(), X.clone().requires_grad_()
+    fault = negated(layer, "weight")
+    with rh.inject(model, fault):
+        inside = model(x).sum()
+        expected = torch.autograd.grad(inside, x, retain_graph=True)[0]
+    assert not torch.equal(expected, torch.autograd.grad(model(x).sum(), x)[0])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        inside.backward()
+    before = model(x).sum()
+    with rh.inject(model, fault), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        before.backward()
+
+
+def test_backward_after_the_block_of_a_fault_that_no_gradient_reads() -> None:
+    model, x = Net(), X.clone().requires_grad_()
+    expected = torch.autograd.grad(model(x).sum(), x)[0]
+    with rh.inject(model, rh.WeightBitFlip(layer="fc2", parameter="bias", index=(1,), bit=22)):
+        total = model(x).sum()
+    assert torch.equal(torch.autograd.grad(total, x)[0], expected)
+
+
+def test_parametrize_cached_around_the_block_neither_hides_the_fault_nor_keeps_it() -> None:
+    model = Net()
+    parametrizations.weight_norm(model.fc)
+    fault = negated("fc.parametrizations.weight", "original1")
+    golden = model(X)
+    with rh.inject(model, fault):
+        faulty = model(X)
+    assert not torch.equal(faulty, golden)
+    with parametrize.cached():
+        assert torch.equal(model(X), golden)
+        with rh.inject(model, fault):
+            assert torch.equal(model(X), faulty)
+        assert torch.equal(model(X), golden)
+
+
+def test_the_memory_of_a_weight_can_still_be_freed() -> None:
+    model = Net()
+    with rh.inject(model, FC):
+        pass
+    model.fc.weight.untyped_storage().resize_(0)
+    assert model.fc.weight.untyped_storage().nbytes() == 0
+
+
+def test_weights_that_were_made_under_inference_mode() -> None:
+    with torch.inference_mode():
+        model = Net()
+    with pytest.raises(FaultError, match=r"torch\.inference_mode\(\)"), rh.inject(model, FC):
+        pass
+    with torch.inference_mode(), rh.inject(model, FC):
+        assert not torch.equal(model.fc.weight, Net().fc.weight)
+    assert torch.equal(model.fc.weight, Net().fc.weight)

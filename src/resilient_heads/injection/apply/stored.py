@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from resilient_heads.errors import FaultError, InjectionError
 from resilient_heads.evaluation import undone
 from resilient_heads.incremental.recording.tape import kind_of
-from resilient_heads.injection.apply.undo import StoredFaults, inner_names, require_undone, undo_all, versions
+from resilient_heads.injection.apply.undo import StoredFaults, clear_caches, inner_names, require_undone, undo_all, versions
 from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.faults.targets import StoredTensor
@@ -79,15 +79,16 @@ def inject_stored(
     placed: list[StoredFaults] = []
     unchanged = versions(model) if pairs else {}
     try:
-        with undone(partial(undo_all, placed, model, unchanged)):
+        with undone(partial(undo_all, placed, model)):
             written = []
             for _, group in groupby(pairs, key=lambda pair: pair[0].memory):
                 together = list(group)
-                placed.append(StoredFaults(together[0][0].layer, together[0][0].name, together[0][0].tensor))
+                first = together[0][0]
+                placed.append(StoredFaults(first.layer, first.name, first.tensor, unchanged))
                 written += _place(placed[-1], together)
             require_effect(written, report)
             if placed:
-                torch.clear_autocast_cache()  # A surrounding autocast may hold converted copies of the golden weights.
+                clear_caches()  # They may hold what was computed from golden weights.
             yield
     except BaseException as error:
         require_undone(placed, error)
@@ -171,6 +172,11 @@ def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) ->
         raise FaultError(
             f"{name!r} of {layer!r} is a {type(tensor).__name__}, which keeps its values in other tensors. Name one "
             f"of them: {', '.join(parts)}."
+        )
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise FaultError(
+            f"{name!r} of {layer!r} was made under torch.inference_mode(), so PyTorch forbids to write into it. Enter the "
+            "inject block under torch.inference_mode() too, or make the model outside of it."
         )
     if is_lazy(tensor):
         raise FaultError(f"{name!r} of {layer!r} has no size yet; run the model once.")

@@ -1,6 +1,6 @@
 """Undo faults in stored tensors, wherever the block has moved them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from resilient_heads.errors import InjectionError
 from resilient_heads.incremental.recording.tape import kind_of
@@ -31,15 +32,18 @@ class StoredFaults:
         layer: Name of the module that holds the tensor.
         name: Name of the tensor in the module, such as ``"weight"`` or ``"weight.qdata"``.
         tensor: The tensor.
+        unchanged: The :func:`versions` of the model before the block. A tensor that still has its version has not
+            received the faults, even if it is equal by chance, as layers are that were initialised as copies.
     """
 
-    def __init__(self, layer: str, name: str, tensor: Tensor) -> None:
+    def __init__(self, layer: str, name: str, tensor: Tensor, unchanged: dict[int, int]) -> None:
         self.what = f"the {name} of {layer!r}"
-        self.held = tensor.data
+        self.held = tensor.detach()  # Not .data, so that autograd sees the writes: old values have no gradient any more.
         self.problem = ""
         self._place = layer, name
         self._tensor = tensor
         self._version = _version(tensor)
+        self._unchanged = unchanged
         self._copy: Tensor | None = self.held.clone()
         self._elements = np.zeros(0, dtype=np.int64)
         self._golden = self._faulty = self.held.new_empty(0)
@@ -53,17 +57,12 @@ class StoredFaults:
     def verified(self, writes: Sequence[Write]) -> None:
         """Remember the elements that changed, in place of a copy of the whole tensor."""
         self._elements, self._golden, self._faulty = _changes(writes)
+        self._note_version(self._version)
         _ACTIVE.append(self)
         self._copy = None
 
-    def search(self, model: nn.Module, unchanged: Mapping[int, int]) -> None:
-        """Find the tensors of the model that hold the faults now; where they are gone, ``problem`` says so.
-
-        Args:
-            model: The model.
-            unchanged: The :func:`versions` of the model before the block. A tensor that still has its version has not
-                received the faults, even if it is equal by chance, as layers are that were initialised as copies.
-        """
+    def search(self, model: nn.Module) -> None:
+        """Find the tensors of the model that hold the faults now; where they are gone, ``problem`` says so."""
         if self._copy is not None or self._restoring is not None:
             return
         mine = self._hand_over()
@@ -75,10 +74,10 @@ class StoredFaults:
         self._restoring = restoring  # Even if the search fails.
         if not len(elements):
             return
-        current = [one for one in _tensors_of(model) if unchanged.get(_storage(one)) != _version(one)]
+        current = [one for one in _tensors_of(model) if self._unchanged.get(_storage(one)) != _version(one)]
         restored = {_storage(self.held)} if in_place.all() and _version(self._tensor) == self._version else set()
         distinct = _has_memory(self.held) and not _is_constant(self.held)  # A constant may be a value of the user's.
-        for other in {_memory(one): one.data for one in [*current, *_plain(self._tensor)]}.values():
+        for other in {_memory(one): one.detach() for one in [*current, *_plain(self._tensor)]}.values():
             if distinct and other.shape == self.held.shape and _storage(other) != _storage(self.held):
                 alike = _equal(_values(other, elements[:1]), faulty[:1].to(other))
                 if alike and _equal(other, self.held.to(other)):
@@ -87,7 +86,7 @@ class StoredFaults:
         here = _tensor_at(model, *self._place)
         now = [] if here is None else list(_plain(here))
         if not any(_storage(one) in restored for one in now):
-            moved = [one.data for one in now if _storage(one) != _storage(self.held) and one.shape == self.held.shape]
+            moved = [one.detach() for one in now if _storage(one) != _storage(self.held) and one.shape == self.held.shape]
             holds = any(_any_equal(_values(one, elements), faulty) for one in moved)
             done = "still holds the fault" if holds else "was overwritten, moved or replaced inside the inject block"
             self.problem = f"{self.what} {done}"
@@ -96,10 +95,22 @@ class StoredFaults:
         """Write the fault-free values; a second call does no harm."""
         if self._copy is not None:  # The body has not run yet, but a write that went wrong may have gone anywhere.
             words(self.held).copy_(words(self._copy))
+        version = _version(self._tensor)
         for tensor, elements, golden in self._restoring or ():
             words(tensor).unsqueeze(0)[_index(tensor, elements)] = words(golden)
+        self._note_version(version)
         if self in _ACTIVE:
             _ACTIVE.remove(self)
+
+    def _note_version(self, before: int) -> None:
+        """Tell all blocks that the version of this memory has risen without a write of the user."""
+        risen, memory = _version(self._tensor) - before, _storage(self.held)
+        for one in {self, *_ACTIVE}:
+            if one is self or _storage(one.held) == memory:
+                one._version += risen
+        for unchanged in {id(one._unchanged): one._unchanged for one in (self, *_ACTIVE)}.values():
+            if memory in unchanged:
+                unchanged[memory] += risen
 
     def _hand_over(self) -> NDArray[np.bool_]:
         """Leave elements that a later block has changed too to that block; return which elements are left."""
@@ -120,16 +131,22 @@ def versions(model: nn.Module) -> dict[int, int]:
     return {_storage(tensor): _version(tensor) for tensor in _tensors_of(model)}
 
 
-def undo_all(faults: Sequence[StoredFaults], model: nn.Module, unchanged: Mapping[int, int]) -> None:
+def undo_all(faults: Sequence[StoredFaults], model: nn.Module) -> None:
     """Undo the faults of a block, the last one first; one that cannot be undone does not stop the others."""
     if faults:
-        torch.clear_autocast_cache()  # A surrounding autocast may hold converted copies of the faulty weights.
+        clear_caches()  # They may hold what was computed from faulty weights.
     for one in reversed(faults):
-        for step in (partial(one.search, model, unchanged), one.restore):
+        for step in (partial(one.search, model), one.restore):
             try:
                 step()
             except Exception as error:
                 one.problem = f"{one.what} still holds the fault ({error})"
+
+
+def clear_caches() -> None:
+    """Clear what a surrounding ``autocast`` or ``parametrize.cached()`` has computed from weights."""
+    torch.clear_autocast_cache()
+    parametrize._cache.clear()
 
 
 def require_undone(faults: Sequence[StoredFaults], body: BaseException | None = None) -> None:

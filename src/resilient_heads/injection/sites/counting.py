@@ -45,7 +45,8 @@ _UNCOUNTED = frozenset({
 # fmt: on
 _HIDING = ("rnn", "lstm", "gru", "attention")
 """Parts of the names of operators that compute sums which their result does not show."""
-_BIAS = ("add", "add_")
+_AFFINE = frozenset({"add", "add_", "sub", "sub_", "rsub", "mul", "mul_"})
+"""Operators that apply a bias or a scale, if all but one of their arguments are constants."""
 _HOME = frozenset({"aten", "prim", "prims"})
 """Namespaces of operators that are known; what another one computes is not counted."""
 
@@ -95,7 +96,7 @@ class _Operation:
         module: Position of the module that runs it in :attr:`_Count.modules`.
         sources: The operations that wrote its arguments, with the elements of each argument.
         depends: Whether its result depends on the images.
-        adds_constant: Whether it adds a constant to one argument, as a bias.
+        is_affine: Whether it only adds constants to one argument or multiplies it by them, as by a bias or a scale.
         covered: Whether a site holds its result.
     """
 
@@ -106,7 +107,7 @@ class _Operation:
     module: int
     sources: list[tuple["_Operation", int]]
     depends: bool
-    adds_constant: bool
+    is_affine: bool
     covered: bool = False
 
     @property
@@ -177,7 +178,7 @@ class Count(TorchDispatchMode):
             module=self._stack[-1],
             sources=sources,
             depends=depends > 0,
-            adds_constant=name in _BIAS and depends == 1,
+            is_affine=name in _AFFINE and depends == 1,
         )
         self._operations.append(operation)
         for tensor in results:
@@ -193,7 +194,7 @@ class Count(TorchDispatchMode):
             if operation is None or operation is self._start or numel < operation.numel:
                 continue
             operation.covered = True
-            if operation.name in _KEEP_VALUES or operation.adds_constant:
+            if operation.name in _KEEP_VALUES or operation.is_affine:
                 waiting += [(source, size) for source, size in operation.sources]
 
     @contextmanager

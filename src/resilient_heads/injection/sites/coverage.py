@@ -46,8 +46,8 @@ class Uncovered:
 class Coverage:
     """How much of the computation of one forward pass lies in tensors that are fault sites.
 
-    An operator is covered if a site holds its result, also after values were moved and a bias was added. Operators that
-    compute sums and hide them, such as fused attention, are never covered.
+    An operator is covered if a site holds its result, also after values were moved, a constant bias was added or a
+    constant scale was applied. Operators that compute sums and hide them, such as fused attention, are never covered.
 
     Attributes:
         macs: Part of the multiply-accumulates whose operator is covered, from 0 to 1. Operators that PyTorch's counter
