@@ -46,13 +46,16 @@ def undone(undo: Callable[[], None]) -> Iterator[None]:
 
     Enter it before the first change. ``undo`` must do no harm when it runs twice, or before the first change.
     """
+    done = False
     try:
         try:
             yield
         finally:
             undo()
+            done = True
     finally:
-        undo()
+        if not done:
+            undo()
 
 
 @contextmanager

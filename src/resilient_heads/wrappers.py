@@ -78,7 +78,8 @@ def refuse_distributed(model: nn.Module) -> None:
 
 def refuse_sharded(model: nn.Module) -> None:
     """Raise FaultError if FSDP holds the parameters of a model, so that a fault in one could be lost."""
-    if any(is_sharded(module) for module in model.modules()):
+    sharded = _loaded("torch.distributed.fsdp", "FSDPModule", "FullyShardedDataParallel")
+    if sharded and any(isinstance(module, sharded) for module in model.modules()):
         raise FaultError(
             "The model is sharded by FSDP, which replaces its parameters in every pass, so a fault in one could be "
             "lost. Inject into the model before it is sharded, or into an output."
@@ -87,8 +88,8 @@ def refuse_sharded(model: nn.Module) -> None:
 
 def refuse_broadcast(model: nn.Module, names: set[str]) -> None:
     """Raise FaultError if DistributedDataParallel overwrites one of the tensors of these names in every pass."""
-    copied = {name for name, _ in model.named_buffers()} & names
     wrappers = [module for module in model.modules() if isinstance(module, nn.parallel.DistributedDataParallel)]
+    copied = {name for name, _ in model.named_buffers()} & names if wrappers else set()
     if copied and any(wrapper.broadcast_buffers for wrapper in wrappers):
         raise FaultError(
             f"DistributedDataParallel copies the buffer {min(copied)!r} from the first process in every pass, so a "

@@ -1,6 +1,7 @@
 """Every flip there is, against a loop that makes them one by one."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -91,6 +92,31 @@ def test_the_closed_form_is_what_execution_gives(normalize: bool, sizes: tuple[i
     for tensor in executed.tensors:
         assert counted(tensor) == counted(worked_out[tensor.site.name])
     assert worked_out["head.latent"].count(Outcome.MASKED) == 0
+
+
+TAILS: dict[str, Callable[[Tensor], Tensor]] = {
+    "masked": lambda logits: logits.index_fill(1, torch.tensor([0]), -1e4),
+    "reordered": lambda logits: logits.flip(1),
+    "negated": lambda logits: -logits,
+    "cut": lambda logits: logits[:, :3],
+    "rounded": lambda logits: logits.round(),
+}
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("name", TAILS)
+def test_the_closed_form_of_a_model_that_changes_the_heads_output(name: str, normalize: bool) -> None:
+    class Tail(nn.Module):
+        def forward(self, logits: Tensor) -> Tensor:
+            return TAILS[name](logits)
+
+    head = rh.TextGuidedHead(12, (7, 5), normalize=normalize).eval()
+    model, x = nn.Sequential(OrderedDict(head=head, tail=Tail())), torch.randn(12, 12)
+    data, layers = (x, model(x).argmax(1)), ["head.latent"]
+    executed = rh.run_exhaustive(model, data, layers=layers, progress=False)
+    worked_out = rh.run_exhaustive(model, data, layers=layers, closed_form=True, progress=False)
+    for outcome in (Outcome.SDC, Outcome.DUE):
+        assert worked_out.count(outcome) == executed.count(outcome)
 
 
 def test_the_closed_form_decides_nearly_everything_and_nothing_near_a_tie() -> None:

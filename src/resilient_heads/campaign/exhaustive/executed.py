@@ -36,24 +36,32 @@ class ExhaustiveExecution:
         model: The model, within :func:`~resilient_heads.evaluation.evaluating`.
         sites: The tensors.
         images: ``(I, ...)``, the images, on the model's device.
-        score_rows: For the closed form: by name of a tensor, the rows whose products with it order the classes.
+        scores: For the closed form: by name of a tensor, the rows whose products with it order the classes in its
+            head's output, and the site of that output. Where the output is not the logits, all faults are executed.
         batch_size: Faults that run at once.
     """
 
     def __init__(
-        self, model: nn.Module, sites: Sequence[Site], images: Tensor, score_rows: Mapping[str, Tensor], batch_size: int
+        self,
+        model: nn.Module,
+        sites: Sequence[Site],
+        images: Tensor,
+        scores: Mapping[str, tuple[Tensor, Site]],
+        batch_size: int,
     ) -> None:
         self._model = model
         self._sites = sites
         self._images = images
         self._group = min(site.word_bits for site in sites)
         self._images_per_batch = min(len(images), max(1, batch_size // self._group))
-        probe = IncrementalEngine(model, sites, images[:2])
+        probed = {site.name: site for site in (*sites, *(output for _, output in scores.values()))}
+        probe = IncrementalEngine(model, list(probed.values()), images[:2])
         self._logits = [site for site in sites if probe.gives_logits(site.name)]
         self._linear = {
-            site: score_rows[site.name]
+            site: scores[site.name][0]
             for site in sites
-            if site.name in score_rows
+            if site.name in scores
+            and probe.gives_logits(scores[site.name][1].name)
             and len(site.shape) == 1
             and site.dtype == torch.float32
             and site not in self._logits

@@ -1,7 +1,7 @@
 """Every single bit flip in every tensor of a head: the rates are exact, without sampling error."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,7 +117,8 @@ def run_exhaustive(
         layers: Names of tensors, or patterns of names; None takes every tensor of the classifier. The tensors of a
             head on its own are named ``"head.latent"`` and so on, its output ``"head"``.
         closed_form: Derive the outcomes of faults in those tensors of an unprotected head on which its scores depend
-            linearly, and execute only the faults that rounding or overflow could decide. This is many times faster for
+            linearly, and execute only the faults that rounding or overflow could decide. Where the head's output is not
+            the model's logits, as if the model masks some, all faults are executed. This is many times faster for
             1,000 classes. SDC and DUE counts are the same; MASKED faults in these tensors count as TOLERABLE.
         batch_size: Faults that run at once.
         progress: True shows a bar, False nothing; a function is called with ``(done, total)`` faults.
@@ -149,16 +150,18 @@ def run_exhaustive(
         site_map = find_sites(model, images.images[:batch_size].to(device_of(model)), modules=modules)
         sites = site_map.last if layers is None else site_map.matching(layers)
         eligible = images.images[torch.from_numpy(golden.eligible)].to(device_of(model))
-        score_rows = _score_rows(model) if closed_form else {}
-        counts = ExhaustiveExecution(model, sites, eligible, score_rows, batch_size).run(progress=progress)
+        scores = _scores(model, site_map.reached) if closed_form else {}
+        counts = ExhaustiveExecution(model, sites, eligible, scores, batch_size).run(progress=progress)
     tensors = tuple(TensorCounts(site, counts[site.name].reshape(site.word_bits, -1)) for site in sites)
     return ExhaustiveResult(tensors, len(eligible), site_map.uninjectable)
 
 
-def _score_rows(model: nn.Module) -> dict[str, Tensor]:
-    """Return, by name of a tensor, the rows whose products with it order the classes, as the heads declare them."""
-    score_rows = {}
-    for name, module in model.named_modules():
-        for child, rows in getattr(module, "score_rows", {}).items():
-            score_rows[f"{name}.{child}" if name else child] = rows
-    return score_rows
+def _scores(model: nn.Module, reached: Sequence[Site]) -> dict[str, tuple[Tensor, Site]]:
+    """Return, by name of a head's tensor, the rows whose products with it order the classes, and the output's site."""
+    rows = {
+        f"{name}.{child}" if name else child: (name, rows)
+        for name, module in model.named_modules()
+        for child, rows in getattr(module, "score_rows", {}).items()
+    }
+    last = {site.group: site for site in reached}
+    return {name: (rows, last[head]) for name, (head, rows) in rows.items() if head in last}

@@ -36,6 +36,9 @@ class Hook:
 @contextmanager
 def hooked(model: nn.Module, hooks: Sequence[tuple[nn.Module, Kind, Hook]]) -> Iterator[None]:
     """Set hooks on modules of a model, on their inputs or their outputs; after the block, no hook is left."""
+    if not hooks:
+        yield
+        return
     handles: list[RemovableHandle] = []
 
     def remove() -> None:

@@ -7,15 +7,18 @@ import hashlib
 import inspect
 import sys
 from collections import deque
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from resilient_heads.errors import InjectionError
 from resilient_heads.incremental.recording.words import words
+from resilient_heads.injection.apply.hooks import Hook, Kind, hooked
 
 _SAMPLED = 4096
 """Elements by which two runs of a module are distinguished; all elements would slow down training."""
@@ -108,6 +111,60 @@ class PassState:
                 "backward() was called after the inject block, but activation checkpointing computes the forward pass "
                 "again in it, now without the faults. Call backward() inside the block."
             )
+
+
+@contextmanager
+def backward_inside(model: nn.Module, layers: Collection[str]) -> Iterator[None]:
+    """Refuse to recompute layers with faulty weights for a forward pass before the block, or after the block's end.
+
+    A pass before the block had no faults; a backward pass after it would compute the layers again without faults.
+
+    Args:
+        model: The model.
+        layers: Names of layers whose weights are faulty.
+
+    Raises:
+        InjectionError: In such a backward pass.
+    """
+    if isinstance(model, torch.jit.ScriptModule):  # It takes no hooks, and runs no checkpointing.
+        yield
+        return
+    state, kept = PassState(), [False]
+
+    def begin(*_: object) -> None:
+        if not torch.compiler.is_compiling() and not in_backward():
+            state.start()
+
+    def run(*_: object) -> None:
+        if torch.compiler.is_compiling():  # Compiled code keeps what it computes.
+            return
+        if in_backward():
+            if not kept[0]:
+                raise InjectionError(
+                    "A backward pass computes a layer with faulty weights again, but no forward pass inside the inject "
+                    "block ran it. Run forward and backward in the same block."
+                )
+        elif state.may_repeat and in_checkpoint():
+            state.checkpointed = kept[0] = True
+
+    def end(_module: nn.Module, _inputs: object, output: object) -> None:
+        if not torch.compiler.is_compiling() and not in_backward():
+            state.finish(output)
+
+    # A function of a module that encloses the layer may use its weights without running it.
+    modules = {
+        module
+        for name, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, torch.jit.ScriptModule)
+        and any(not name or layer == name or layer.startswith(f"{name}.") for layer in layers)
+    }
+    hooks: list[tuple[nn.Module, Kind, Hook]] = [(model, "input", Hook(begin))]
+    hooks += [(module, "input", Hook(run)) for module in modules]
+    try:
+        with hooked(model, [*hooks, (model, "output", Hook(end))]):
+            yield
+    finally:
+        state.ended = True
 
 
 def in_backward() -> bool:

@@ -16,7 +16,15 @@ from torch.nn.parameter import is_lazy
 from resilient_heads.errors import FaultError, InjectionError
 from resilient_heads.evaluation import undone
 from resilient_heads.incremental.recording.tape import kind_of
-from resilient_heads.injection.apply.undo import StoredFaults, clear_caches, inner_names, require_undone, undo_all, versions
+from resilient_heads.injection.apply.recompute import backward_inside
+from resilient_heads.injection.apply.undo import (
+    StoredFaults,
+    clear_caches,
+    inner_names,
+    require_undone,
+    undo_all,
+    versions,
+)
 from resilient_heads.injection.apply.verification import InjectionReport, WrittenFault, require_effect
 from resilient_heads.injection.faults.fault import AnyFault, Fault
 from resilient_heads.injection.faults.targets import StoredTensor
@@ -89,7 +97,8 @@ def inject_stored(
             require_effect(written, report)
             if placed:
                 clear_caches()  # They may hold what was computed from golden weights.
-            yield
+            with backward_inside(model, {stored.layer for stored, _, _ in pairs}):
+                yield
     except BaseException as error:
         require_undone(placed, error)
         raise
@@ -173,13 +182,13 @@ def _plain_tensors(layer: str, module: nn.Module, name: str, *, expand: bool) ->
             f"{name!r} of {layer!r} is a {type(tensor).__name__}, which keeps its values in other tensors. Name one "
             f"of them: {', '.join(parts)}."
         )
-    if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        raise FaultError(
-            f"{name!r} of {layer!r} was made under torch.inference_mode(), so PyTorch forbids to write into it. Enter the "
-            "inject block under torch.inference_mode() too, or make the model outside of it."
-        )
     if is_lazy(tensor):
         raise FaultError(f"{name!r} of {layer!r} has no size yet; run the model once.")
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        raise FaultError(
+            f"{name!r} of {layer!r} was made under torch.inference_mode(), so PyTorch forbids to write into it. "
+            "Enter the inject block under torch.inference_mode() too, or make the model outside of it."
+        )
     if tensor.is_meta:
         way = "load the weights first"
         if hasattr(module, "_hf_hook"):
