@@ -3,8 +3,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from helpers.residual_net import ResidualNet
 from helpers.shared_data import FOLDER
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the cores; children of a test inherit the setting
@@ -26,26 +27,9 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-class SmallNet(nn.Module):
-    """Two convolutions with a residual sum, batch normalisation and dropout, and a classifier."""
-
-    def __init__(self, classes: int = 5) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
-        self.bn = nn.BatchNorm2d(6)
-        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
-        self.dropout = nn.Dropout(0.5)
-        self.fc = nn.Linear(6, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn(self.conv1(x)))
-        x = torch.relu_(x + self.conv2(x))
-        return self.fc(self.dropout(x.mean(dim=(2, 3))) * 5)
-
-
 @pytest.fixture
-def small_net() -> SmallNet:
-    return SmallNet().train()
+def small_net() -> ResidualNet:
+    return ResidualNet().train()
 
 
 @pytest.fixture
@@ -54,7 +38,7 @@ def images() -> Tensor:
 
 
 @pytest.fixture
-def labelled(small_net: SmallNet, images: Tensor) -> tuple[Tensor, Tensor]:
+def labelled(small_net: ResidualNet, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return images and labels; the small net classifies all but every sixth image correctly."""
     small_net.eval()
     with torch.inference_mode():

@@ -4,9 +4,10 @@ Every function takes the name by which the caller knows the argument, and the cl
 """
 
 import operator
+import unicodedata
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from resilient_heads.errors import ArgumentError
 
@@ -139,3 +140,17 @@ def _power(bound: int) -> str:
     """Return a bound as text, a large power of two less one as such."""
     large = bound > 2**30 and (bound + 1) & bound == 0
     return f"2**{bound.bit_length()} - 1" if large else str(bound)
+
+
+def normalized(text: str, form: Literal["NFC", "NFKC"] = "NFC") -> str:
+    """Return a text in a normal form of Unicode; leave one as it is whose accents pile up without end.
+
+    The time to normalize a run of accents grows with the square of its length. No language has more than 30 of them
+    (Source: Unicode Standard Annex 15, "Stream-Safe Text Format").
+    """
+    run = 0
+    for character in () if text.isascii() else text:
+        run = run + 1 if unicodedata.combining(character) else 0
+        if run > 30:
+            return text
+    return unicodedata.normalize(form, text)

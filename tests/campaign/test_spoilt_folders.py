@@ -73,8 +73,9 @@ def test_a_flipped_bit_is_noticed(folder: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [RECORD, GOLDEN, RESULT, CHUNK])
-def test_every_flipped_bit_is_noticed(folder: Path, name: str) -> None:
-    require_flips_noticed(folder, name, list(range(8 * len((folder / name).read_bytes()))))
+def test_flipped_bits_all_over_a_file_are_noticed(folder: Path, name: str) -> None:
+    bits = 8 * len((folder / name).read_bytes())
+    require_flips_noticed(folder, name, list(range(7, bits, max(1, bits // 1500))))
 
 
 @pytest.mark.parametrize(

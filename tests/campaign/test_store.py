@@ -19,6 +19,7 @@ from resilient_heads.campaign.run.execution import Execution
 from resilient_heads.errors import (
     ArgumentError,
     DamagedFileWarning,
+    DataError,
     InjectionError,
     MissingExtraError,
     ResultError,
@@ -277,7 +278,7 @@ def test_a_loader_that_raises_leaves_nothing(tmp_path: Path) -> None:
 
     model, folder = net(), tmp_path / "campaign"
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(DataError, match="OSError: disk"):
         campaign(folder, model=model, data=loader())
     assert not folder.exists()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

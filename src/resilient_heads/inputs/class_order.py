@@ -2,7 +2,6 @@
 
 import json
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -10,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from resilient_heads.checks import printable
+from resilient_heads.checks import normalized, printable
 from resilient_heads.errors import DataError
 
 CLASS_INDEX = "class_to_idx.json"
@@ -219,7 +218,7 @@ def _is_number(name: str) -> bool:
 
 def _normal(name: str) -> str:
     """Return a name without differences of case, spaces, underscores and punctuation."""
-    plain = unicodedata.normalize("NFKC", name).casefold()
+    plain = normalized(name, "NFKC").casefold()
     return re.sub(r"[\W_]+", " ", plain).strip() or plain
 
 

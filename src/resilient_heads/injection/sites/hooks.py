@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
 
+from resilient_heads.evaluation import undone
 from resilient_heads.injection.sites.layers import weights_of
 from resilient_heads.injection.sites.nested import find_tensor, with_tensor
 from resilient_heads.injection.sites.site import Site, Source
@@ -17,7 +19,7 @@ Note = Callable[[str, Source, Any], Any]
 """Called with a module's name, the source of its tensor, and what it holds; returns a replacement, or None."""
 
 _LOCK = threading.Lock()
-_opened = 0
+_OPEN: set[object] = set()
 _fast = True
 
 _PRODUCTS = frozenset({"aten::addmm", "aten::mm", "aten::linear", "aten::convolution", "aten::bmm", "aten::baddbmm"})
@@ -26,26 +28,37 @@ _PRODUCTS = frozenset({"aten::addmm", "aten::mm", "aten::linear", "aten::convolu
 @contextmanager
 def open_attention() -> Iterator[None]:
     """Run attention as separate operations inside the block, since its fused operator hides the projections."""
-    global _opened, _fast
-    with _LOCK:  # The switch is global to the process, and several threads may be inside the block.
-        if _opened == 0:
-            _fast = torch.backends.mha.get_fastpath_enabled()
-            torch.backends.mha.set_fastpath_enabled(False)
-        _opened += 1
-    try:
-        yield
-    finally:
+    block = object()
+
+    def close() -> None:
         with _LOCK:
-            _opened -= 1
-            if _opened == 0:
+            if {block} == _OPEN:
                 torch.backends.mha.set_fastpath_enabled(_fast)
+            _OPEN.discard(block)
+
+    def open_() -> None:
+        global _fast
+        with _LOCK:  # The switch is global to the process, and several threads may be inside the block.
+            if not _OPEN:
+                _fast = torch.backends.mha.get_fastpath_enabled()
+            _OPEN.add(block)
+            torch.backends.mha.set_fastpath_enabled(False)
+
+    with undone(close):
+        open_()
+        yield
 
 
 @contextmanager
 def watch_outputs(modules: Mapping[str, nn.Module], note: Note) -> Iterator[None]:
     """Call ``note`` for every output of some modules inside the block; a tensor that it returns replaces the output."""
-    handles = []
-    try:
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    with undone(remove):
         for name, module in modules.items():
 
             def leave(_module: nn.Module, _inputs: object, output: Any, name: str = name) -> Any:
@@ -53,9 +66,6 @@ def watch_outputs(modules: Mapping[str, nn.Module], note: Note) -> Iterator[None
 
             handles.append(module.register_forward_hook(leave))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class WatchProducts(TorchDispatchMode):

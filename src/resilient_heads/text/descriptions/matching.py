@@ -1,10 +1,10 @@
 """Match descriptions to class names."""
 
 import logging
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from resilient_heads.checks import normalized
 from resilient_heads.errors import DescriptionError
 from resilient_heads.text.descriptions.texts import NameIndex, check_texts, first_few, is_garbled, warn_about_duplicates
 
@@ -171,7 +171,7 @@ def _clean(name: str, sentences: Sequence[str]) -> tuple[str, ...]:
             raise DescriptionError(
                 f"A description of {name!r} was decoded wrongly: {sentence!r:.60}; save the file as UTF-8."
             )
-        cleaned.append(unicodedata.normalize("NFC", " ".join(sentence.split())))
+        cleaned.append(normalized(" ".join(sentence.split())))
     distinct = tuple(dict.fromkeys(cleaned))
     if len(distinct) < len(cleaned):  # a repeated sentence would have twice the weight in the mean
         logger.warning("%r has %d repeated descriptions; each counts once.", name, len(cleaned) - len(distinct))

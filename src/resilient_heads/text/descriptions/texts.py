@@ -1,12 +1,11 @@
 """Checks on class names and sentences, and the comparison of differently spelled class names."""
 
 import re
-import unicodedata
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from resilient_heads.checks import strings
+from resilient_heads.checks import normalized, strings
 from resilient_heads.errors import DuplicateClassWarning
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -43,7 +42,7 @@ def normalized_name(name: str) -> str:
 
 def _spaced(name: str) -> str:
     """Return the name with composed accents, and single blanks in place of blanks, underscores and hyphens."""
-    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFC", name)).strip()
+    return re.sub(r"[\s_-]+", " ", normalized(name)).strip()
 
 
 class NameIndex:
