@@ -159,6 +159,21 @@ def test_a_campaign_of_some_layers_prints_the_figures_of_the_sets_it_holds(
         assert f"\n{absent} " not in shown
 
 
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        ("0.5", "The interval is as narrow as --until asks for."),
+        ("0.001", "The interval is wider than --until asks for: sdc is "),
+        ("1%", "The interval is wider than --until asks for: sdc is "),
+    ],
+)
+def test_a_campaign_says_whether_it_reached_the_width(
+    width: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments(tmp_path / "c"), "--trials-per-site", "8", "--until", f"sdc:{width}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(line)
+
+
 def test_ctrl_c_has_its_own_exit_code_and_says_how_to_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

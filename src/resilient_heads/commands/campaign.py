@@ -111,6 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     if shard.is_whole:
         print(f"{rh.report.layer_table(result)}\n{result.summary()}\n")
         print(f"{len(result.trials):,} trials written to {arguments.output / 'result.parquet'}")
+        if until is not None:
+            print(_stopped(until, result))
     else:
         print(
             f"Shard {shard.rank} of {shard.world_size} is done: {len(result.trials):,} trials in {arguments.output}. "
@@ -134,6 +136,18 @@ def _stopping_rule(text: str) -> "rh.StoppingRule":
     except ValueError:
         raise ArgumentError(f"--until must be METRIC:WIDTH, such as sdc:0.001 or sdc:10%; found {text!r}.") from None
     return rh.StoppingRule(metric=metric, half_width=half_width, relative=relative)
+
+
+def _stopped(until: "rh.StoppingRule", result: "rh.CampaignResult") -> str:
+    """Return whether a campaign reached the width that ``--until`` asks for."""
+    plan = result.record.plan
+    if until.is_met(plan.sites, result.trials, plan.design, plan.fault):
+        return "The interval is as narrow as --until asks for."
+    found = until.estimate(plan.sites, result.trials, plan.design, plan.fault)
+    return (
+        f"The interval is wider than --until asks for: {until.metric} is {found}, and all trials are done. For a "
+        "narrower one, run a campaign with more trials into another folder."
+    )
 
 
 def _design(arguments: argparse.Namespace) -> "rh.UniformDesign | rh.StratifiedDesign":

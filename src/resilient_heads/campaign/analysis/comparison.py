@@ -109,7 +109,7 @@ class Comparison:
         for found in (self.improvement(scope, metric) for scope in self._scopes() for metric in METRICS):
             values = f"{found.baseline.value:.3g}", f"{found.candidate.value:.3g}", cell(found.ratio)
             rows.append([found.scope, f"{found.metric}, {found.weighting}", *values])
-        return "\n".join([head, columns(rows), *(wrapped(cut(f"Note: {note}", 190)) for note in self.notes[:4])])
+        return "\n".join([head, columns(rows), *(wrapped(cut(f"Note: {note}", 300)) for note in self.notes[:4])])
 
     def __repr__(self) -> str:
         return wrapped(f"<Comparison {self.baseline.protocol.name}: {', '.join(self._scopes())}>")

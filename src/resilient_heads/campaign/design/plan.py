@@ -165,7 +165,10 @@ def plan_trials(
     if isinstance(design, UniformDesign):
         return InjectionPlan(tuple(sites), (design.trials_per_site,) * len(sites), seed, design, fault)
     if design.pilot_seed == seed:
-        raise ArgumentError(f"The pilot used seed {seed} too, which would bias the estimate; pass another seed=.")
+        raise ArgumentError(
+            f"The pilot used seed {seed} too, which would bias the estimate; pass another seed= (--seed on the command "
+            "line)."
+        )
     allocated = design.allocated(sites)
     assert allocated.counts is not None
     counts = tuple(sum(allocated.counts[site.name]) for site in sites)
