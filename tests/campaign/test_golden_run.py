@@ -1,11 +1,12 @@
 """Golden runs of models that exclude classes, or whose logits are no numbers."""
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import resilient_heads as rh
 from helpers.small_net import IMAGES, SmallNet, small_campaign
@@ -102,3 +103,17 @@ def test_a_margin_that_no_image_has_is_named_as_the_reason() -> None:
         small_campaign(model, (IMAGES, labels_of(model)), protocol=protocol)
     with pytest.raises(InjectionError, match="classifies none of the 16 images correctly, so"):
         small_campaign(model, (IMAGES, (labels_of(model) + 1) % 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("last", "warned"), [(nn.Softmax(1), True), (nn.LogSoftmax(1), False), (nn.Sigmoid(), False)])
+def test_probabilities_in_place_of_logits_get_a_warning(last: nn.Module, warned: bool, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Linear(6, 40), last).to(dtype).eval()
+    images = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.no_grad():
+        data = [(images, model(images).argmax(dim=1))]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rh.run_campaign(model, data, protocol="raw", trials_per_site=1, layers=["0"], progress=False)
+    messages = [str(warning.message) for warning in caught]
+    assert [message.startswith("The model gives probabilities, not logits") for message in messages] == [True] * warned

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -102,6 +103,13 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
         raise ModelError(
             "The model has a single class, so no fault can change a prediction; expected at least 2 classes."
         )
+    if _are_probabilities(scores):
+        warnings.warn(
+            "The model gives probabilities, not logits: losses and Top2Diff would be those of a softmax of a softmax. "
+            "Remove the softmax at the model's end.",
+            UserWarning,
+            stacklevel=2,
+        )
     loss, margin, predicted = cross_entropy(scores, data.labels), top2diff(scores), scores.argmax(dim=1)
     usable = (scores < torch.inf).all(dim=1)  # -Inf is the score of a class that the model excludes; NaN is no number
     eligible = (predicted == data.labels) & (margin > min_top2diff) & usable
@@ -115,6 +123,12 @@ def run_golden(model: nn.Module, data: LabelledImages, *, batch_size: int, min_t
         top2diff=margin.numpy(),
         eligible=eligible.numpy(),
     )
+
+
+def _are_probabilities(scores: Tensor) -> bool:
+    """Whether each row is a softmax, to the precision of its dtype."""
+    tolerance = max(1e-5, 4 * torch.finfo(scores.dtype).eps)
+    return bool((scores >= 0).all() and ((scores.double().sum(dim=1) - 1).abs() <= tolerance).all())
 
 
 def _why_none(images: int, correct: int, unusable: int, min_top2diff: float) -> str:
