@@ -20,7 +20,6 @@ PHASES = [
     "recording a forward pass",
     "checking that a rerun gives the same bits as a full pass: 2 sites",
     "checking reruns of whole batches",
-    "reading the finished trials",
 ]
 
 

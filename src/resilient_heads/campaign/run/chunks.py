@@ -35,8 +35,10 @@ def run_chunks(
             f"{record.num_chunks} processes, or pass a chunk_size below {record.config.trials_per_chunk}."
         )
     chunks = shard.chunks(record.num_chunks)
-    with phase("reading the finished trials"):
-        stored = folder.stored(shard) if folder is not None else {}
+    stored: dict[int, Trials] = {}
+    if folder is not None:
+        with phase("reading the finished trials"):
+            stored = folder.stored(shard)
     finished = {chunk: trials for chunk, trials in stored.items() if len(trials) == record.trials_in(chunk)}
     total = sum(record.trials_in(chunk) for chunk in chunks)
     prefix = Prefix(record)
