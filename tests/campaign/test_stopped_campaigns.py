@@ -261,16 +261,21 @@ def test_stopped_by_any_signal_at_any_time(tmp_path: Path) -> None:
 
 
 def started(words: list[str]) -> "subprocess.Popen[str]":
-    """Start a command with a slow model, which shows its phases."""
-    command = [sys.executable, "-m", "resilient_heads", *(word for word in words if word != "--quiet")]
-    environment = {**os.environ, "NET_SLEEP_MS": "60", "OMP_NUM_THREADS": "1"}
+    """Start a command with a slow model, which shows its phases, brief ones too."""
+    script = (
+        "import sys; from resilient_heads import cli; from resilient_heads.campaign.run import progress; "
+        "progress._BRIEF = 0.0; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *(word for word in words if word != "--quiet")]
+    environment = {**os.environ, "NET_SLEEP_MS": "20", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, bufsize=1
     )
 
 
 def wait_for_trials(process: "subprocess.Popen[str]") -> None:
-    """Wait until a process has injected for a second, which its log then says, or has ended."""
+    """Wait until a process has begun to inject, and has run a few batches."""
     assert process.stderr is not None
-    while (line := process.stderr.readline()) and "injecting" not in line:
-        pass
+    while "injecting" not in (line := process.stderr.readline()):
+        assert line, "the process ended before its first trial"
+    time.sleep(0.3)
