@@ -299,6 +299,7 @@ def test_the_coverage_stands_beside_every_figure_of_the_network(tmp_path: Path) 
     assert summary.coverage.bits == pytest.approx(5 / 9)
     assert summary.network.part == "of the covered part: 55.55 % of multiply-accumulates"
     assert str(summary.network).startswith("network (of the covered part: 55.55 % of multiply-accumulates): 1 sites")
+    assert "\nfigures of the network are of the covered part: 55.55 % of multiply-accumulates\n" in str(summary)
     assert summary.last.part == ""
     assert "coverage: 55.55 % of multiply-accumulates, 55.55 % of activation bits; not covered: mm in" in str(summary)
     expected = (

@@ -65,6 +65,8 @@ class Summary:
             f"fault-free accuracy {self.accuracy}",
             wrapped(cut(f"coverage: {self.coverage}", 190)),
         ]
+        if self.coverage.part and "network" in self.scopes:
+            lines.append(f"figures of the network are {self.coverage.part}")
         if not self.scopes:
             return "\n".join([*lines, "no scope: layers= left out some sites of each; read result.by_layer()"])
         same: dict[tuple[str, ...], list[ScopeSummary]] = {}
