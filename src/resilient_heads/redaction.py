@@ -9,11 +9,22 @@ from resilient_heads.errors import ArgumentError
 
 _HIDDEN = "***"
 _NAMES = "token|key|secret|passw|signature|sig|auth|credential"
+_LONGEST = 100  # of a name: without a bound, a text of question marks would take quadratic time
+_FIELDS = "api[_-]?key|(?:access|auth|refresh)[_-]?token|client[_-]?secret|password|passwd"
 _PATTERNS = (
-    (re.compile(r"(?<=://)[^/\s@?#'\"]+(?=@)"), _HIDDEN),
-    (re.compile(rf"([?&][^=&\s'\"]*(?:{_NAMES})[^=&\s'\"]*=)[^&\s'\"#]+", re.IGNORECASE), rf"\1{_HIDDEN}"),
-    (re.compile(r"\b(Bearer|Basic)\s+(?=\S*[\d=])[\w.~+/=-]{4,}", re.IGNORECASE), rf"\1 {_HIDDEN}"),
-    (re.compile(r"\b(hf_|sk-)[\w-]{8,}"), rf"\1{_HIDDEN}"),
+    (re.compile(r"(?<=://)[^/\s?#'\"]{1,4096}(?=@)"), _HIDDEN),
+    (
+        re.compile(
+            rf"([?&#][^=&\s'\"]{{0,{_LONGEST}}}?(?:{_NAMES})[^=&\s'\"]{{0,{_LONGEST}}}=)[^&\s'\"#]+", re.IGNORECASE
+        ),
+        rf"\1{_HIDDEN}",
+    ),
+    (re.compile(r"\b(Bearer|Basic)\s+(?=\S{0,4096}?[\d=])[\w.~+/=-]{4,}", re.IGNORECASE), rf"\1 {_HIDDEN}"),
+    (
+        re.compile(rf"((?:{_FIELDS})['\"]?\s{{0,4}}[:=]\s{{0,4}}['\"]?)[^\s'\",;&*]{{4,}}", re.IGNORECASE),
+        rf"\1{_HIDDEN}",
+    ),
+    (re.compile(r"\b(hf_|sk-|gh[opsu]_|github_pat_|gsk_|xai-|AIza)[\w-]{8,}"), rf"\1{_HIDDEN}"),
 )
 _SHORTEST = 4  # shorter words would hide parts of ordinary words
 

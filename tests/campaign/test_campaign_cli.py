@@ -211,6 +211,23 @@ def test_every_command_says_what_it_does(command: str, capsys: pytest.CaptureFix
     assert rest.partition("\n\n")[0].replace("\n", " ").endswith(".")
 
 
+def test_a_model_of_one_channel_is_told_how_to_read_grey_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "data" / name / "1.png")
+    (tmp_path / "grey.py").write_text(
+        "from torch import nn\n"
+        "def grey():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2))\n"
+    )
+    words = ["campaign", "--model", f"{tmp_path / 'grey.py'}:grey", "--data", str(tmp_path / "data"), "--crop", "8"]
+    error = fails([*words, "--protocol", "raw", "--output", str(tmp_path / "c"), "--quiet"], capsys)
+    assert "cannot run on a batch of shape (2, 3, 8, 8)" in error
+    assert "pass an .npz file with grey images (N, 1, H, W) and labels (N,)." in error
+
+
 def test_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import resilient_heads as rh
 from resilient_heads.campaign.result.protocol import PROTOCOLS
 from resilient_heads.commands.fault_free import check_classes, classes_line, show_accuracy, warn_of_other_labels
-from resilient_heads.commands.model_and_data import add_options, load_model_and_images
+from resilient_heads.commands.model_and_data import add_options, explain_channels, load_model_and_images
 from resilient_heads.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -88,26 +88,27 @@ def run(arguments: argparse.Namespace) -> None:
             "images to measure the ranges, or --protocol raw."
         )
     named, data = load_model_and_images(arguments)
-    check_classes(named, data, batch_size=arguments.batch_size)
-    if shard.rank == 0:
-        warn_of_other_labels(named, data)
-        print(classes_line(named, data), flush=True)
-    result = rh.run_campaign(
-        named.model,
-        (data.images, data.labels),
-        protocol=arguments.protocol,
-        design=design,
-        until=until,
-        seed=arguments.seed,
-        layers=arguments.layers,
-        calibration=_calibration(named, arguments) if needs_ranges else None,
-        batch_size=arguments.batch_size,
-        chunk_size=arguments.chunk_size,
-        output=arguments.output,
-        shard=shard,
-        progress=not arguments.quiet,
-        on_golden=show_accuracy if shard.rank == 0 else None,
-    )
+    with explain_channels(named, data):
+        check_classes(named, data, batch_size=arguments.batch_size)
+        if shard.rank == 0:
+            warn_of_other_labels(named, data)
+            print(classes_line(named, data), flush=True)
+        result = rh.run_campaign(
+            named.model,
+            (data.images, data.labels),
+            protocol=arguments.protocol,
+            design=design,
+            until=until,
+            seed=arguments.seed,
+            layers=arguments.layers,
+            calibration=_calibration(named, arguments) if needs_ranges else None,
+            batch_size=arguments.batch_size,
+            chunk_size=arguments.chunk_size,
+            output=arguments.output,
+            shard=shard,
+            progress=not arguments.quiet,
+            on_golden=show_accuracy if shard.rank == 0 else None,
+        )
     if shard.is_whole:
         print(f"{rh.report.layer_table(result)}\n{result.summary()}\n")
         print(f"{len(result.trials):,} trials written to {arguments.output / 'result.parquet'}")

@@ -2,12 +2,13 @@
 
 import argparse
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import resilient_heads as rh
-from resilient_heads.errors import ModelError
+from resilient_heads.errors import ForwardError, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,6 +111,23 @@ def load_model_and_images(arguments: argparse.Namespace) -> tuple["NamedModel", 
     with error_context(ModelError, f"The model cannot be moved to {device} for evaluation"):
         named.model.to(device).eval()
     return named, data
+
+
+@contextlib.contextmanager
+def explain_channels(named: "NamedModel", data: "ImageSet") -> Iterator[None]:
+    """Say what to do if the model refuses pictures in the block because it takes one channel."""
+    from torch import nn  # torch takes seconds: --help must not wait for it
+
+    try:
+        yield
+    except ForwardError as error:
+        first = next((layer for layer in named.model.modules() if isinstance(layer, nn.Conv2d)), None)
+        if data.folders is None or first is None or first.in_channels != 1:
+            raise
+        raise ForwardError(
+            f"{error}. Pictures in folders are read with three channels, and the model's first convolution takes one: "
+            "pass an .npz file with grey images (N, 1, H, W) and labels (N,)."
+        ) from error
 
 
 def _rebuild_head(named: "NamedModel") -> None:
