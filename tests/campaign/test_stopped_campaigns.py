@@ -152,6 +152,12 @@ def test_an_interrupt_at_every_line(tmp_path: Path, engine: str) -> None:
     assert interrupted(tmp_path, engine=engine, stride=1) > 500
 
 
+@pytest.fixture(autouse=True)
+def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    # These tests write thousands of folders, and none of them cuts the power.
+    monkeypatch.setattr(os, "fsync", lambda _file: None)
+
+
 def interrupted(tmp_path: Path, *, engine: str, stride: int) -> int:
     """Interrupt different lines of a campaign, and compare model, flags, draws and the resumed folder."""
     settings: dict = {"trials_per_site": 12, "engine": engine, "model": net(), "data": labelled()}
