@@ -1,7 +1,7 @@
 """Run the trials of a plan, batch by batch."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,7 +96,7 @@ class Execution:
         if self._engine is None:
             self._check_isolation()
         self._check_whole_batches()
-        self._groups = self._group_rows()
+        self._groups = self._group_rows(range(len(plan.sites)))
 
     def run(self, start: int, stop: int, *, known: Trials | None = None) -> Iterator[Trials]:
         """Run trials ``start`` to ``stop - 1`` of every site that has them; yield those of one batch at one site.
@@ -202,14 +202,14 @@ class Execution:
             return GoldenPass(logits_of(self._model, inputs), {})
         return self._engine.golden_pass(inputs, names)
 
-    def _group_rows(self) -> list[list[int]]:
+    def _group_rows(self, rows: Collection[int]) -> list[list[int]]:
         """Return groups of sites, by their rows in the plan; each group shares its golden passes."""
-        rows = {place.site.name: row for row, place in enumerate(self._plan.sites)}
-        groups = []
+        by_name = {self._plan.sites[row].site.name: row for row in rows}
+        groups: list[list[str]] = []
         for images in range(self._plan.image_groups):
-            names = [place.site.name for place in self._plan.sites[images :: self._plan.image_groups]]
+            names = [name for name, row in by_name.items() if row % self._plan.image_groups == images]
             groups += [names] if self._engine is None else self._engine.group_sites(names)
-        return [[rows[name] for name in group] for group in groups]
+        return [[by_name[name] for name in group] for group in groups if group]
 
     def _check_isolation(self) -> None:
         """Check at every site that a fault in one image reaches no other image."""
@@ -240,20 +240,22 @@ class Execution:
             names = [place.site.name for place in self._plan.sites]
             rows = sorted({len(names) * part // _CHECKED_SITES for part in range(_CHECKED_SITES)})
             with phase("checking reruns of whole batches"):
-                agree = all(self._agrees_with_full_pass(self._engine, row) for row in rows)
+                agree = all(self._agree_with_full_passes(self._engine, group) for group in self._group_rows(rows))
             if not agree:
                 self._engine.block(names, "a rerun of a whole batch differs from a full pass")
 
-    def _agrees_with_full_pass(self, engine: IncrementalEngine, row: int) -> bool:
-        """Return whether the first batch of trials at a site gives the same logits in a rerun as in a full pass."""
-        batch, site = self._batch(row, np.arange(self._batch_size)), self._plan.sites[row].site
-        write = TrialWriter(self._plan, row, batch.trials, self._detector)
-        golden = self._golden_pass(batch.inputs, [site.name])
-        result = engine.incremental_pass(site.name, golden, write)
-        if result is None:
-            return True
-        full = run_trials(self._model, site, batch.inputs, write, golden.logits)
-        return same_bits(result[1], full.logits)
+    def _agree_with_full_passes(self, engine: IncrementalEngine, rows: Sequence[int]) -> bool:
+        """Return whether the first batch of trials at sites of a group gives the same logits in reruns as in passes."""
+        batch = self._batch(rows[0], np.arange(self._batch_size))
+        golden = self._golden_pass(batch.inputs, [self._plan.sites[row].site.name for row in rows])
+        for row in rows:
+            site, write = self._plan.sites[row].site, TrialWriter(self._plan, row, batch.trials, self._detector)
+            result = engine.incremental_pass(site.name, golden, write)
+            if result is not None:
+                full = run_trials(self._model, site, batch.inputs, write, golden.logits)
+                if not same_bits(result[1], full.logits):
+                    return False
+        return True
 
     def _require_golden(self, what: str) -> None:
         """Raise InjectionError unless the first batch gives its golden logits, bit by bit."""
