@@ -141,15 +141,15 @@ def test_a_folder_exists_while_the_golden_run_is_made(tmp_path: Path) -> None:
 
 
 def test_every_stop_leaves_model_and_folder_usable(tmp_path: Path, whole: Path) -> None:
-    """Interrupt a few lines of a campaign; the slow test interrupts each."""
+    """Interrupt a few lines of a campaign; the slow test interrupts more."""
     assert interrupted(tmp_path, engine="incremental", stride=300) >= 2
     assert interrupted(tmp_path, engine="full", stride=150) >= 3
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["full", "incremental"])
-def test_an_interrupt_at_every_line(tmp_path: Path, engine: str) -> None:
-    assert interrupted(tmp_path, engine=engine, stride=1) > 500
+def test_an_interrupt_at_lines_all_over(tmp_path: Path, engine: str) -> None:
+    assert interrupted(tmp_path, engine=engine, stride=25) > 40
 
 
 @pytest.fixture(autouse=True)
