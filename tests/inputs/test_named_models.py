@@ -68,16 +68,7 @@ def test_published_weights_are_read_without_running_code(monkeypatch: pytest.Mon
 
 def test_models_of_transformers_bring_their_preprocessing(tmp_path: Path, pictures: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        image_size=16,
-        patch_size=8,
-        num_labels=3,
-    )
-    model = transformers.ViTForImageClassification(config).eval()
+    model = tiny_vit()
     model.save_pretrained(tmp_path / "vit")
     with pytest.raises(DataError, match="expects is unknown; pass --resize"):
         read_images(pictures, named_model(f"hf:{tmp_path / 'vit'}", pretrained=True).preprocessing)

@@ -112,7 +112,7 @@ class StoredFaults:
         return {one: _version(one._tensor) for one in (self, *_ACTIVE)}
 
     def _note_write(self, before: dict["StoredFaults", int]) -> None:
-        """Tell all blocks by how much the write has raised versions, as the user's own writes do."""
+        """Note by how much this write raised the versions, so that no block takes it for a write of the user's."""
         for one, version in before.items():
             one._version += _version(one._tensor) - version
         memory, risen = _storage(self.held), _version(self._tensor) - before[self]
@@ -121,7 +121,7 @@ class StoredFaults:
                 unchanged[memory] += risen
 
     def _hand_over(self) -> NDArray[np.bool_]:
-        """Leave elements that a later block has changed too to that block; return which elements are left."""
+        """Give elements that a later block changed as well to that block; return a mask of the elements that remain."""
         mine = np.ones(len(self._elements), dtype=np.bool_)
         for later in _ACTIVE[_ACTIVE.index(self) + 1 :]:
             if _memory(later.held) == _memory(self.held):
