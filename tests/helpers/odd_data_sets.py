@@ -342,7 +342,7 @@ HAZARDS: dict[str, Callable[[random.Random, Case], None]] = {
     "absent index": _option(["--model", "absent.py:net"], "There is no file absent"),
     "no images": _option(["--images", "0"], "--images must be a whole number of at least 1"),
     "one mean": _option(["--mean", "0", "0", "--std", "1", "1"], "--mean has 2 numbers; pictures have 3 channels"),
-    "mean of bytes": _option(["--mean", "124", "116", "104", "--std", "58", "57", "57"], "are for values in [0, 1]"),
+    "mean of bytes": _option(["--mean", "124", "116", "104", "--std", "58", "57", "57"], r"are for values in \[0, 1\]"),
     "deviation of bytes": _option(["--mean", "0", "0", "0", "--std", "255", "255", "255"], "by 255"),
     "ends": _model("import sys\nsys.exit(0)\n", "it ended the program"),
     "fails": _model("def net():\n    return 1 / 0\n", "failed: ZeroDivisionError"),

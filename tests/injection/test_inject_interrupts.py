@@ -166,3 +166,13 @@ def test_cleared_hooks_and_replaced_layers_are_noticed(
     with pytest.raises(InjectionError, match=f"{what} lost its fault inside the inject block"):
         run_and(small_net, change, fault)
     assert state_of(small_net)["hooks"] == before["hooks"]
+
+
+def test_a_copy_made_after_hooks_were_cleared_keeps_no_flag_of_them(small_net: nn.Module) -> None:
+    def clear_and_copy() -> None:
+        small_net.conv2._forward_pre_hooks.clear()
+        small_net.conv2 = copy.deepcopy(small_net.conv2)
+
+    with pytest.raises(InjectionError, match="input of 'conv2'"):
+        run_and(small_net, lambda _: clear_and_copy(), rh.Fault(layer="conv2", tensor=rh.faults.Input()))
+    assert not small_net.conv2._forward_pre_hooks_with_kwargs

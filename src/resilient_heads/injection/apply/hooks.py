@@ -50,8 +50,10 @@ def hooked(model: nn.Module, hooks: Sequence[tuple[nn.Module, Kind, Hook]]) -> I
         for module in {*model.modules(), *(module for module, _, _ in hooks)}:  # Copies took their hooks along.
             for table in (module._forward_hooks, module._forward_pre_hooks):
                 for number in [number for number, one in table.items() if isinstance(one, Hook) and one in ours]:
-                    module._forward_pre_hooks_with_kwargs.pop(number, None)
                     del table[number]
+            for handle in handles:  # Also flags of hooks that someone cleared.
+                if handle.id not in module._forward_pre_hooks:
+                    module._forward_pre_hooks_with_kwargs.pop(handle.id, None)
 
     with undone(remove):
         for module, kind, hook in hooks:
