@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -92,12 +91,6 @@ def emulated(model: nn.Module) -> None:
 
 
 RUNS = {run.__name__: run for run in (weights, moved, passing, both, training, emulated)}
-
-
-@pytest.fixture(autouse=True)
-def _no_frozen_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The search for graphs of earlier tests takes a second in a large process, for each of thousands of blocks.
-    monkeypatch.delitem(sys.modules, "torch._inductor.freezing", raising=False)
 
 
 def interrupted(small_net: nn.Module, run: str, **options: Any) -> int:
