@@ -18,10 +18,28 @@ from resilient_heads.errors import ArgumentError, DamagedFileWarning, ResultErro
 RECORD, GOLDEN, RESULT, CHUNK = "campaign.json", "golden.parquet", "result.parquet", "trials/chunk-000002.parquet"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted campaign; do not write to it."""
+    folder = tmp_path_factory.mktemp("whole") / "campaign"
+    campaign(folder)
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     # These tests write thousands of files, and none of them cuts the power.
     monkeypatch.setattr(os, "fsync", lambda _file: None)
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    copy = tmp_path / "campaign"
+    for name, content in files(whole).items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(content)
+    return copy
 
 
 def require_noticed(folder: Path, name: str, written: dict[str, bytes]) -> None:
